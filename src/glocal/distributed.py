@@ -1,0 +1,47 @@
+"""The few collective operations that statistics need. With one process each is the identity and costs nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes of this run."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def all_reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Sum a tensor over processes, in place, and return it. No gradient flows."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def all_gather_rows(x: Shaped[Tensor, "rows *rest"]) -> Shaped[Tensor, "all_rows *rest"]:
+    """Concatenate the rows of all processes in rank order. Row counts may differ. No gradient flows."""
+    if world_size() == 1:
+        return x
+    count = torch.tensor([x.shape[0]], device=x.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(c) for c in counts]
+    padded = x.new_zeros((max(sizes), *x.shape[1:]))
+    padded[: x.shape[0]] = x
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def broadcast_(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Give every process the first one's values, in place."""
+    if world_size() > 1:
+        dist.broadcast(x, src=0)
+    return x
