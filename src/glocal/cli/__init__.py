@@ -1,0 +1,100 @@
+"""The `glocal` command: one verb a file; this one only names them, so that `glocal --help` imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from glocal import __version__
+from glocal.errors import GlocalError
+
+app = typer.Typer(
+    name="glocal",
+    help="Pretrain Vision Transformers on your own unlabelled images, and evaluate, show, search and export what was learnt.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")]
+# The verbs below print their own help, made from the typed configuration.
+_OWN_HELP = {"help_option_names": []}
+Help = Annotated[bool, typer.Option("--help", "-h", help="Show this verb's settings.")]
+
+
+@app.command(context_settings=_OWN_HELP)
+def pretrain(recipe: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False) -> None:
+    """Pretrain: glocal pretrain RECIPE data=FOLDER out=RUN [a.b=c ...]."""
+    from glocal.cli.pretrain import run
+
+    run(recipe, settings or [], help)
+
+
+@app.command()
+def recipes(recipe: Annotated[str | None, typer.Argument()] = None, settings: Settings = None) -> None:
+    """List the recipes, or show one resolved, with reasons: glocal recipes RECIPE [preset=...] [data=...]."""
+    from glocal.cli.recipes import run
+
+    run(recipe, settings or [])
+
+
+@app.command(context_settings=_OWN_HELP)
+def evaluate(protocol: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False) -> None:
+    """Evaluate: glocal evaluate PROTOCOL model=RUN data=DATA [out=FOLDER] [key=value ...]."""
+    from glocal.cli.evaluate import run
+
+    run(protocol, settings or [], help)
+
+
+@app.command()
+def compare(runs: Annotated[list[str], typer.Argument(help="Folders that hold results.json.")]) -> None:
+    """Set evaluated models side by side: glocal compare RUN RUN ..."""
+    from glocal.cli.compare import run
+
+    run(runs)
+
+
+@app.command()
+def embed(settings: Settings = None) -> None:
+    """Embed images: glocal embed model=RUN data=DATA out=FILE.parquet."""
+    from glocal.cli.embed import run
+
+    run(settings or [])
+
+
+@app.command()
+def show(what: Annotated[str, typer.Argument(help="matches or views")], image: str, settings: Settings = None) -> None:
+    """Draw what training sees: glocal show matches|views IMAGE [recipe=pw-self] [out=FILE.png]."""
+    from glocal.cli.show import run
+
+    run(what, image, settings or [])
+
+
+@app.command()
+def demo(settings: Settings = None) -> None:
+    """Pretrain on bundled photographs for two minutes and show what was learnt: glocal demo [out=runs/demo]."""
+    from glocal.cli.demo import run
+
+    run(settings or [])
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; an error that a person can mend is printed as its text, without a traceback."""
+    try:
+        app()
+    except GlocalError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

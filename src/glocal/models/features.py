@@ -1,0 +1,28 @@
+"""What a backbone gives: one embedding of the image and one of every patch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """Embeddings of a batch of views. `...` is (batch,) from a backbone and (batch, views) inside the training step.
+
+    `cls` and `patches` come after the final norm; patches lie row-major on `grid`. `tokens_before_norm` is the last
+    block's residual stream, class token first when the backbone has one (no registers), for the objectives whose paper
+    reads it there (SelfPatch matches on it, Mugs averages it). It shares memory with what the norm's backward keeps.
+    """
+
+    cls: Float[Tensor, "... dim"]
+    patches: Float[Tensor, "... patches dim"]
+    grid: tuple[int, int]
+    tokens_before_norm: Float[Tensor, "... tokens dim"]
+
+    def unflatten(self, views: int) -> Features:
+        """Split a leading (batch*views) axis into (batch, views)."""
+        cls, patches, tokens = (t.unflatten(0, (-1, views)) for t in (self.cls, self.patches, self.tokens_before_norm))
+        return Features(cls, patches, self.grid, tokens)

@@ -1,0 +1,33 @@
+"""One file a term of the loss. `AnyObjective` is what a configuration's `objectives` may hold, chosen by `kind`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
+from glocal.objectives.image_level import HeadConfig, ImageLevel, ImageLevelConfig
+from glocal.objectives.local_global_reference import LocalGlobalReference, LocalGlobalReferenceConfig
+from glocal.objectives.matched_patches import MatchedPatches, MatchedPatchesConfig
+
+AnyObjective = Annotated[
+    ImageLevelConfig | MatchedPatchesConfig | LocalGlobalReferenceConfig,
+    Field(discriminator="kind"),
+]
+
+__all__ = [
+    "AnyObjective",
+    "Branch",
+    "HeadConfig",
+    "ImageLevel",
+    "ImageLevelConfig",
+    "LocalGlobalReference",
+    "LocalGlobalReferenceConfig",
+    "MatchedPatches",
+    "MatchedPatchesConfig",
+    "Objective",
+    "ObjectiveConfig",
+    "Role",
+    "Term",
+]

@@ -1,0 +1,83 @@
+"""What an objective is: one term of the loss.
+
+It says how its heads are built, computes a scalar from both networks' features, and keeps the little state its paper
+asks for (a centre, a queue) as buffers. It never touches optimiser, devices, files or logging. The teacher's copy of
+its heads is kept by the one EMA.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glocal.config import Config
+from glocal.models.features import Features
+from glocal.models.vit import VisionTransformer
+from glocal.objectives.schedules import Progress, Schedule
+from glocal.views.batch import Views
+
+if TYPE_CHECKING:
+    from glocal.views.groups import ViewGroup
+
+Role = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One network as an objective sees it: the backbone, this objective's own heads, and features by view group.
+
+    Features have leading axes (batch, views). `features` holds the groups this network saw, in the recipe's order.
+    """
+
+    backbone: VisionTransformer
+    heads: nn.Module
+    features: Mapping[str, Features]
+
+
+class Term(NamedTuple):
+    """A loss to be weighted and summed, and named detached scalars to be logged (tensors: reading them syncs)."""
+
+    loss: Float[Tensor, ""]
+    scalars: dict[str, Tensor]
+
+
+class ObjectiveConfig(Config):
+    """Settings common to all terms. Subclasses add `kind: Literal[...]` and `build`."""
+
+    weight: float | Schedule = 1.0
+    """Factor of this term in the total; a number or a schedule. 0 leaves the term out altogether."""
+    head_of: str | None = None
+    """Name of an earlier term whose heads this one uses too; null: heads of its own."""
+
+    def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> Objective:
+        """Make the objective for a backbone of this embedding size and these view groups."""
+        raise NotImplementedError
+
+
+class Objective(nn.Module, ABC):
+    """One term of the loss. Buffers are its state and are saved; parameters live in its heads, never here."""
+
+    @abstractmethod
+    def build_heads(self, role: Role) -> nn.Module:
+        """New heads for one network. The teacher's start as a copy of the student's parameters of the same name;
+        what only the student has (a predictor) is simply absent from the teacher's."""
+
+    def check_backbone(self, backbone: VisionTransformer) -> None:
+        """Raise ConfigError when this backbone can't serve the term. Called once, before anything starts."""
+
+    @abstractmethod
+    def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
+        """The term on one (micro-)batch. `watch` asks for the statistics that cost something; they must not change the
+        loss. Statistics for the state are gathered here and applied in `finish_step`."""
+
+    def frozen(self, heads: nn.Module, progress: Progress) -> Iterable[nn.Parameter]:
+        """Parameters of the student's heads that get no gradient in this step (prototypes in the first epochs)."""
+        return ()
+
+    def finish_step(self) -> None:
+        """Apply what the micro-batches of this step gathered (centre, queue), across processes. Once a step."""

@@ -1,0 +1,110 @@
+"""Local-Global and PW-Self: a student patch predicts what the teacher says of the same place in another view."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from glocal.distributed import all_reduce_sum, world_size
+from glocal.models.heads import PrototypeHead
+from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
+from glocal.objectives.centring import CentringConfig, TeacherCentre
+from glocal.objectives.image_level import HeadConfig, watch_targets
+from glocal.objectives.matched_tokens import gather_patches, match_view_groups, refuse_moved_pixels, to_device
+from glocal.objectives.prototypes import Prototypes, prototype_cross_entropy
+from glocal.objectives.schedules import Progress, Schedule, value_at
+from glocal.views.batch import Views
+from glocal.views.groups import ViewGroup
+
+
+class MatchedPatchesConfig(ObjectiveConfig):
+    """The patch-level term: which patches are matched, and how the student learns from its match."""
+
+    kind: Literal["matched_patches"] = "matched_patches"
+    rule: Literal["center", "paper"] = "center"
+    """`center`: the teacher patch that holds the student patch's centre. `paper`: the reference's rounding rule."""
+    match_weight: Literal["none", "overlap"] = "none"
+    """Weight of a pair: 1, or the area both patches share over the smaller one's."""
+    max_scale_ratio: Annotated[float, Field(ge=1)] | None = None
+    """Drop pairs whose patches differ in height or width by more than this factor."""
+    bilinear: bool = False
+    """Read the teacher's distribution at the student's exact position, from up to four patches (rule `center`)."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of student patches that take part in a step, drawn at random: the term's cost falls with it."""
+    head: HeadConfig = HeadConfig(hidden=512, layers=3, bottleneck=128, prototypes=4096)
+    student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    teacher_temperature: float | Schedule = 0.04
+    centring: CentringConfig = CentringConfig()
+
+    def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> MatchedPatches:
+        """Make the term.
+
+        Raises:
+            ConfigError: when a group moves pixels after the crop.
+        """
+        return MatchedPatches(self, embed_dim, groups)
+
+
+class MatchedPatches(Objective):
+    """Mean over matched patches of the cross-entropy from the teacher's to the student's prototype distribution.
+
+    Javidani et al. (arXiv 2310.18651), the patch-level loss. Departures from the reference: boxes are the images' own,
+    not a batch's; image and patch terms are two means with weights of their own, where the reference's plain mean gives
+    the class token some 4 % at patch 16; patches have a head and a centre of their own; only matched tokens pass
+    through the head; the rule is `center` by default. `local-global-reference` keeps all of the reference's choices.
+    """
+
+    def __init__(self, config: MatchedPatchesConfig, embed_dim: int, groups: Mapping[str, ViewGroup]) -> None:
+        super().__init__()
+        self.config, self.embed_dim, self.groups = config, embed_dim, dict(groups)
+        refuse_moved_pixels("matched_patches", groups)
+        self.centre = TeacherCentre(config.head.prototypes, config.centring)
+
+    def build_heads(self, role: Role) -> PrototypeHead:
+        """A head for patches, the same for both networks."""
+        return self.config.head.build(self.embed_dim)
+
+    def frozen(self, heads: nn.Module, progress: Progress) -> Iterator[nn.Parameter]:
+        """The prototypes, during the first epochs."""
+        assert isinstance(heads, PrototypeHead)
+        if self.config.head.frozen(progress):
+            yield from heads.prototype_parameters()
+
+    def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
+        """Match, gather, project, compare. Without any match the term is 0 and still differentiable."""
+        assert isinstance(student.heads, PrototypeHead) and isinstance(teacher.heads, PrototypeHead)
+        config = self.config
+        tokens = match_view_groups(
+            views, self.groups, student.features, teacher.features, rule=config.rule, weight=config.match_weight,
+            max_scale_ratio=config.max_scale_ratio, bilinear=config.bilinear, share=config.share,
+        )  # fmt: skip
+        device = views.seed.device
+        online = Prototypes(
+            student.heads.bottleneck(gather_patches(student.features, tokens.student_rows)),
+            student.heads.prototypes(),
+            config.student_temperature,
+        )
+        with torch.no_grad():
+            patches = gather_patches(teacher.features, tokens.teacher_rows)
+            temperature = value_at(config.teacher_temperature, progress)
+            target = Prototypes(teacher.heads.bottleneck(patches), teacher.heads.prototypes(), temperature)
+            centre = self.centre.for_targets(target)
+        # The mean runs over the matches of all processes, so that their number does not change the loss.
+        matches = all_reduce_sum(tokens.pairs.weight.sum().to(device)) / world_size()
+        loss = prototype_cross_entropy(online, target, centre, to_device(tokens.pairs, device)) / matches.clamp_min(1e-6)
+        return Term(loss, self._scalars(student, tokens.student_rows, target, centre) if watch else {})
+
+    def _scalars(
+        self, student: Branch, rows: Mapping[str, Tensor], target: Prototypes, centre: Tensor
+    ) -> dict[str, Tensor]:
+        patches = sum(f.patches.shape[:-1].numel() for f in student.features.values())
+        matched = sum(r.numel() for r in rows.values())
+        return {"matched_share": torch.tensor(matched / patches, device=centre.device)} | watch_targets(target, centre)
+
+    def finish_step(self) -> None:
+        """Move the centre."""
+        self.centre.finish_step()

@@ -1,0 +1,62 @@
+"""Values that change during training, as small frozen objects that are asked for their value at a step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from glocal.config import Config
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: `step` optimiser steps are done of `total_steps`; an epoch has `steps_per_epoch`."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with fraction."""
+        return self.step / self.steps_per_epoch
+
+
+class Schedule(Config):
+    """A value from `start` to `end`, reached along a shape after an optional linear warm-up from `warmup_from`.
+
+    `over_epochs` limits the way from start to end (constant afterwards); without it the whole run is the way.
+
+    >>> Schedule(start=0.04, end=0.07, shape="linear", over_epochs=30).at(Progress(15, 100, 1))
+    0.055
+    """
+
+    start: float
+    end: float
+    shape: Literal["cosine", "linear"] = "cosine"
+    over_epochs: Annotated[float, Field(gt=0)] | None = None
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    warmup_from: float = 0.0
+
+    def at(self, progress: Progress) -> float:
+        """The value for the step about to be done."""
+        warmup = round(self.warmup_epochs * progress.steps_per_epoch)
+        # A warm-up longer than the run would never end; a tenth of the run is what short runs get.
+        warmup = min(warmup, progress.total_steps // 10)
+        if progress.step < warmup:
+            return self.warmup_from + (self.start - self.warmup_from) * progress.step / warmup
+        way = progress.total_steps - warmup
+        if self.over_epochs is not None:
+            way = round(self.over_epochs * progress.steps_per_epoch)
+        share = min(1.0, (progress.step - warmup) / max(1, way))
+        if self.shape == "cosine":
+            share = 0.5 * (1.0 - math.cos(math.pi * share))
+        return self.start + (self.end - self.start) * share
+
+
+def value_at(value: float | Schedule, progress: Progress) -> float:
+    """The value of a number or a schedule for the step about to be done."""
+    return value.at(progress) if isinstance(value, Schedule) else value

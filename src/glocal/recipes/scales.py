@@ -1,0 +1,128 @@
+"""What depends on the size of the images and of the data set, not on the method: shared by all recipes as `preset=`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glocal.data import ImageSource
+from glocal.models.vit import BackboneConfig
+from glocal.objectives.centring import CentringConfig
+from glocal.objectives.image_level import HeadConfig
+from glocal.objectives.schedules import Schedule
+from glocal.training.config import OptimiserConfig, TeacherConfig, TrainingConfig
+from glocal.views.groups import Pipeline, ViewGroup
+from glocal.views.photometric import presets as photometric
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One size of work. `why` is printed by `glocal recipes`."""
+
+    why: str
+    backbone: BackboneConfig
+    views: dict[str, ViewGroup]
+    image_head: HeadConfig
+    patch_head: HeadConfig
+    teacher_temperature: float | Schedule
+    centring: CentringConfig
+    optimiser: OptimiserConfig
+    teacher: TeacherConfig
+    training: TrainingConfig
+
+
+def imagenet() -> Scale:
+    """ImageNet-like: a hundred thousand images and more, of a few hundred pixels; ViT-S/16 on GPUs (DINO, section 1)."""
+    return Scale(
+        why="DINO's published ViT-S/16 settings: batch 1024, 2 views of 224 and 8 of 96 pixels, 65,536 prototypes.",
+        backbone=BackboneConfig(size="small", patch_size=16, image_size=224, drop_path=0.1),
+        views=multi_crop(224, 96, 8, global_area=(0.4, 1.0), local_area=(0.05, 0.4)),
+        image_head=HeadConfig(),
+        patch_head=HeadConfig(hidden=512, bottleneck=128, prototypes=4096),
+        teacher_temperature=Schedule(start=0.04, end=0.07, shape="linear", over_epochs=30),
+        centring=CentringConfig(),
+        optimiser=OptimiserConfig(),
+        teacher=TeacherConfig(),
+        training=TrainingConfig(batch_size=1024, epochs=100),
+    )
+
+
+def cifar() -> Scale:
+    """Images of at most 64 pixels: a small ViT on 4-pixel patches that two cores can train."""
+    return Scale(
+        why=(
+            "32-pixel images: patches of 4 keep an 8x8 grid; no blur, which would wipe out such small images; Sinkhorn, a fast "
+            "teacher and 1,024 prototypes, because small batches give the moving centre and the slow teacher too little to go by."
+        ),
+        backbone=BackboneConfig(size="micro", embed_dim=128, depth=4, patch_size=4, image_size=32, drop_path=0.0),
+        views=multi_crop(32, 16, 2, global_area=(0.35, 1.0), local_area=(0.15, 0.4), blur=False),
+        image_head=HeadConfig(hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0),
+        patch_head=HeadConfig(hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0),
+        teacher_temperature=0.05,
+        centring=CentringConfig(method="sinkhorn"),
+        optimiser=OptimiserConfig(learning_rate=2e-3, scaling="none", warmup_epochs=1.0, weight_decay=0.04),
+        teacher=TeacherConfig(momentum=Schedule(start=0.98, end=1.0)),
+        training=TrainingConfig(batch_size=128, epochs=20),
+    )
+
+
+def small() -> Scale:
+    """A thousand to a hundred thousand photographs on two cores or a small GPU."""
+    return Scale(
+        why=(
+            "Few images and little compute: 64-pixel views of 8-pixel patches, a 128-wide ViT, Sinkhorn, a fast teacher and "
+            "1,024 prototypes. Thousands of steps matter more than large batches."
+        ),
+        backbone=BackboneConfig(size="micro", embed_dim=128, depth=4, patch_size=8, image_size=64, drop_path=0.0),
+        views=multi_crop(64, 32, 4, global_area=(0.35, 1.0), local_area=(0.08, 0.35)),
+        image_head=HeadConfig(hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0),
+        patch_head=HeadConfig(hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0),
+        teacher_temperature=0.05,
+        centring=CentringConfig(method="sinkhorn"),
+        optimiser=OptimiserConfig(learning_rate=2e-3, scaling="none", warmup_epochs=5.0, weight_decay=0.04),
+        teacher=TeacherConfig(momentum=Schedule(start=0.98, end=1.0)),
+        training=TrainingConfig(batch_size=64, epochs=100),
+    )
+
+
+SCALES = {"imagenet": imagenet, "cifar": cifar, "small": small}
+
+
+def choose_scale(source: ImageSource) -> tuple[str, str]:
+    """Pick a preset from the data: its name and the reason in words. Looks at up to 16 images."""
+    count = len(source)
+    step = max(1, count // 16)
+    sides = sorted(min(source.read(i).size) for i in range(0, count, step))
+    median = sides[len(sides) // 2]
+    if median <= 64:
+        return "cifar", f"images are {median} pixels on the shorter side"
+    if count < 100_000:
+        return "small", f"there are {count:,} images of about {median} pixels"
+    return "imagenet", f"there are {count:,} images of about {median} pixels"
+
+
+def multi_crop(
+    global_size: int,
+    local_size: int,
+    local_count: int,
+    *,
+    global_area: tuple[float, float],
+    local_area: tuple[float, float],
+    blur: bool = True,
+) -> dict[str, ViewGroup]:
+    """DINO's views: two large ones for both networks and some small ones for the student, with DINO's colours."""
+
+    def pipeline(full: Pipeline) -> Pipeline:
+        return full if blur else tuple(operation for operation in full if operation.op != "gaussian_blur")
+
+    groups = {
+        "global": ViewGroup(
+            count=2, size=global_size, area=global_area,
+            photometric=(pipeline(photometric.dino_global_1()), pipeline(photometric.dino_global_2())),
+        )
+    }  # fmt: skip
+    if local_count:
+        groups["local"] = ViewGroup(
+            count=local_count, size=local_size, area=local_area, seen_by="student",
+            photometric=(pipeline(photometric.dino_local()),),
+        )  # fmt: skip
+    return groups

@@ -1,0 +1,142 @@
+"""The one configuration of a run. A recipe returns it; the run folder holds it; nothing else decides anything."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from glocal.config import Config
+from glocal.models.vit import BackboneConfig
+from glocal.objectives import AnyObjective
+from glocal.objectives.schedules import Schedule
+from glocal.views.groups import ViewGroup
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class OptimiserConfig(Config):
+    """AdamW, with schedules evaluated at every step. Changes results."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak rate for a batch of `reference_batch` images."""
+    scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """How the rate grows with the batch."""
+    reference_batch: Positive = 256
+    final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
+    """Linear warm-up from 0; at most a tenth of the run."""
+    weight_decay: float | Schedule = Schedule(start=0.04, end=0.4)
+    """Of matrices, the class token and the position table; biases and norms have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Rate of a block as a power of this, counted from the top."""
+    patch_embed_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Rate of the patch embedding relative to its layer's."""
+    clip: Annotated[float, Field(gt=0)] | None = 3.0
+    """Largest gradient norm; null for none."""
+    clip_by: Literal["parameter", "global"] = "parameter"
+    """Every tensor by its own norm (DINO), or all by the norm of all."""
+
+
+class TeacherConfig(Config):
+    """The moving average that makes the targets. Changes results."""
+
+    momentum: float | Schedule = Schedule(start=0.996, end=1.0)
+
+
+class TrainingConfig(Config):
+    """How long and in what portions. Changes results, but for the intervals."""
+
+    batch_size: Positive = 256
+    """Source images an optimiser step, over all processes and micro-batches."""
+    epochs: Annotated[float, Field(gt=0)] = 100.0
+    steps: Positive | None = None
+    """Optimiser steps instead of epochs."""
+    accumulate: Positive = 1
+    """Micro-batches a step: less memory, the same step."""
+    log_every: Positive = 20
+    """Steps between records; the device is waited for only there."""
+    checkpoint_every: Positive = 500
+    """Steps between writes of `checkpoints/last.pt`; also written at the end and on SIGTERM."""
+    keep_every: Positive | None = None
+    """Steps between checkpoints that stay."""
+
+
+class ProbeConfig(Config):
+    """The k-NN probe during training. Never changes results."""
+
+    every: Positive | None = None
+    """Steps between probes; null: at the start and the end, and ten times in between. Needs labels."""
+    bank: Positive = 10_000
+    """Most labelled images to look neighbours up in."""
+    queries: Positive = 2_000
+    """Most labelled images to classify."""
+    data: str | None = None
+    """Labelled images for the probe; null: those of the run's own data, held-out part and rest."""
+    neighbours: Positive = 20
+    enabled: bool = True
+
+
+class SpeedConfig(Config):
+    """Where and how fast. Changes rounding at most, never what is computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Positive = 1
+    """Processes on this machine, one a device; ignored under torchrun, which decides."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: matrix products in bfloat16 under autocast; weights, norms, softmax and averages stay float32."""
+    matmul: Literal["highest", "high", "medium"] = "medium"
+    """Float32 matrix products. On CPUs without bfloat16 matrix units, `medium` picks a faster true-float32 kernel;
+    with such units, and on GPUs, it may round inputs (TF32 or bfloat16). `highest` never rounds."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode and crop; null: all cores but one on a GPU machine, one on a small CPU machine."""
+    compile: bool = False
+    checkpoint_blocks: bool = False
+    """Recompute block activations in the backward pass: about a third more time, far less memory."""
+    decode_at_least: Positive | None = 512
+    """JPEGs much larger than this are decoded at a smaller scale whose shorter side stays at or above it."""
+
+
+class RunConfig(Config):
+    """Everything about a run."""
+
+    recipe: str
+    data: str
+    """Images: a folder, a list file, parquet, or a built-in name."""
+    out: str
+    """The run folder."""
+    seed: int = 0
+    init: str | None = None
+    """Weights to start the backbone from: anything `glocal.load` reads."""
+    crops: Literal["image", "batch"] = "image"
+    """Crops, flips and colours drawn for every image, or once a batch (the PW-Self reference)."""
+    views: dict[str, ViewGroup]
+    backbone: BackboneConfig
+    objectives: dict[str, AnyObjective]
+    optimiser: OptimiserConfig = OptimiserConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    training: TrainingConfig = TrainingConfig()
+    probe: ProbeConfig = ProbeConfig()
+    speed: SpeedConfig = SpeedConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        if not self.views or not self.active_objectives():
+            raise ValueError("a run needs at least one view group and one objective with a weight above 0")
+        for name, group in self.views.items():
+            height, width = group.height_width
+            if height % self.backbone.patch_size or width % self.backbone.patch_size:
+                raise ValueError(
+                    f"views.{name}.size is {height}x{width}, which patches of {self.backbone.patch_size} do not divide; "
+                    f"set views.{name}.size or backbone.patch_size so that they do"
+                )
+        if self.training.batch_size % self.training.accumulate:
+            raise ValueError(
+                f"training.batch_size={self.training.batch_size} is not divisible by training.accumulate={self.training.accumulate}"
+            )
+        return self
+
+    def active_objectives(self) -> dict[str, AnyObjective]:
+        """The terms that count: a constant weight of 0 leaves a term out altogether, heads and cost included."""
+        return {name: term for name, term in self.objectives.items() if term.weight != 0}

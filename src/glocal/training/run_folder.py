@@ -1,0 +1,132 @@
+"""The run folder: what is in it, who may write to it, and how a file in it is replaced without ever being half there.
+
+    config.yaml        the resolved configuration
+    environment.json   versions, device, command line
+    metrics.jsonl      one record a line
+    unreadable.txt     images that could not be decoded, with the reason
+    checkpoints/       last.pt, and step-N.pt where asked for
+    export/            the teacher's backbone: model.safetensors, config.json
+    pictures/          views, attention, neighbours
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+import glocal
+from glocal.config import from_yaml, to_yaml
+from glocal.errors import TrainingError
+from glocal.training.config import RunConfig
+
+
+class RunFolder:
+    """Paths of one run, and the lock that keeps a second process out. Use as a context manager."""
+
+    def __init__(self, path: str | Path, *, resume: bool) -> None:
+        self.path = Path(path).expanduser()
+        self.resume = resume
+        self._lock: IO[str] | None = None
+
+    config = property(lambda self: self.path / "config.yaml")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    unreadable = property(lambda self: self.path / "unreadable.txt")
+    last = property(lambda self: self.path / "checkpoints" / "last.pt")
+    export = property(lambda self: self.path / "export")
+    pictures = property(lambda self: self.path / "pictures")
+
+    def __enter__(self) -> RunFolder:
+        occupied = self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir()))
+        if occupied and not self.resume:
+            hint = "Add resume=true to continue that run, or choose another out=." if self.config.exists() else "Choose another out=."
+            raise TrainingError(f"out={self.path} exists and is not empty; nothing in it was touched. {hint}")
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise TrainingError(f"out={self.path} can't be written ({error.strerror}). Choose another out=.") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise TrainingError(f"out={self.path} is in use by another process. Stop it first, or choose another out=.") from error
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def write_start(self, config: RunConfig) -> None:
+        """Record the configuration and the environment."""
+        write_atomically(self.config, lambda f: f.write(to_yaml(config).encode()))
+        write_atomically(self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode()))
+
+    def read_config(self) -> RunConfig:
+        """The configuration of the run in this folder."""
+        return read_run_config(self.path)
+
+
+def read_run_config(path: str | Path) -> RunConfig:
+    """The configuration that a run folder holds."""
+    file = Path(path) / "config.yaml"
+    if not file.exists():
+        raise TrainingError(f"There is no run to continue in {path}: {file.name} is missing. Leave resume=true out to start one.")
+    return from_yaml(RunConfig, file.read_text())
+
+
+def environment() -> dict[str, Any]:
+    """What the run runs on, for whoever reads its figures later."""
+    return {
+        "command": sys.argv,
+        "glocal": glocal.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+    }
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at any moment, power cut included, `path` holds either the old content or the new.
+
+    Raises:
+        TrainingError: when the disk is full or refuses; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        with _directory(path.parent) as descriptor:
+            os.fsync(descriptor)
+    except (OSError, RuntimeError) as error:
+        # torch's writer reports a full disk as a RuntimeError.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path} could not be written ({error}). The file as it was before is untouched. "
+            "Free some space and continue with resume=true."
+        ) from error
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

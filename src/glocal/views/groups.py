@@ -1,0 +1,50 @@
+"""What a recipe declares about its views: groups of equal crops, how they are drawn and who sees them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from glocal.config import Config
+from glocal.views.photometric import Operation
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Pipeline = tuple[Operation, ...]
+
+
+class ViewGroup(Config):
+    """`count` crops of one size from every image."""
+
+    count: Annotated[int, Field(ge=1)]
+    """How many views of this group each image gives."""
+    size: Annotated[int, Field(ge=1)] | tuple[int, int]
+    """Pixels of a view: a side, or (height, width)."""
+    area: tuple[float, float]
+    """Smallest and largest share of the source image's area."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width over height of the box, drawn log-uniformly."""
+    flip: Probability = 0.5
+    """Probability of mirroring left-right."""
+    seen_by: Literal["student", "teacher", "both"] = "both"
+    photometric: tuple[Pipeline, ...] = ((),)
+    """One pipeline for all views of the group, or one a view (DINO's two global views differ)."""
+    strong: Pipeline | None = None
+    """A second pipeline (Mugs): a coin decides which one a view takes."""
+    strong_probability: Probability = 0.5
+    strong_coin: Literal["image", "view"] = "view"
+    """One coin for all views of an image in this group, or one for every view."""
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Pixels as (height, width)."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @model_validator(mode="after")
+    def _check(self) -> ViewGroup:
+        if len(self.photometric) not in (1, self.count):
+            raise ValueError(f"photometric holds {len(self.photometric)} pipelines; give 1, or one for each of {self.count} views")
+        for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
+            if not 0 < low <= high or (name == "area" and high > 1):
+                raise ValueError(f"{name} is ({low}, {high}); it must rise from above 0" + (" to at most 1" if name == "area" else ""))
+        return self

@@ -1,0 +1,67 @@
+"""What every photometric operation declares, and how it is applied to some of the units only.
+
+A unit is what gets its own parameters: a whole view, or one cell of the token grid. Operations never know which: they
+see (units, 3, height, width) and one row of uniforms a unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from glocal.config import Config
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Pixels = Float[Tensor, "units 3 height width"]
+
+
+class OperationBase(Config):
+    """One step of a photometric pipeline. Frozen settings plus `transform`, a pure function of pixels and uniforms."""
+
+    probability: Probability = 1.0
+    """Probability that the operation applies to a unit."""
+    unit: Literal["image", "patch"] = "image"
+    """What draws its own parameters: the whole view, or every cell of the token grid (PW-Self)."""
+    seen_by: Literal["both", "student"] = "both"
+    """`student`: the teacher sees the view without this operation."""
+
+    moves_pixels: ClassVar[bool] = False
+    """True where content changes place, so that geometric patch matching no longer holds."""
+
+    @property
+    def draws(self) -> int:
+        """How many uniforms `transform` reads for each unit."""
+        return 0
+
+    def transform(self, pixels: Pixels, draws: Float[Tensor, "units draws"]) -> Pixels:
+        """Apply to every unit with the parameters that its row of uniforms in [0, 1) gives. Leaves `pixels` alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no transform")
+
+
+def transform_where(
+    chosen: Bool[Tensor, " units"], pixels: Pixels, transform: Callable[[Pixels, Tensor | slice], Pixels]
+) -> Pixels:
+    """Apply `transform(pixels[rows], rows)` to the chosen units; the others pass unchanged.
+
+    On a CPU only the chosen units are computed. Elsewhere all are and a mask selects, because a subset of unknown size
+    would make the host wait for the device.
+    """
+    if pixels.device.type != "cpu":
+        everything = slice(None)
+        return torch.where(chosen[:, None, None, None], transform(pixels, everything), pixels)
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == 0:
+        return pixels
+    if len(rows) == len(pixels):
+        return transform(pixels, slice(None))
+    return pixels.index_copy(0, rows, transform(pixels.index_select(0, rows), rows))
+
+
+def between(uniform: Tensor, low: float, high: float) -> Tensor:
+    """Stretch uniforms in [0, 1) to [low, high)."""
+    return uniform * (high - low) + low
