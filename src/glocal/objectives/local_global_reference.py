@@ -62,8 +62,14 @@ class LocalGlobalReference(Objective):
         sizes = {groups[name].height_width for name, _ in self.teacher_views}
         if len(sizes) != 1:
             raise ConfigError(f"local_global_reference keeps a centre for each position; teacher views of sizes {sorted(sizes)} have no common positions.")
+        # In the order in which `match_view_groups` numbers view pairs: by teacher group, student group, then views.
         self.table = [
-            (s, t) for t, view_t in enumerate(self.teacher_views) for s, view_s in enumerate(self.student_views) if view_s != view_t
+            (self.student_views.index((name_s, s)), self.teacher_views.index((name_t, t)))
+            for name_t in dict.fromkeys(name for name, _ in self.teacher_views)
+            for name_s in dict.fromkeys(name for name, _ in self.student_views)
+            for t in range(groups[name_t].count)
+            for s in range(groups[name_s].count)
+            if (name_t, t) != (name_s, s)
         ]
         # Grown to (1 + patches, prototypes) at the first step, when the grid is known; lazily so that any size works.
         self.register_buffer("centre", torch.zeros(1, config.head.prototypes))
@@ -143,4 +149,5 @@ class LocalGlobalReference(Objective):
         if self._count:
             counted = all_reduce_sum(torch.cat([self.seen.flatten(), self.seen.new_tensor([float(self._count)])]))
             self.centre.lerp_((counted[:-1] / counted[-1]).view_as(self.centre), 1.0 - self.config.centre_momentum)
+            self.seen.zero_()
             self._count = 0

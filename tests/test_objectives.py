@@ -1,0 +1,171 @@
+"""The conformance suite that every objective passes, alone and together."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import GROUPS, SMALL_HEAD, make_views, small_config
+from glocal.errors import ConfigError
+from glocal.objectives import ImageLevelConfig, LocalGlobalReferenceConfig, MatchedPatchesConfig
+from glocal.objectives.centring import CentringConfig
+from glocal.objectives.schedules import Progress
+from glocal.training.network import SelfDistillation, StepInput, build_distillation
+
+TERMS = {
+    "image": ImageLevelConfig(head=SMALL_HEAD),
+    "image-sinkhorn": ImageLevelConfig(head=SMALL_HEAD, centring=CentringConfig(method="sinkhorn")),
+    "image-balanced": ImageLevelConfig(head=SMALL_HEAD, pair_weights="balanced"),
+    "image-lengths": ImageLevelConfig(head=SMALL_HEAD.model_copy(update={"norm_last_layer": False})),
+    "patch": MatchedPatchesConfig(head=SMALL_HEAD),
+    "patch-sinkhorn": MatchedPatchesConfig(head=SMALL_HEAD, centring=CentringConfig(method="sinkhorn")),
+    "patch-overlap": MatchedPatchesConfig(head=SMALL_HEAD, match_weight="overlap", max_scale_ratio=3.0),
+    "patch-paper": MatchedPatchesConfig(head=SMALL_HEAD, rule="paper"),
+    "patch-bilinear": MatchedPatchesConfig(head=SMALL_HEAD, bilinear=True),
+    "patch-share": MatchedPatchesConfig(head=SMALL_HEAD, share=0.5),
+    "reference": LocalGlobalReferenceConfig(head=SMALL_HEAD),
+    "reference-lambda": LocalGlobalReferenceConfig(head=SMALL_HEAD, image_share=0.9),
+}
+PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
+
+
+def build(name: str, **update: object) -> SelfDistillation:
+    model = build_distillation(small_config(objectives={"term": TERMS[name]}, **update))
+    # A teacher that differs from the student, and a centre that is not zero.
+    with torch.no_grad():
+        for parameter in model.teacher.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    return model
+
+
+def step(model: SelfDistillation, views, watch=False):
+    loss, scalars = model(StepInput(views, PROGRESS, watch))
+    return loss, scalars
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_loss_is_finite_and_reaches_every_trainable_parameter(name):
+    model = build(name)
+    loss, _ = step(model, make_views(4))
+    assert loss.shape == () and loss.isfinite()
+    loss.backward()
+    # A patch term alone has no use for what only the class token passes through after the last block.
+    unused = [n for n, p in model.student.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert unused == []
+    assert all(p.grad is None and not p.requires_grad for p in model.teacher.parameters())
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_watching_does_not_change_the_loss(name):
+    views = make_views(4)
+    quiet, _ = step(build(name), views)
+    watched, scalars = step(build(name), views, watch=True)
+    assert torch.equal(quiet, watched)
+    assert all(s.isfinite().all() for s in scalars.values())
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_state_round_trips_and_the_next_step_is_equal(name):
+    model, other = build(name), build(name)
+    step(model, make_views(4, seed=1))
+    model.finish_step()
+    other.objectives.load_state_dict(copy.deepcopy(model.objectives.state_dict()))
+    views = make_views(4, seed=2)
+    assert torch.equal(step(model, views)[0], step(other, views)[0])
+
+
+@pytest.mark.parametrize("name", [n for n in TERMS if "sinkhorn" not in n and "patch" not in n])
+def test_micro_batches_equal_one_batch(name):
+    """Of terms that are plain means over images. Sinkhorn balances what it is given, matched patches average over the
+    matches of what they are given: both see the micro-batch."""
+    whole, parts = build(name), build(name)
+    views = make_views(6, seed=3)
+    loss, _ = step(whole, views)
+    loss.backward()
+    whole.finish_step()
+    for part in views.split(3):
+        (step(parts, part)[0] / 3).backward()
+    parts.finish_step()
+    for (n, a), b in zip(whole.student.named_parameters(), parts.student.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=n)
+    for a, b in zip(whole.objectives.buffers(), parts.objectives.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_order_of_images_does_not_matter(name):
+    views = make_views(5, seed=4)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    loss, _ = step(build(name), views)
+    permuted, _ = step(build(name), views._rows(order))
+    torch.testing.assert_close(loss, permuted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_bfloat16_is_close(name):
+    views = make_views(4, seed=5)
+    exact, _ = step(build(name), views)
+    model = build(name)
+    model.autocast = torch.bfloat16
+    rough, _ = step(model, views)
+    torch.testing.assert_close(exact, rough, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("name", [n for n in TERMS if n.startswith(("patch", "reference"))])
+def test_batch_without_any_match(name):
+    views = make_views(3)
+    apart = {n: g.box.clone() for n, g in views.groups.items()}
+    for group in apart.values():
+        group[..., 2:] = 8.0
+        for view in range(group.shape[1]):
+            group[:, view, 0] = 16.0 * view
+    apart["local"][..., 1] = 32.0
+    groups = {n: type(g)(g.pixels, apart[n], g.flip, g.strong) for n, g in views.groups.items()}
+    model = build(name)
+    loss, _ = step(model, views.with_groups(groups))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.student.parameters())
+    model.finish_step()
+    assert all(b.isfinite().all() for b in model.objectives.buffers())
+
+
+def test_a_term_of_weight_zero_leaves_the_rest_as_it_was():
+    """The image path with a patch term of weight 0 is numerically DINO: loss, gradients and centre, bit for bit."""
+    both = small_config()
+    off = both.model_copy(update={"objectives": both.objectives | {"patch": both.objectives["patch"].model_copy(update={"weight": 0.0})}})
+    alone = both.model_copy(update={"objectives": {"image": both.objectives["image"]}})
+    models = [build_distillation(config) for config in (off, alone)]
+    views = make_views(4)
+    losses = [step(model, views)[0] for model in models]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for a, b in zip(models[0].student.parameters(), models[1].student.parameters(), strict=True):
+        assert torch.equal(a, b) and torch.equal(a.grad, b.grad)
+
+
+def test_image_term_is_the_same_beside_a_patch_term():
+    views = make_views(4)
+    _, alone = step(build_distillation(small_config(objectives={"image": TERMS["image"]})), views)
+    _, both = step(build_distillation(small_config()), views)
+    assert torch.equal(alone["image"], both["image"])
+
+
+def test_terms_can_share_a_head():
+    terms = {"image": TERMS["image"], "patch": TERMS["patch"].model_copy(update={"head_of": "image"})}
+    model = build_distillation(small_config(objectives=terms))
+    assert model.student.heads["patch"] is model.student.heads["image"]
+    step(model, make_views(2))[0].backward()
+
+
+def test_sharing_a_head_that_comes_later_is_refused():
+    terms = {"patch": TERMS["patch"].model_copy(update={"head_of": "image"}), "image": TERMS["image"]}
+    with pytest.raises(ConfigError, match="comes before"):
+        build_distillation(small_config(objectives=terms))
+
+
+def test_image_term_without_a_second_view_is_refused():
+    with pytest.raises(ConfigError, match="another student view"):
+        build_distillation(small_config(views={"global": GROUPS["global"].model_copy(update={"count": 1})}, objectives={"image": TERMS["image"]}))
