@@ -40,7 +40,7 @@ def apply_overrides(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
     >>> apply_overrides(Small(), ["rate=2"]).rate
     2.0
     """
-    data = config.model_dump()
+    data = config.model_dump(mode="json")
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:

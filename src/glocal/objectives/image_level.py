@@ -34,6 +34,8 @@ class HeadConfig(Config):
     prototypes: Annotated[int, Field(ge=2)] = 65536
     norm_last_layer: bool = True
     """Prototypes are unit vectors; otherwise each has a learnt length."""
+    init: Literal["trunc_normal", "fan_in"] = "trunc_normal"
+    """`trunc_normal`: std 0.02 (DINO). `fan_in`: std 1/sqrt(fan in), for small widths and high learning rates."""
     frozen_epochs: Annotated[float, Field(ge=0)] = 1.0
     """Prototypes get no gradient during the first epochs; at most a tenth of the run."""
 
@@ -41,7 +43,7 @@ class HeadConfig(Config):
         """A new head for embeddings of this size."""
         return PrototypeHead(
             embed_dim, hidden=self.hidden, bottleneck=self.bottleneck, prototypes=self.prototypes,
-            layers=self.layers, norm_last_layer=self.norm_last_layer,
+            layers=self.layers, norm_last_layer=self.norm_last_layer, fan_in=self.init == "fan_in",
         )  # fmt: skip
 
     def frozen(self, progress: Progress) -> bool:
@@ -60,6 +62,9 @@ class ImageLevelConfig(ObjectiveConfig):
     pair_weights: Literal["flat", "balanced"] = "flat"
     """`flat`: every pair counts alike (DINO). `balanced`: views as large as the teacher's share one half, smaller ones
     the other (Mugs)."""
+    skip_same_number: bool = False
+    """Leave out the pair of the student's and the teacher's n-th view also when they are different crops, as the Mugs
+    reference does; one view is never paired with itself."""
 
     def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> ImageLevel:
         """Make the term."""
@@ -80,7 +85,7 @@ class ImageLevel(Objective):
         self.config, self.embed_dim = config, embed_dim
         self.teacher_views = views_seen_by("teacher", groups)
         self.student_views = views_seen_by("student", groups)
-        self.pairs = _pair_table(self.teacher_views, self.student_views, groups, config.pair_weights)
+        self.pairs = pair_table(self.teacher_views, self.student_views, groups, config.pair_weights, config.skip_same_number)
         self.centre = TeacherCentre(config.head.prototypes, config.centring)
 
     def build_heads(self, role: Role) -> PrototypeHead:
@@ -105,7 +110,7 @@ class ImageLevel(Objective):
             temperature = value_at(self.config.teacher_temperature, progress)
             target = Prototypes(tokens, teacher.heads.prototypes(), temperature)
             centre = self.centre.for_targets(target)
-        pairs = _repeat_over_batch(self.pairs, batch, len(self.student_views), len(self.teacher_views), tokens.device)
+        pairs = repeat_over_batch(self.pairs, batch, len(self.student_views), len(self.teacher_views), tokens.device)
         loss = prototype_cross_entropy(online, target, centre, pairs) / batch
         return Term(loss, watch_targets(target, centre) if watch else {})
 
@@ -132,14 +137,24 @@ def watch_targets(teacher: Prototypes, centre: Tensor) -> dict[str, Tensor]:
     return {"target_entropy": entropy / most, "marginal_entropy": marginal_entropy / most}
 
 
-def _pair_table(
+def pair_table(
     teacher_views: Sequence[View],
     student_views: Sequence[View],
     groups: Mapping[str, ViewGroup],
     weights: Literal["flat", "balanced"],
+    skip_same_number: bool = False,
 ) -> list[tuple[int, int, float]]:
-    """(student view, teacher view, weight) of every pair that is not one view with itself; weights sum to one."""
-    pairs = [(s, t) for t, view_t in enumerate(teacher_views) for s, view_s in enumerate(student_views) if view_s != view_t]
+    """(student view, teacher view, weight) of every pair that is not one view with itself; weights sum to one.
+
+    Raises:
+        ConfigError: when no pair is left.
+    """
+    pairs = [
+        (s, t)
+        for t, view_t in enumerate(teacher_views)
+        for s, view_s in enumerate(student_views)
+        if view_s != view_t and not (skip_same_number and s == t)
+    ]
     if not pairs:
         raise ConfigError(
             f"An image-level term needs a teacher view and another student view; the teacher sees {list(teacher_views)}, "
@@ -155,7 +170,7 @@ def _pair_table(
     return [(s, t, 1.0 / (halves * (large if is_large[s] else small))) for s, t in pairs]
 
 
-def _repeat_over_batch(
+def repeat_over_batch(
     table: Sequence[tuple[int, int, float]], batch: int, student_views: int, teacher_views: int, device: torch.device
 ) -> Pairs:
     """The pair table for every image, as indices of image-major flattened tokens."""

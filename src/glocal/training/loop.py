@@ -18,6 +18,7 @@ from torch import Tensor
 from glocal.data import ImageSource, open_source
 from glocal.errors import TrainingError
 from glocal.evaluation.statistics import effective_rank
+from glocal.models.encoder import LoadReport
 from glocal.models.teacher import MovingAverage
 from glocal.objectives.schedules import Progress, value_at
 from glocal.training.checkpoint import load_checkpoint, save_checkpoint
@@ -48,6 +49,7 @@ class Run:
     steps_per_epoch: int
     done: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    start: LoadReport | None = None
 
     @property
     def first(self) -> bool:
@@ -101,8 +103,7 @@ def _prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
             f"{config.training.accumulate}. Choose a multiple of {fabric.world_size * config.training.accumulate}."
         )
     model = build_distillation(config, torch.bfloat16 if config.speed.precision == "bf16" else None)
-    if config.init is not None and not resume:
-        load_start(model, config.init)
+    report = load_start(model, config.init) if config.init is not None and not resume else None
     model.student.backbone.checkpoint_blocks = config.speed.checkpoint_blocks
     model.to(fabric.device)
     model.teacher.to(fabric.device)
@@ -113,7 +114,7 @@ def _prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
     optimiser = build_optimiser(model, len(model.student.backbone.blocks), config.optimiser)
     steps_per_epoch = images // batch
     steps = config.training.steps or max(1, round(config.training.epochs * steps_per_epoch))
-    run = Run(config, folder, fabric, source, model, model, optimiser, steps, steps_per_epoch)
+    run = Run(config, folder, fabric, source, model, model, optimiser, steps, steps_per_epoch, start=report)
     if resume:
         run.done = load_checkpoint(folder.last, model, optimiser, images)
     elif run.first:
@@ -272,7 +273,7 @@ def _save(run: Run, step: int, running: dict[str, Tensor]) -> None:
 
 
 def _record_probe(run: Run, probe: Any, log: MetricsLog, display: Display, step: int) -> None:
-    numbers = probe(run.model.teacher.backbone)
+    numbers = {name: value for name, value in probe(run.model.teacher.backbone).items() if name.endswith("top1")}
     log.write({"step": step, **numbers})
     display.say(f"step {step} · " + " · ".join(f"{name} {value:.1%}" for name, value in numbers.items()))
 
@@ -295,6 +296,8 @@ def _introduce(run: Run, display: Display) -> None:
         f"{run.config.training.batch_size}, {parameters / 1e6:.1f} M parameters, "
         f"{run.fabric.world_size} process(es) on {run.fabric.device.type} → {run.folder.path}"
     )
+    if run.start is not None:
+        display.say(run.start.summary())
     if run.done:
         display.say(f"Continuing after step {run.done:,}.")
 

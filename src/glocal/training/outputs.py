@@ -8,34 +8,26 @@ from pathlib import Path
 import numpy as np
 
 from glocal.data import ImageSource, hold_out, open_source
-from glocal.errors import ConfigError, ModelError
+from glocal.errors import ConfigError
 from glocal.evaluation.knn import KnnProbe
-from glocal.models.encoder import Encoder
+from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
-from glocal.models.loading import load
+from glocal.models.loading import load_into
 from glocal.models.vit import VisionTransformer
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
 from glocal.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 
-def load_start(model: SelfDistillation, spec: str) -> None:
-    """Start both backbones from released or own weights.
+def load_start(model: SelfDistillation, spec: str) -> LoadReport:
+    """Start both backbones from released or own weights; a position table of another size is resampled.
 
     Raises:
         ModelError: when shapes differ from the configured backbone; nothing is loaded in part.
     """
-    state = load(spec).backbone.state_dict()
-    own = model.student.backbone.state_dict()
-    wrong = [n for n in own if n not in state or state[n].shape != own[n].shape] + [n for n in state if n not in own]
-    if wrong:
-        seen = ", ".join(f"{n} {tuple(state[n].shape) if n in state else 'missing'}" for n in wrong[:5])
-        raise ModelError(
-            f"init={spec} does not fit the configured backbone: {len(wrong)} of {len(own)} tensors differ ({seen}). "
-            "Set backbone.size, patch_size, image_size and registers to those of the weights."
-        )
-    model.student.backbone.load_state_dict(state)
-    model.teacher.backbone.load_state_dict(state)
+    report = load_into(model.student.backbone, spec)
+    model.teacher.backbone.load_state_dict(model.student.backbone.state_dict())
+    return report
 
 
 def training_probe(config: RunConfig, source: ImageSource) -> Callable[[VisionTransformer], dict[str, float]] | None:

@@ -1,0 +1,56 @@
+"""The order of the house: imports go down only, the core needs no extra, and the command starts fast."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import glocal
+import pytest
+
+ROOT = Path(glocal.__file__).parent
+FLOORS = ["cli", "report", "recipes", "training", "evaluation", "objectives", "models", "matching", "views", "data", "distributed", "config", "errors"]
+EXTRAS = {"timm", "transformers", "skimage", "tensorboard", "matplotlib", "huggingface_hub", "torchvision"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports at its top level, `if TYPE_CHECKING` blocks left out."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for module in imports(path):
+        if module.startswith("glocal."):
+            other = module.split(".")[1]
+            assert FLOORS.index(other) >= FLOORS.index(room), f"{path.name} ({room}) imports {module}, which is above it"
+        assert module.split(".")[0] not in EXTRAS, f"{path.name} imports the extra {module} for everybody"
+
+
+def test_files_stay_readable():
+    """The house rule is 80-350 lines a file."""
+    long = {p.name: n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 350}
+    assert long == {}
+
+
+def test_importing_glocal_does_not_import_torch():
+    code = "import sys, glocal, glocal.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_public_names_resolve():
+    for name in glocal.__all__:
+        assert getattr(glocal, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        glocal.nothing  # noqa: B018
