@@ -33,9 +33,9 @@ QUIET = Work(progress=False)
 class Images(ImageSource):
     """Images in memory by key; None is one that can't be decoded."""
 
-    def __init__(self, images: dict[str, np.ndarray | None], name: str = "images", labels: list[int] | None = None) -> None:
+    def __init__(self, images: dict[str, np.ndarray | None], name: str = "images") -> None:
         self.images, self.name, self.class_names = images, name, None
-        self.labels = None if labels is None else np.array(labels, np.int64)
+        self.labels = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -54,8 +54,7 @@ class Images(ImageSource):
 
     def subset(self, indices) -> ImageSource:
         keys = [self.key(int(i)) for i in indices]
-        labels = None if self.labels is None else [int(self.labels[int(i)]) for i in indices]
-        return Images({key: self.images[key] for key in keys}, self.name, labels)
+        return Images({key: self.images[key] for key in keys}, self.name)
 
 
 class Thumbnail(torch.nn.Module):
@@ -177,8 +176,8 @@ def test_top_candidates_equal_a_full_sort() -> None:
     queries, database = F.normalize(torch.randn(9, 5), dim=1), F.normalize(torch.randn(50, 5), dim=1)
     best = top_candidates(queries, database, 7)
     order = (-(queries @ database.T)).argsort(dim=1)[:, :7]
-    assert torch.equal(best.index, order)
-    assert top_candidates(queries, database, 99).index.shape == (9, 50)
+    assert torch.equal(best.item, order)
+    assert top_candidates(queries, database, 99).item.shape == (9, 50)
 
 
 def test_a_collapsed_model_scores_zero_not_the_order_of_files() -> None:
@@ -194,7 +193,7 @@ def test_search_refuses_what_would_give_a_wrong_number() -> None:
         ranks_of_positives(good * torch.nan, good, [np.array([0])] * 3)
     with pytest.raises(DataError, match="dimensions"):
         top_candidates(good, torch.eye(4), 1)
-    with pytest.raises(DataError, match="none of them 0"):
+    with pytest.raises(DataError, match="none of it 0"):
         top_candidates(good, good[:0], 1)
     with pytest.raises(DataError, match="database item 3"):
         ranks_of_positives(good[:1], good, [np.array([3])])
@@ -240,8 +239,9 @@ def test_descriptor_is_cls_and_gem_averaged_over_scales() -> None:
 def test_longer_side_keeps_the_aspect() -> None:
     seen: list[tuple[int, ...]] = []
     encoder = thumbnail_encoder()
-    encoder.features = lambda pixels: seen.append(tuple(pixels.shape)) or Features(
-        torch.ones(len(pixels), 2), torch.ones(len(pixels), 4, 2), (2, 2), torch.ones(len(pixels), 4, 2)
+    encoder.features = lambda pixels: (
+        seen.append(tuple(pixels.shape))
+        or Features(torch.ones(len(pixels), 2), torch.ones(len(pixels), 4, 2), (2, 2), torch.ones(len(pixels), 4, 2))
     )
     image = np.zeros((60, 120, 3), np.uint8)
     describe(encoder, Images({"a": image}), DescriptorConfig(resize="longer", size=32, scales=(1.0, 0.5)), QUIET)
@@ -336,7 +336,8 @@ def test_distractors_whitening_and_batch_size(tmp_path: Path) -> None:
     images = pictures(6)
     table = tmp_path / "t.csv"
     table.write_text("".join(f"q{i},r{i}\n" for i in range(5)) + "q5,\n")
-    noisy = [np.clip(i.astype(int) + np.random.default_rng(1).integers(-90, 90, i.shape), 0, 255).astype(np.uint8) for i in images]
+    noise = np.random.default_rng(1).integers(-90, 90, images[0].shape)
+    noisy = [np.clip(image + noise, 0, 255).astype(np.uint8) for image in images]
     data = {
         "queries": Images({f"q{i}.png": p for i, p in enumerate(noisy)}, "queries"),
         "references": Images({f"r{i}.png": p for i, p in enumerate(images)}, "references"),
@@ -365,8 +366,8 @@ def test_missing_and_unreadable_images_are_counted_not_scored(tmp_path: Path) ->
     notes = "\n".join(result.notes)
     assert result.numbers["queries"] == 1
     assert result.numbers["map"] == 100
-    for part in ("1 queries of the ground truth have no image, left out: q8", "reference without an image, left out: q3"):
-        assert part in notes
+    assert "1 queries of the ground truth have no image, left out: q8" in notes
+    assert "reference without an image, left out: q3" in notes
     assert "1 query images aren't in the ground truth" in notes
     assert "1 queries have an unreadable reference" in notes
     assert "q2 is broken" in notes

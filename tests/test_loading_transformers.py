@@ -25,7 +25,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "dinov3_gated": (
         "DINOv3ViTConfig",
         "DINOv3ViTModel",
-        {"intermediate_size": 96, "num_register_tokens": 4, "use_gated_mlp": True},
+        {"intermediate_size": 96, "num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu"},
         {},
     ),
 }

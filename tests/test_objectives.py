@@ -8,8 +8,10 @@ import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 from glocal.errors import ConfigError
-from glocal.objectives import ImageLevelConfig, LocalGlobalReferenceConfig, MatchedPatchesConfig
+from glocal.objectives import ImageLevelConfig, InstanceConfig, LocalGlobalReferenceConfig, LocalGroupConfig, MatchedPatchesConfig
 from glocal.objectives.centring import CentringConfig
+from glocal.objectives.queue_contrast import ContrastiveHeadConfig
+from glocal.objectives.relation import TokenMean
 from glocal.objectives.schedules import Progress
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 
@@ -26,6 +28,18 @@ TERMS = {
     "patch-share": MatchedPatchesConfig(head=SMALL_HEAD, share=0.5),
     "reference": LocalGlobalReferenceConfig(head=SMALL_HEAD),
     "reference-lambda": LocalGlobalReferenceConfig(head=SMALL_HEAD, image_share=0.9),
+}
+_QUEUE = {"head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24), "queue": 32, "storage": "fp32"}
+_GROUP = _QUEUE | {"memory": 24, "neighbours": 3}
+TERMS |= {
+    "instance": InstanceConfig(**_QUEUE),
+    "instance-full": InstanceConfig(**_QUEUE, fill_random=True, skip_same_number=True),
+    "instance-flat": InstanceConfig(**_QUEUE, fill_random=True, pair_weights="flat"),
+    "group-local": LocalGroupConfig(**_GROUP),
+    "group-local-full": LocalGroupConfig(**_GROUP, fill_random=True, student_rows="all"),
+    "group-local-reference": LocalGroupConfig(
+        **_GROUP, fill_random=True, double_advance=True, exclude_own=False, query=TokenMean(norm="before", class_token=True)
+    ),
 }
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 

@@ -8,11 +8,13 @@ from pydantic import Field
 
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.image_level import HeadConfig, ImageLevel, ImageLevelConfig
+from glocal.objectives.instance import Instance, InstanceConfig
 from glocal.objectives.local_global_reference import LocalGlobalReference, LocalGlobalReferenceConfig
+from glocal.objectives.local_group import LocalGroup, LocalGroupConfig
 from glocal.objectives.matched_patches import MatchedPatches, MatchedPatchesConfig
 
 AnyObjective = Annotated[
-    ImageLevelConfig | MatchedPatchesConfig | LocalGlobalReferenceConfig,
+    ImageLevelConfig | MatchedPatchesConfig | LocalGlobalReferenceConfig | InstanceConfig | LocalGroupConfig,
     Field(discriminator="kind"),
 ]
 
@@ -22,8 +24,12 @@ __all__ = [
     "HeadConfig",
     "ImageLevel",
     "ImageLevelConfig",
+    "Instance",
+    "InstanceConfig",
     "LocalGlobalReference",
     "LocalGlobalReferenceConfig",
+    "LocalGroup",
+    "LocalGroupConfig",
     "MatchedPatches",
     "MatchedPatchesConfig",
     "Objective",

@@ -210,9 +210,8 @@ def _backward(run: Run, views: Views, progress: Progress, watch: bool) -> dict[s
     parts = run.config.training.accumulate
     scalars: dict[str, Tensor] = {}
     for number, part in enumerate(views.split(parts)):
-        last = number == parts - 1
-        sync = contextlib.nullcontext() if last else run.fabric.no_backward_sync(run.wrapped, enabled=run.fabric.world_size > 1)
-        with sync:
+        last = number == parts - 1 or run.fabric.world_size == 1
+        with contextlib.nullcontext() if last else run.fabric.no_backward_sync(run.wrapped):
             loss, found = run.wrapped(StepInput(part, progress, watch))
             run.fabric.backward(loss / parts)
         found["loss"] = loss.detach()

@@ -45,25 +45,33 @@ class RunFolder:
     pictures = property(lambda self: self.path / "pictures")
 
     def __enter__(self) -> RunFolder:
-        occupied = self.path.exists() and (not self.path.is_dir() or any(p.name != ".lock" for p in self.path.iterdir()))
+        lock = self.path / ".lock"
+        if lock.exists():
+            self._take(lock)
+        occupied = self.path.exists() and (not self.path.is_dir() or any(p.name != lock.name for p in self.path.iterdir()))
         if occupied and not self.resume:
+            self.__exit__()
             hint = "Add resume=true to continue that run, or choose another out=." if self.config.exists() else "Choose another out=."
             raise TrainingError(f"out={self.path} exists and is not empty; nothing in it was touched. {hint}")
+        if self._lock is None:
+            self._take(lock)
+        return self
+
+    def _take(self, lock: Path) -> None:
         try:
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock = lock.open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.__exit__()
+            raise TrainingError(f"out={self.path} is in use by another process. Stop it first, or choose another out=.") from error
         except OSError as error:
             raise TrainingError(f"out={self.path} can't be written ({error.strerror}). Choose another out=.") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise TrainingError(f"out={self.path} is in use by another process. Stop it first, or choose another out=.") from error
-        return self
 
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
             self._lock.close()
+            self._lock = None
 
     def write_start(self, config: RunConfig) -> None:
         """Record the configuration and the environment."""

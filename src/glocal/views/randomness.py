@@ -7,14 +7,17 @@ Flood 2014) has none of that, vectorises over images and patches, and gives equa
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 # Constants of SplitMix64 as signed 64-bit integers; torch multiplies int64 modulo 2**64, as the algorithm asks.
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
+_MASK = 2**64 - 1
 
 
 def _shift_right(x: Int64[Tensor, "*shape"], bits: int) -> Int64[Tensor, "*shape"]:
@@ -31,7 +34,8 @@ def mix(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
 
 def fold_in(seed: Int64[Tensor, "*shape"], data: int | Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     """Derive an independent seed, for example one a view from one an image: `fold_in(seed, view)`."""
-    return mix(mix(seed + _GOLDEN) ^ (data + 1) * _GOLDEN)
+    step = torch.as_tensor(data, dtype=torch.int64, device=seed.device) + 1
+    return mix(mix(seed + _GOLDEN) ^ step * _GOLDEN)
 
 
 def uniforms(seed: Int64[Tensor, " units"], count: int) -> Float[Tensor, "units count"]:
@@ -46,8 +50,43 @@ def uniforms(seed: Int64[Tensor, " units"], count: int) -> Float[Tensor, "units 
 
 
 def hash_seed(*parts: int) -> int:
-    """Fold plain integers (run seed, epoch, image number) into one 64-bit seed; what the workers use."""
-    seed = torch.zeros((), dtype=torch.int64)
+    """Fold plain integers (run seed, epoch, image number) into one signed 64-bit seed; equals repeated `fold_in` on 0.
+
+    >>> hash_seed(7, 0, 3) == int(fold_in(fold_in(fold_in(torch.tensor(0), 7), 0), 3))
+    True
+    """
+    seed = 0
     for part in parts:
-        seed = fold_in(seed, part)
-    return int(seed)
+        seed = _mix_integer(_mix_integer(seed + _GOLDEN) ^ ((part + 1) * _GOLDEN))
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _mix_integer(x: int) -> int:
+    x &= _MASK
+    x = ((x ^ (x >> 30)) * _MIX_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX_2) & _MASK
+    return x ^ (x >> 31)
+
+
+# The same hash on NumPy arrays: the workers draw for one image at a time, where a torch operation's fixed cost counts.
+
+_SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_11 = (np.uint64(bits) for bits in (30, 27, 31, 11))
+_GOLDEN_U, _MIX_1_U, _MIX_2_U = (np.uint64(constant & _MASK) for constant in (_GOLDEN, _MIX_1, _MIX_2))
+
+
+def mix_array(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`mix` on an array of unsigned integers (not on a NumPy scalar, which would warn of overflow)."""
+    x = (x ^ (x >> _SHIFT_30)) * _MIX_1_U
+    x = (x ^ (x >> _SHIFT_27)) * _MIX_2_U
+    return x ^ (x >> _SHIFT_31)
+
+
+def fold_in_array(seed: NDArray[np.uint64], data: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`fold_in` on arrays of unsigned integers; the two broadcast."""
+    return mix_array(mix_array(seed + _GOLDEN_U) ^ (data + np.uint64(1)) * _GOLDEN_U)
+
+
+def uniform_array(seed: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
+    """Draw `count` float64 uniforms in [0, 1) for every seed, along a new last axis (`uniforms` with more bits)."""
+    counter = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN_U
+    return (mix_array(seed[..., None] + counter) >> _SHIFT_11) * 2.0**-53

@@ -1,11 +1,100 @@
-"""Erasing."""
+"""Random erasing with noise."""
+
 from __future__ import annotations
+
+import math
 from typing import Literal
-from glocal.views.photometric.operation import OperationBase
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from pydantic import model_validator
+from torch import Tensor
+
+from glocal.views.photometric.operation import OperationBase, Pixels, Probability, between
+from glocal.views.randomness import fold_in, uniforms
+
+ATTEMPTS = 10
+NOISE_MEAN = (0.485, 0.456, 0.406)
+NOISE_STD = (0.229, 0.224, 0.225)
+
+
+def draw_boxes(
+    draws: Float[Tensor, "units attempts 4"], area: tuple[float, float], aspect: tuple[float, float], height: int, width: int
+) -> Int64[Tensor, "units 4"]:
+    """Draw one box (top, left, height, width) a unit: the first attempt that is smaller than the picture on both sides.
+
+    Area is uniform, height over width log-uniform. When no attempt fits, the box is empty.
+    """
+    size = between(draws[..., 0], *area) * (height * width)
+    ratio = between(draws[..., 1], math.log(aspect[0]), math.log(aspect[1])).exp()
+    tall, wide = (size * ratio).sqrt().round().long(), (size / ratio).sqrt().round().long()
+    fits = (tall < height) & (wide < width)
+    first = fits.int().argmax(1, keepdim=True)
+    tall, wide = (torch.where(fits, side, 0).gather(1, first)[:, 0] for side in (tall, wide))
+    start = draws.gather(1, first[:, :, None].expand(-1, 1, 4))[:, 0]
+    top = (start[:, 2] * (height - tall + 1)).long()
+    left = (start[:, 3] * (width - wide + 1)).long()
+    return torch.stack([top, left, tall, wide], dim=1)
+
+
+def inside_boxes(boxes: Int64[Tensor, "units 4"], height: int, width: int) -> Bool[Tensor, "units height width"]:
+    """Mark the pixels of each unit's box."""
+    top, left, tall, wide = boxes[:, :, None].unbind(1)
+    y, x = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
+    return ((y >= top) & (y < top + tall))[:, :, None] & ((x >= left) & (x < left + wide))[:, None, :]
+
+
+def erase(pixels: Pixels, boxes: Int64[Tensor, "units 4"], seeds: Int64[Tensor, " units"]) -> Pixels:
+    """Fill each unit's box with Gaussian noise of ImageNet's mean and standard deviation, clipped to [0, 1].
+
+    Noise is a function of the unit's seed and the pixel's place.
+    """
+    height, width = pixels.shape[-2:]
+    inside = inside_boxes(boxes, height, width)
+    if pixels.device.type == "cpu":
+        unit, place = inside.flatten(1).nonzero().unbind(1)
+        out = pixels.clone()
+        out.flatten(2)[unit, :, place] = _noise(fold_in(seeds[unit], place))
+        return out
+    place = torch.arange(height * width, device=pixels.device)
+    noise = _noise(fold_in(seeds[:, None], place).flatten()).view(-1, height, width, 3).permute(0, 3, 1, 2)
+    return torch.where(inside[:, None], noise, pixels)
+
+
+def _noise(seeds: Int64[Tensor, " values"]) -> Float[Tensor, "values 3"]:
+    """Normal values by the inverse of the error function."""
+    normal = torch.erfinv(uniforms(seeds, 3).mul_(2).sub_(1 - 2.0**-24)).mul_(math.sqrt(2))
+    mean, std = normal.new_tensor(NOISE_MEAN), normal.new_tensor(NOISE_STD)
+    return torch.addcmul(mean, normal, std).clamp_(0.0, 1.0)
 
 
 class RandomErasing(OperationBase):
-    """x."""
+    """Replace one rectangle by per-pixel noise (Zhong et al. 2020, pixel mode, one box).
+
+    Departure: it runs before normalisation, so the noise that is standard normal after it is clipped to valid colours.
+    """
 
     op: Literal["random_erasing"] = "random_erasing"
-    probability: float = 0.25
+    probability: Probability = 0.25
+    area: tuple[float, float] = (0.02, 1 / 3)
+    """Smallest and largest share of the view."""
+    aspect: tuple[float, float] = (0.3, 3.3)
+    """Smallest and largest height over width."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RandomErasing:
+        for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
+            if not 0 < low <= high or (name == "area" and high > 1):
+                raise ValueError(f"{name} is ({low}, {high}); it must rise from above 0" + " to at most 1" * (name == "area"))
+        return self
+
+    @property
+    def draws(self) -> int:
+        """Four an attempt at a box, and two halves of a noise seed."""
+        return 4 * ATTEMPTS + 2
+
+    def transform(self, pixels: Pixels, draws: Float[Tensor, "units draws"]) -> Pixels:
+        """See `draw_boxes` and `erase`."""
+        boxes = draw_boxes(draws[:, :-2].unflatten(1, (ATTEMPTS, 4)), self.area, self.aspect, *pixels.shape[-2:])
+        halves = (draws[:, -2:] * 2**24).long()
+        return erase(pixels, boxes, (halves[:, 0] << 24) + halves[:, 1])

@@ -18,6 +18,9 @@ from glocal.config import Config
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Pixels = Float[Tensor, "units 3 height width"]
+Rows = Tensor | slice
+PIECE_BYTES = 1 << 20
+"""Float bytes of the views that a CPU core works on at a time: about one second-level cache."""
 
 
 class OperationBase(Config):
@@ -32,6 +35,8 @@ class OperationBase(Config):
 
     moves_pixels: ClassVar[bool] = False
     """True where content changes place, so that geometric patch matching no longer holds."""
+    prefers_whole_batch: ClassVar[bool] = False
+    """True where the CPU code gains from many views at once; others run in pieces that stay in the cache."""
 
     @property
     def draws(self) -> int:
@@ -44,24 +49,28 @@ class OperationBase(Config):
 
 
 def transform_where(
-    chosen: Bool[Tensor, " units"], pixels: Pixels, transform: Callable[[Pixels, Tensor | slice], Pixels]
+    chosen: Bool[Tensor, " units"], pixels: Pixels, transform: Callable[[Pixels, Rows], Pixels]
 ) -> Pixels:
-    """Apply `transform(pixels[rows], rows)` to the chosen units; the others pass unchanged.
+    """Apply `transform(pixels[rows], rows)` to the chosen units; the others pass unchanged. May overwrite `pixels`.
 
     On a CPU only the chosen units are computed. Elsewhere all are and a mask selects, because a subset of unknown size
     would make the host wait for the device.
     """
     if pixels.device.type != "cpu":
-        everything = slice(None)
-        return torch.where(chosen[:, None, None, None], transform(pixels, everything), pixels)
+        return torch.where(chosen[:, None, None, None], transform(pixels, slice(None)), pixels)
     rows = chosen.nonzero()[:, 0]
     if len(rows) == 0:
         return pixels
     if len(rows) == len(pixels):
         return transform(pixels, slice(None))
-    return pixels.index_copy(0, rows, transform(pixels.index_select(0, rows), rows))
+    return pixels.index_copy_(0, rows, transform(pixels.index_select(0, rows), rows))
 
 
 def between(uniform: Tensor, low: float, high: float) -> Tensor:
     """Stretch uniforms in [0, 1) to [low, high)."""
     return uniform * (high - low) + low
+
+
+def per_unit(parameter: Float[Tensor, " units"] | float) -> Tensor | float:
+    """Make one number a unit broadcast against (units, 3, height, width); a plain number stays as it is."""
+    return parameter[:, None, None, None] if isinstance(parameter, Tensor) else parameter

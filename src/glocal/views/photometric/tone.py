@@ -9,14 +9,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from glocal.views.photometric.operation import OperationBase, Pixels
+from glocal.views.photometric.operation import OperationBase, Pixels, per_unit
 
 Level = Annotated[int, Field(ge=0, le=256)]
 HALF_LEVEL = 0.5 / 255
-
-
-def _per_unit(parameter: Float[Tensor, " units"] | float) -> Tensor | float:
-    return parameter[:, None, None, None] if isinstance(parameter, Tensor) else parameter
 
 
 def solarise(pixels: Pixels, threshold: Float[Tensor, " units"] | float = 128.0) -> Pixels:
@@ -27,7 +23,7 @@ def solarise(pixels: Pixels, threshold: Float[Tensor, " units"] | float = 128.0)
     >>> solarise(torch.full((1, 3, 1, 1), 200 / 255)).mul(255).round().flatten().tolist()
     [55.0, 55.0, 55.0]
     """
-    limit = _per_unit(threshold) / 255 - HALF_LEVEL
+    limit = per_unit(threshold) / 255 - HALF_LEVEL
     return torch.where(pixels >= limit, 1.0 - pixels, pixels)
 
 
@@ -39,7 +35,7 @@ def posterise(pixels: Pixels, bits: Float[Tensor, " units"] | int) -> Pixels:
     >>> posterise(torch.full((1, 3, 1, 1), 200 / 255), 2).mul(255).round().flatten().tolist()
     [192.0, 192.0, 192.0]
     """
-    step = _per_unit(2.0 ** (8 - bits))
+    step = per_unit(2.0 ** (8 - bits))
     return (pixels * (255 / step) + 0.5 / step).floor_().mul_(step / 255)
 
 
@@ -50,7 +46,7 @@ def invert(pixels: Pixels) -> Pixels:
 
 def solarise_add(pixels: Pixels, amount: Float[Tensor, " units"] | float, threshold: float = 128.0) -> Pixels:
     """Add `amount` levels to every value below `threshold` levels, clipped at white (AutoAugment's SolarizeAdd)."""
-    return torch.where(pixels < threshold / 255 - HALF_LEVEL, (pixels + _per_unit(amount) / 255).clamp_(max=1.0), pixels)
+    return torch.where(pixels < threshold / 255 - HALF_LEVEL, (pixels + per_unit(amount) / 255).clamp_(max=1.0), pixels)
 
 
 class Solarise(OperationBase):

@@ -1,0 +1,187 @@
+"""Over-clustering: how well k-means clusters of patch features follow the classes nobody told them.
+
+The protocol of Leopart (Ziegler and Asano 2022, section 4) and NeCo: standardise, PCA, k-means, then either every
+cluster takes the class it is purest in (many more clusters than classes) or clusters and classes pair up one to one.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from glocal.errors import ConfigError, DataError
+from glocal.evaluation.base import DataLike, Result, Work
+from glocal.evaluation.dense_features import (
+    Counted,
+    DenseConfig,
+    iterate_dense,
+    resize_mask,
+    standardisation,
+)
+from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.segmentation_data import TEST, open_segmentation
+from glocal.evaluation.segmentation_metrics import (
+    assign_by_hungarian,
+    assign_by_precision,
+    confusion_matrix,
+    merge_clusters,
+    segmentation_score,
+)
+from glocal.models.encoder import Encoder
+
+SCORED_SIDE = 100
+"""Masks and cluster maps are compared at 100x100, nearest neighbour."""
+
+
+def principal_components(
+    features: Float[Tensor, "patches dim"], components: int
+) -> Float[Tensor, "patches components"]:
+    """Project centred features on the leading eigenvectors of their covariance (added up in double precision).
+
+    Signs of the components are arbitrary and don't matter to Euclidean k-means.
+    """
+    mean = features.double().mean(0)
+    covariance = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
+    for part in torch.split(features, 65536):
+        centred = part.double() - mean
+        covariance += centred.T @ centred
+    _, vectors = torch.linalg.eigh(covariance)
+    basis = vectors.flip(1)[:, :components].float()
+    projected: Tensor = (features - mean.float()) @ basis
+    return projected
+
+
+def cluster(
+    features: Float[np.ndarray, "patches dim"],
+    clusters: int,
+    seed: int,
+    method: Literal["minibatch", "lloyd"],
+    iterations: int,
+    restarts: int,
+) -> Int64[np.ndarray, " patches"]:
+    """Run Euclidean k-means (scikit-learn) and return every patch's cluster.
+
+    Raises:
+        DataError: when there are fewer patches than clusters.
+    """
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    if len(features) < clusters:
+        raise DataError(f"{len(features)} patches can't form {clusters} clusters. Use fewer clusters or more images.")
+    if method == "minibatch":
+        fitted = MiniBatchKMeans(
+            clusters, batch_size=max(4096, 8 * clusters), max_iter=iterations, n_init=restarts, random_state=seed
+        ).fit(features)
+    else:
+        fitted = KMeans(clusters, max_iter=iterations, n_init=restarts, random_state=seed).fit(features)
+    return np.asarray(fitted.labels_, np.int64)
+
+
+class OverClustering(DenseConfig):
+    """Over-clustering on the split to be scored, at K = `clusters` and at K = number of classes.
+
+    `mIoU` of the many clusters uses the labels it is scored on (a diagnosis of the features); `mIoU_matched` is the
+    one-to-one Hungarian match on IoU. Both are means over `seeds` runs, with their standard deviation.
+
+    Departure from the reference: mini-batch k-means unless `method=lloyd`, see the benchmark figures for its cost.
+    """
+
+    protocol: ClassVar[str] = "overclustering"
+
+    size: int | None = 448
+    """Side in pixels that images are squashed to, a multiple of the patch; null: the model's own."""
+    clusters: int = 500
+    """Clusters of the many-to-one score."""
+    components: int = 50
+    """Principal components kept."""
+    seeds: int = 5
+    """Runs of k-means that are averaged, seeded 0, 1, ..."""
+    method: Literal["minibatch", "lloyd"] = "minibatch"
+    """How k-means is solved; `lloyd` is the reference's and many times slower."""
+    iterations: int = 100
+    """Most passes over the patches."""
+    restarts: int = 5
+    """Initialisations tried a run; the one of least inertia is kept."""
+
+    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
+        """Cluster the patches of the test split and score the clusters against its masks."""
+        if min(self.clusters, self.components, self.seeds, self.iterations, self.restarts) < 1:
+            raise ConfigError("clusters, components, seeds, iterations and restarts must be 1 or more.")
+        test = open_segmentation(data, *TEST, ignore=self.ignore, num_classes=self.num_classes)
+        transform, counted = self.transform(encoder), Counted()
+        patches, masks, grid = [], [], (0, 0)
+        for image in iterate_dense(encoder, test, transform, self.layer, work, counted):
+            patches.append(image.patches.cpu())
+            masks.append(resize_mask(image.mask, (SCORED_SIDE, SCORED_SIDE)))
+            grid = image.grid
+        features = torch.cat(patches)
+        mean, deviation = standardisation(features)
+        features.sub_(mean).div_(deviation)
+        points = principal_components(features, self.components).numpy()
+        rows = self._score_runs(points, np.stack(masks), grid, test.num_classes, work)
+        numbers = _mean_and_deviation(rows)
+        resolved = {
+            "resolution": f"{transform.size} squash, scored at {SCORED_SIDE}x{SCORED_SIDE}",
+            "features": f"patches, standardised, PCA to {min(self.components, points.shape[1])}",
+            "norm": True,
+            "classes": list(test.class_names),
+        }
+        notes = [*counted.notes(), *_absent(np.stack(masks), test.class_names)]
+        return self.result(encoder, {"test": test.source}, numbers, rows=rows, notes=notes, **resolved)
+
+    def _score_runs(
+        self,
+        points: Float[np.ndarray, "patches dim"],
+        masks: UInt8[np.ndarray, "images side side"],
+        grid: tuple[int, int],
+        classes: int,
+        work: Work,
+    ) -> list[dict[str, float]]:
+        """Cluster with every seed, at both numbers of clusters."""
+        rows = []
+        with progress_bar("k-means", 2 * self.seeds, work.progress, unit="runs") as advance:
+            for seed in range(self.seeds):
+                row: dict[str, float] = {"seed": seed}
+                for name, count in (("mIoU", self.clusters), ("mIoU_matched", classes)):
+                    found = cluster(points, count, seed, self.method, self.iterations, self.restarts)
+                    confusion = cluster_confusion(found, masks, grid, classes, count)
+                    assign = assign_by_precision if name == "mIoU" else assign_by_hungarian
+                    score = segmentation_score(merge_clusters(confusion, assign(confusion)))
+                    row[name] = 100 * score.mean_iou
+                    advance(1)
+                rows.append(row)
+        return rows
+
+
+def cluster_confusion(
+    found: Int64[np.ndarray, " patches"],
+    masks: UInt8[np.ndarray, "images side side"],
+    grid: tuple[int, int],
+    classes: int,
+    clusters: int,
+) -> Int64[Tensor, "classes clusters"]:
+    """Count scored pixels by (class, cluster), cluster maps brought to the masks' size by nearest neighbour."""
+    side = masks.shape[1:]
+    confusion = torch.zeros(classes, clusters, dtype=torch.long)
+    for clusters_of_image, mask in zip(found.reshape(len(masks), *grid), masks, strict=True):
+        enlarged = torch.from_numpy(resize_mask(clusters_of_image, side))
+        confusion += confusion_matrix(torch.from_numpy(mask), enlarged, classes, clusters)
+    return confusion
+
+
+def _mean_and_deviation(rows: list[dict[str, float]]) -> dict[str, float]:
+    numbers = {}
+    for name in ("mIoU", "mIoU_matched"):
+        values = [row[name] for row in rows]
+        numbers[name], numbers[f"{name}_std"] = float(np.mean(values)), float(np.std(values))
+    return numbers
+
+
+def _absent(masks: UInt8[np.ndarray, "images side side"], names: tuple[str, ...]) -> list[str]:
+    present = set(np.unique(masks).tolist())
+    missing = [name for number, name in enumerate(names) if number not in present]
+    return [f"{len(missing)} class(es) absent in the scored masks: {', '.join(missing)}"] if missing else []

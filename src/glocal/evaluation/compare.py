@@ -1,0 +1,115 @@
+"""Results of several models side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from glocal.errors import DataError
+from glocal.evaluation.base import Result, format_number, read_results
+
+TELLING = ("version", "resolution", "layer", "norm", "transform", "features", "temperature", "epochs", "batch_size")
+"""Settings that make two numbers of one protocol incomparable when they differ."""
+
+
+class Measure(NamedTuple):
+    """What one row compares."""
+
+    protocol: str
+    data: str
+    name: str
+
+
+class Comparison(NamedTuple):
+    """Numbers by measure and column; a column is a folder, or a folder and a model where a folder holds several."""
+
+    columns: list[str]
+    numbers: dict[Measure, list[float | None]]
+    warnings: list[str]
+
+
+def gather(runs: Sequence[str | Path]) -> Comparison:
+    """Read the results of several folders (or results.json files).
+
+    Raises:
+        DataError: when no folder is given, or one has no results.
+
+    >>> gather(["runs/a", "runs/b"])  # doctest: +SKIP
+    """
+    if not runs:
+        raise DataError("Nothing to compare. Name folders that `glocal evaluate ... out=FOLDER` wrote.")
+    columns: dict[str, list[Result]] = {}
+    for run in runs:
+        path = results_path(Path(run))
+        results = read_results(path)
+        models = list(dict.fromkeys(result.model.get("fingerprint", "") for result in results))
+        for model in models:
+            own = [result for result in results if result.model.get("fingerprint", "") == model]
+            name = str(run) if len(models) == 1 else f"{run} · {own[0].model.get('name', model)}"
+            while name in columns:
+                name += " '"
+            columns[name] = own
+    numbers: dict[Measure, list[float | None]] = {}
+    for place, results in enumerate(columns.values()):
+        for result in results:
+            for name, value in result.numbers.items():
+                measure = Measure(result.protocol, ", ".join(result.data), name)
+                numbers.setdefault(measure, [None] * len(columns))[place] = value
+    return Comparison(list(columns), numbers, _differences(columns))
+
+
+def compare(runs: Sequence[str | Path]) -> Table:
+    """A table with a row a measure and a column a run. No number is called best: for some, lower is.
+
+    Settings that differ within a protocol are named below it, since such numbers can't be compared.
+    """
+    found = gather(runs)
+    table = Table("protocol", "data", "measure", caption="\n".join(found.warnings) or None, caption_justify="left")
+    for name in found.columns:
+        table.add_column(name, justify="right")
+    last: tuple[str, str] | None = None
+    for measure, values in found.numbers.items():
+        head = (measure.protocol, measure.data)
+        shown = ("", "") if head == last else head
+        if head != last and last is not None:
+            table.add_section()
+        last = head
+        table.add_row(*shown, measure.name, *("–" if value is None else format_number(value) for value in values))
+    return table
+
+
+def results_path(run: Path) -> Path:
+    """Where a run keeps its results: the file itself, `results.json` in the folder, or in its `evaluation` folder."""
+    options = [run] if run.suffix == ".json" else [run / "results.json", run / "evaluation" / "results.json"]
+    found = next((path for path in options if path.is_file()), None)
+    if found is None:
+        looked = " or ".join(str(path) for path in options)
+        raise DataError(f"{run} has no results ({looked}). Run `glocal evaluate all model={run} data=... out={run}`.")
+    return found
+
+
+def _differences(columns: dict[str, list[Result]]) -> list[str]:
+    """One line for every setting that differs between runs within a protocol and data set."""
+    groups: dict[tuple[str, str], list[tuple[str, Result]]] = {}
+    for name, results in columns.items():
+        for result in results:
+            groups.setdefault((result.protocol, ", ".join(result.data)), []).append((name, result))
+    lines: list[str] = []
+    for (protocol, _), entries in groups.items():
+        for setting in (*TELLING, "data"):
+            values = [(name, _setting(result, setting)) for name, result in entries]
+            if any(value != values[0][1] for _, value in values):
+                told = "; ".join(f"{name}: {value}" for name, value in values)
+                lines.append(f"! {protocol}: {setting} differs ({told})")
+    return lines
+
+
+def _setting(result: Result, name: str) -> Any:
+    if name == "version":
+        return result.version
+    if name == "data":
+        return ", ".join(result.data.values())
+    return result.settings.get(name)

@@ -1,0 +1,167 @@
+"""DAVIS 2017: sequences of frames and object masks, from its folder layout or from a tar of it, read in place."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from glocal.data.decoding import decode_image, decode_mask
+from glocal.data.source import short_hash
+from glocal.errors import DataError, UnreadableImageError
+
+FRAMES, MASKS, LISTS = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017"
+
+
+class DavisVideos:
+    """The sequences of one split.
+
+    Args:
+        path: a folder or an uncompressed tar that holds `JPEGImages/480p` and `Annotations/480p` at any depth, or a
+            folder with one such tar.
+        split: name of a list under `ImageSets/2017`; without that list all sequences are taken.
+
+    Raises:
+        DataError: when no such tree is found or a sequence has no frames or no first mask.
+    """
+
+    def __init__(self, path: str | Path, split: str = "val") -> None:
+        self.path = Path(path)
+        self._files = _open_files(self.path)
+        self.name = f"{self.path.name}/{split}"
+        found = {str(PurePosixPath(name).parent) for name in self._files if f"{FRAMES}/" in name}
+        if not found:
+            raise DataError(f"{self.path} holds no {FRAMES}/SEQUENCE/*.jpg. Give DAVIS' own folder, or a tar of it.")
+        self._root = min(found).split(FRAMES)[0]
+        everything = sorted(PurePosixPath(folder).name for folder in found)
+        listed = f"{self._root}{LISTS}/{split}.txt"
+        self.sequences = self._read_list(listed) if listed in self._files else everything
+        missing = [name for name in self.sequences if name not in everything]
+        if missing or not self.sequences:
+            raise DataError(
+                f"{self.name}: no frames of {', '.join(missing) or 'any sequence'}; there are {everything}."
+            )
+
+    def frames(self, sequence: str) -> list[str]:
+        """Names of a sequence's frames, in order."""
+        return sorted(name for name in self._files if name.startswith(f"{self._root}{FRAMES}/{sequence}/"))
+
+    def read_frame(self, name: str) -> Image.Image:
+        """Decode a frame as RGB.
+
+        Raises:
+            DataError: when it can't be decoded (a video can't be followed across a missing frame).
+        """
+        try:
+            return decode_image(self._read(name), name=name)
+        except UnreadableImageError as error:
+            raise DataError(f"A frame of {self.path} can't be decoded: {error}. Replace the file.") from error
+
+    def read_masks(self, sequence: str) -> list[UInt8[np.ndarray, "h w"]]:
+        """Object numbers of every pixel (0 background, 255 void), one mask a frame.
+
+        Raises:
+            DataError: when the masks don't go with the frames.
+        """
+        folder = f"{self._root}{MASKS}/{sequence}"
+        names = [f"{folder}/{PurePosixPath(frame).stem}.png" for frame in self.frames(sequence)]
+        missing = [name for name in names if name not in self._files]
+        if missing:
+            raise DataError(f"{sequence}: {len(missing)} of {len(names)} frames have no mask, the first: {missing[0]}.")
+        return [read_label_map(self._read(name), name) for name in names]
+
+    def fingerprint(self) -> str:
+        """Hash of file names and sizes of the split's sequences."""
+        chosen = {f"/{name}/" for name in self.sequences}
+        entries = sorted(
+            f"{name} {size}" for name, (_, size) in self._files.items() if any(part in name for part in chosen)
+        )
+        return short_hash("\n".join(entries).encode())
+
+    def _read(self, name: str) -> bytes:
+        offset, size = self._files[name]
+        if offset is None:
+            return (self.path / name).read_bytes()
+        with self._tar.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+    @property
+    def _tar(self) -> Path:
+        return _tar_of(self.path) or self.path
+
+    def _read_list(self, name: str) -> list[str]:
+        return [line.split()[0] for line in self._read(name).decode().splitlines() if line.strip()]
+
+
+def read_label_map(content: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
+    """Decode an indexed or grey PNG to its values; a palette's colours are never looked at.
+
+    Raises:
+        DataError: when it can't be decoded or has several channels.
+    """
+    try:
+        return decode_mask(content, name).astype(np.uint8)
+    except UnreadableImageError as error:
+        raise DataError(f"A mask can't be read: {error}. An indexed PNG with object numbers is needed.") from error
+
+
+def read_predictions(path: str | Path, sequences: Sequence[str]) -> dict[str, list[UInt8[np.ndarray, "h w"]]]:
+    """Read label maps `SEQUENCE/*.png`, at any depth of a folder or an uncompressed tar.
+
+    Raises:
+        DataError: when a sequence has none.
+    """
+    root = Path(path)
+    files = _open_files(root)
+    tar = _tar_of(root)
+    found = {}
+    for sequence in sequences:
+        names = sorted(n for n in files if n.endswith(".png") and PurePosixPath(n).parent.name == sequence)
+        if not names:
+            raise DataError(f"{root} holds no predictions {sequence}/*.png.")
+        contents = []
+        for name in names:
+            offset, size = files[name]
+            contents.append((root / name).read_bytes() if offset is None else _slice(tar or root, offset, size))
+        found[sequence] = [read_label_map(content, name) for content, name in zip(contents, names, strict=True)]
+    return found
+
+
+def _slice(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _tar_of(path: Path) -> Path | None:
+    """The tar to read: the path itself, or the one in a folder that holds no unpacked tree."""
+    if path.is_file():
+        return path
+    if any(path.rglob("JPEGImages")) or any(path.rglob("*.png")):
+        return None
+    tars = [tar for tar in sorted(path.glob("*.tar")) if any(FRAMES in name for name in _tar_index(tar))]
+    return tars[0] if tars else None
+
+
+def _tar_index(path: Path) -> dict[str, tuple[int | None, int]]:
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isfile()}
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{path} is no uncompressed tar ({error}). Unpack it and give the folder.") from error
+
+
+def _open_files(path: Path) -> dict[str, tuple[int | None, int]]:
+    """Names with their size, and their place in the tar (None: a file of the folder)."""
+    if not path.exists():
+        raise DataError(f"{path} doesn't exist. Check the path.")
+    tar = _tar_of(path)
+    if tar is not None:
+        return _tar_index(tar)
+    files = (file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix(): (None, file.stat().st_size) for file in files}

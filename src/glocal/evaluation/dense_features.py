@@ -1,0 +1,199 @@
+"""Patch features and masks side by side: what every dense protocol starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from glocal.errors import DataError, ModelError
+from glocal.evaluation.base import ProtocolConfig, Work
+from glocal.evaluation.extraction import FeatureTransform, Skipped, iterate_features
+from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.segmentation_data import SegmentationData
+from glocal.evaluation.segmentation_metrics import (
+    IGNORED,
+    SegmentationScore,
+    segmentation_score,
+)
+from glocal.models.encoder import Encoder
+from glocal.models.features import Features
+
+
+class DenseConfig(ProtocolConfig):
+    """Settings that all protocols on images with masks share."""
+
+    size: int | None = None
+    """Side in pixels that images are squashed to, a multiple of the patch; null: the model's own."""
+    layer: int = -1
+    """Block whose patches are used, counted from the end, after the final norm."""
+    ignore: list[int] | None = None
+    """Mask values left out besides 255; null: those the known layout leaves out (CamVid's void, ADE20K's 0)."""
+    num_classes: int | None = None
+    """Classes of a data set of unknown layout; null: one more than the highest mask value."""
+
+    def transform(self, encoder: Encoder) -> FeatureTransform:
+        """The squash to `size`, resolved for this model."""
+        return FeatureTransform(resize="squash", size=self.size, crop_fraction=1.0).resolve(encoder)
+
+
+class DenseImage(NamedTuple):
+    """One image's patch features on the model's device, and its mask as class ids (255 ignored) at its own size."""
+
+    place: int
+    """Where it is in its source."""
+    patches: Float[Tensor, "patches dim"]
+    grid: tuple[int, int]
+    mask: UInt8[np.ndarray, "h w"]
+
+
+@dataclass
+class Counted:
+    """What was left out while images were read, to be told in a result's notes."""
+
+    skipped: Skipped = field(default_factory=Skipped)
+    unscored: dict[str, list[str]] = field(default_factory=dict)
+    """Images whose mask holds only ignored pixels, by source."""
+
+    def notes(self) -> list[str]:
+        """Count and name what was left out."""
+        lines = self.skipped.notes()
+        for name, keys in self.unscored.items():
+            lines.append(f"{name}: {len(keys)} image(s) hold only ignored pixels: {', '.join(keys[:20])}")
+        return lines
+
+
+def iterate_dense(
+    encoder: Encoder,
+    data: SegmentationData,
+    transform: FeatureTransform,
+    layer: int,
+    work: Work,
+    counted: Counted,
+    indices: Sequence[int] | NDArray[np.int64] | None = None,
+    title: str = "patch features",
+) -> Iterator[DenseImage]:
+    """Stream patch features and masks, one image at a time, in order.
+
+    Unreadable images, and those whose mask has another size, are skipped and counted; so are images of which every
+    pixel is ignored, since they can neither teach nor score.
+
+    Raises:
+        ModelError: when the model gives no patch tokens.
+        DataError: when not one image is left.
+    """
+    source = data.checked().source
+    total = len(source) if indices is None else len(indices)
+    stream = iterate_features(
+        encoder, source, transform, work.batch_size, work.workers, indices, (layer,), counted.skipped
+    )
+    given = 0
+    with progress_bar(f"{source.name}: {title}", total, work.progress) as advance:
+        for batch in stream:
+            for row, index in enumerate(batch.indices.tolist()):
+                features = batch.features[0]
+                check_patches(encoder, features)
+                mask = data.mask(index)
+                if (mask == IGNORED).all():
+                    keys = counted.unscored.setdefault(source.name, [])
+                    if source.key(index) not in keys:
+                        keys.append(source.key(index))
+                    continue
+                given += 1
+                yield DenseImage(index, features.patches[row].float(), features.grid, mask)
+            advance(batch.seen)
+    if given == 0:
+        reasons = "; ".join(counted.notes()) or "the split is empty"
+        raise DataError(f"{source.name}: not one of {total} images can be used. {reasons}")
+
+
+def check_patches(encoder: Encoder, features: Features) -> None:
+    """Refuse a model that gives no patch tokens, or not one a grid cell.
+
+    Raises:
+        ModelError: naming the model.
+    """
+    rows, columns = features.grid
+    count = features.patches.shape[-2] if features.patches is not None and features.patches.ndim >= 2 else 0
+    if count == 0 or count != rows * columns:
+        raise ModelError(
+            f"{encoder.name} gives {count} patch tokens on a grid of {rows}x{columns}; dense protocols need one a cell. "
+            "Use a Vision Transformer with patch tokens, or an image-level protocol (knn, linear)."
+        )
+
+
+def upsample(
+    values: Float[Tensor, "patches channels"], grid: tuple[int, int], size: tuple[int, int]
+) -> Float[Tensor, "channels h w"]:
+    """Interpolate per-patch values bilinearly to `size` (height, width); pixel centres aligned, edges extended."""
+    image = values.T.reshape(1, -1, *grid)
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False)[0]
+
+
+def resize_mask(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
+    """Bring a mask to `size` by nearest neighbour, pixel centres aligned; values are never mixed."""
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)
+        for old, new in zip(mask.shape, size, strict=True)
+    )
+    result: np.ndarray = mask[rows[:, None], columns]
+    return result
+
+
+def cut_mask(mask: UInt8[np.ndarray, "h w"], grid: tuple[int, int], side: int) -> UInt8[np.ndarray, "patches pixels"]:
+    """Resize a mask to `side` pixels a patch and list the pixels of each patch (row-major, as patches are)."""
+    rows, columns = grid
+    resized: np.ndarray = resize_mask(mask, (rows * side, columns * side))
+    return resized.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(rows * columns, side * side)
+
+
+def class_shares(pixels: UInt8[np.ndarray, "patches pixels"], classes: int) -> Float[np.ndarray, "patches classes"]:
+    """Share of each class among a patch's scored pixels (a soft label); zeros where every pixel is ignored."""
+    count = np.stack([(pixels == number).sum(1) for number in range(classes)], 1).astype(np.float32)
+    shares: np.ndarray = count / np.maximum(count.sum(1, keepdims=True), 1)
+    return shares
+
+
+def standardisation(
+    features: Float[Tensor, "patches dim"],
+) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim"]]:
+    """Mean and standard deviation of every dimension, added up in double precision; a constant dimension gets 1."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+    square = torch.zeros_like(total)
+    for part in torch.split(features, 65536):
+        double = part.double()
+        total += double.sum(0)
+        square += double.square().sum(0)
+    mean = total / len(features)
+    deviation = (square / len(features) - mean.square()).clamp(min=0).sqrt()
+    deviation = torch.where(deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation))
+    return mean.float(), deviation.float()
+
+
+def percentages(score: SegmentationScore, prefix: str = "") -> dict[str, float]:
+    """The numbers that a segmentation result reports, in per cent."""
+    return {
+        f"{prefix}mIoU": 100 * score.mean_iou,
+        f"{prefix}pixel_accuracy": 100 * score.pixel_accuracy,
+        f"{prefix}class_accuracy": 100 * score.mean_accuracy,
+    }
+
+
+def class_rows(score: SegmentationScore, names: Sequence[str]) -> list[dict[str, object]]:
+    """One row a class, IoU in per cent (NaN: absent and never predicted)."""
+    return [{"class": name, "IoU": float(100 * iou)} for name, iou in zip(names, score.class_iou, strict=True)]
+
+
+def score_confusion(
+    confusion: Int64[Tensor, "classes classes"], data: SegmentationData
+) -> tuple[dict[str, float], list[dict[str, object]], list[str]]:
+    """Numbers, rows and notes of a confusion matrix over the classes of `data`."""
+    score = segmentation_score(confusion)
+    return percentages(score), class_rows(score, data.class_names), score.notes(data.class_names)

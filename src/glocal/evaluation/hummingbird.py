@@ -1,0 +1,154 @@
+"""Hummingbird: segmentation by retrieval from a memory of labelled patches, with exact search.
+
+Balazevic et al. 2023, "Towards in-context scene understanding", section 3.1 and appendix; the memory follows the
+open re-implementation, whose defects (crop areas above 1, a mistyped deviation, relabelling of predictions that are class ids
+already, the ignored class counted in the mean) are not repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from glocal.errors import ConfigError
+from glocal.evaluation.base import DataLike, Result, Work
+from glocal.evaluation.dense_features import (
+    Counted,
+    DenseConfig,
+    class_shares,
+    cut_mask,
+    iterate_dense,
+    score_confusion,
+    upsample,
+)
+from glocal.evaluation.extraction import FeatureTransform
+from glocal.evaluation.segmentation_data import (
+    CroppedSource,
+    SegmentationData,
+    open_train_and_test,
+)
+from glocal.evaluation.segmentation_knn import nearest_entries
+from glocal.evaluation.segmentation_metrics import confusion_matrix
+from glocal.models.encoder import Encoder
+from glocal.views.randomness import hash_seed, uniform_array
+
+
+def rarity_scores(
+    shares: Float[np.ndarray, "patches classes"], uniform: Float[np.ndarray, " patches"]
+) -> Float[np.ndarray, " patches"]:
+    """Score an image's patches for the memory; the smallest are kept, so patches with rare classes are preferred.
+
+    A patch's score is the number of the image's patches that hold each of its classes, summed over its classes, times
+    its uniform draw. A patch without a scored pixel gets infinity.
+    """
+    present = shares > 0
+    score: np.ndarray = np.where(present.any(1), (present * present.sum(0)).sum(1) * uniform, np.inf)
+    return score
+
+
+def soft_vote(
+    similarity: Float[Tensor, "queries k"], labels: Float[Tensor, "queries k classes"], temperature: float
+) -> Float[Tensor, "queries classes"]:
+    """Average the neighbours' soft labels, weighted by softmax(similarity / temperature)."""
+    weights = (similarity / temperature).softmax(dim=1)
+    return torch.einsum("qk,qkc->qc", weights, labels)
+
+
+class LabelledPatches(NamedTuple):
+    """The memory: features of unit length and the share of each class inside the patch."""
+
+    features: Float[Tensor, "entries dim"]
+    shares: Float[Tensor, "entries classes"]
+
+
+class Hummingbird(DenseConfig):
+    """Retrieval segmentation, scored at the masks' own size.
+
+    Departures from the reference: exact search; ignored pixels are left out of a patch's label and patches holding
+    nothing else are not stored (the reference calls them background on VOC); passes after the first see a random crop
+    of 0.25 to 1 of the area, perhaps mirrored, squashed to the same size.
+    """
+
+    protocol: ClassVar[str] = "hummingbird"
+
+    size: int | None = 512
+    """Side in pixels that images are squashed to, a multiple of the patch (504 for /14); null: the model's own."""
+    memory: int = 102_400
+    """Entries of the memory, shared out evenly among training images and passes. Papers use 10,240,000."""
+    passes: int = 2
+    """Times the training images are seen: once as they are, then as random crops."""
+    neighbours: int = 30
+    """Entries that vote for a patch."""
+    temperature: float = 0.02
+    """Of the softmax over similarities."""
+    seed: int = 0
+    """Decides crops and which patches are kept."""
+
+    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
+        """Fill the memory from train, then label every patch of the test split by its nearest entries."""
+        if min(self.memory, self.passes, self.neighbours) < 1 or self.temperature <= 0:
+            raise ConfigError("memory, passes and neighbours must be 1 or more, temperature above 0.")
+        train, test = open_train_and_test(data, self.ignore, self.num_classes)
+        transform, counted = self.transform(encoder), Counted()
+        memory = self.fill(encoder, train, transform, work, counted)
+        confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
+        for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="retrieval"):
+            queries = F.normalize(image.patches, dim=1)
+            similarity, places = nearest_entries(queries, memory.features, self.neighbours)
+            shares = soft_vote(similarity, memory.shares[places], self.temperature)
+            predicted = upsample(shares, image.grid, image.mask.shape).argmax(0).cpu()
+            confusion += confusion_matrix(torch.from_numpy(image.mask), predicted, test.num_classes)
+        numbers, rows, notes = score_confusion(confusion, test)
+        resolved = {
+            "resolution": f"{transform.size} squash, scored at the masks' size",
+            "features": "patches, unit length",
+            "norm": True,
+            "entries": len(memory.features),
+            "classes": list(test.class_names),
+        }
+        sources = {"train": train.source, "test": test.source}
+        return self.result(encoder, sources, numbers, rows=rows, notes=[*counted.notes(), *notes], **resolved)
+
+    def fill(
+        self, encoder: Encoder, train: SegmentationData, transform: FeatureTransform, work: Work, counted: Counted
+    ) -> LabelledPatches:
+        """Collect the memory. Every image gives each pass its quota, fewer when it has fewer scored patches."""
+        quotas = _quotas(self.memory, len(train) * self.passes)
+        features, shares = [], []
+        for number in range(self.passes):
+            seen = train if number == 0 else _cropped(train, self.seed, number)
+            for image in iterate_dense(
+                encoder, seen, transform, self.layer, work, counted, title=f"memory, pass {number + 1}"
+            ):
+                label = class_shares(cut_mask(image.mask, image.grid, encoder.patch_size), train.num_classes)
+                kept = self._select(label, number, image.place, int(quotas[number * len(train) + image.place]))
+                features.append(F.normalize(image.patches[torch.from_numpy(kept).to(image.patches.device)], dim=1))
+                shares.append(torch.from_numpy(label[kept]))
+        memory = torch.cat(features)
+        return LabelledPatches(memory, torch.cat(shares).to(memory.device))
+
+    def _select(
+        self, label: Float[np.ndarray, "patches classes"], number: int, index: int, quota: int
+    ) -> NDArray[np.int64]:
+        """Places of the `quota` patches with the smallest rarity score, in their order on the grid."""
+        seed = np.array(hash_seed(self.seed, 1, number, index)).astype(np.uint64)
+        scores = rarity_scores(label, uniform_array(seed, len(label)))
+        order = np.argsort(scores, kind="stable")[:quota]
+        return np.sort(order[np.isfinite(scores[order])])
+
+
+def _quotas(entries: int, shares: int) -> NDArray[np.int64]:
+    """Share out `entries` so that no two shares differ by more than one."""
+    edges = np.arange(shares + 1) * entries // shares
+    return np.diff(edges)
+
+
+def _cropped(train: SegmentationData, seed: int, number: int) -> SegmentationData:
+    return replace(train, source=CroppedSource(train.checked().source, hash_seed(seed, 2), number, area=(0.25, 1.0)))

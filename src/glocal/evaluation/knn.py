@@ -1,0 +1,255 @@
+"""Weighted k-nearest-neighbour classification on frozen embeddings: no training, no setting to tune but k."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from glocal.data.source import ImageSource
+from glocal.errors import ConfigError, DataError
+from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work, open_split
+from glocal.evaluation.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.extraction import FeatureTransform, device_of
+from glocal.evaluation.labels import LabelPair, align_labels
+from glocal.models.encoder import Encoder
+
+QUERY_CHUNK = 512
+BANK_CHUNK = 65_536
+"""Similarities held at once: 512 x 65,536 floats, 128 MiB. Constants, so that rounding never depends on the caller."""
+TOP = 5
+"""Classes ranked per query."""
+UNRANKED = -1
+"""In place of a class: no neighbour had another one."""
+
+
+class Neighbours(NamedTuple):
+    """The nearest bank rows of some queries, nearest first."""
+
+    similarity: Float[Tensor, "queries k"]
+    index: Int64[Tensor, "queries k"]
+
+
+def nearest_rows(
+    bank: Float[Tensor, "rows dim"],
+    queries: Float[Tensor, "queries dim"],
+    k: int,
+    leave_one_out: bool = False,
+) -> Iterator[Neighbours]:
+    """Yield the k most similar bank rows (dot product) a chunk of queries at a time, never holding the whole matrix.
+
+    With `leave_one_out`, query i is bank row i and never its own neighbour. Ties at the k-th place fall to either.
+    """
+    for start in range(0, len(queries), QUERY_CHUNK):
+        chunk = queries[start : start + QUERY_CHUNK]
+        best: Neighbours | None = None
+        for first in range(0, len(bank), BANK_CHUNK):
+            part = bank[first : first + BANK_CHUNK]
+            similarity = chunk @ part.T
+            if leave_one_out:
+                own = torch.arange(start, start + len(chunk), device=bank.device) - first
+                inside = (own >= 0) & (own < len(part))
+                similarity[inside.nonzero()[:, 0], own[inside]] = -torch.inf
+            top = similarity.topk(min(k, len(part)), dim=1)
+            found = Neighbours(top.values, top.indices + first)
+            best = found if best is None else _merge(best, found, k)
+        if best is not None:
+            yield best
+
+
+def knn_classify(
+    bank: Float[Tensor, "rows dim"],
+    bank_labels: Int64[Tensor, " rows"],
+    queries: Float[Tensor, "queries dim"],
+    ks: Sequence[int] = (10, 20, 100, 200),
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+    leave_one_out: bool = False,
+) -> dict[int, Int64[Tensor, "queries top"]]:
+    """Classify each query by its k nearest bank rows, each voting with weight exp(cosine / temperature).
+
+    The weighted k-NN of Wu et al. 2018 (eq. 7 ff.) as DINO evaluates with it. Departures: weights are divided by the
+    nearest one's, which changes no ranking and can't overflow at small temperatures; a rank for which no neighbour
+    votes is -1 instead of an arbitrary class.
+
+    Args:
+        bank: embeddings to look up, of any length (made unit here).
+        bank_labels: their classes, 0 or more.
+        queries: embeddings to classify; the bank itself with `leave_one_out`.
+        ks: numbers of neighbours.
+        temperature: of the weights.
+        num_classes: labels are below this; null: as many as the bank has.
+        leave_one_out: keep query i from finding bank row i.
+
+    Returns:
+        For each k the best classes of each query, best first (at most 5 columns); column 0 is the prediction.
+
+    Raises:
+        ConfigError: for a k below 1 or above the number of rows to look up.
+
+    >>> knn_classify(torch.eye(2), torch.tensor([0, 1]), torch.eye(2), ks=[1])[1][:, 0].tolist()
+    [0, 1]
+    """
+    available = len(bank) - int(leave_one_out)
+    wrong = [k for k in ks if not 1 <= k <= available]
+    if wrong or not ks or temperature <= 0:
+        raise ConfigError(
+            f"k={wrong or list(ks)}, temperature={temperature}: allowed are k from 1 to {available}, the rows that can "
+            "be looked up, and a temperature above 0."
+        )
+    classes = num_classes if num_classes is not None else int(bank_labels.max()) + 1
+    unit_bank = normalize(bank, dim=1)
+    unit_queries = unit_bank if queries is bank else normalize(queries, dim=1)
+    parts: dict[int, list[Tensor]] = {k: [] for k in ks}
+    for near in nearest_rows(unit_bank, unit_queries, max(ks), leave_one_out):
+        weights = ((near.similarity - near.similarity[:, :1]) / temperature).exp()
+        for k, ranked in _vote(weights, bank_labels[near.index], sorted(set(ks)), classes):
+            parts[k].append(ranked)
+    empty = torch.empty(0, min(TOP, classes), dtype=torch.int64, device=bank.device)
+    return {k: torch.cat(part) if part else empty for k, part in parts.items()}
+
+
+class KnnConfig(ProtocolConfig):
+    """k-NN classification of test images by labelled training images."""
+
+    protocol: ClassVar[str] = "knn"
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = (10, 20, 100, 200)
+    """Numbers of neighbours; those above the number of training images are left out, with a note."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    features: str = "cls"
+    """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last."""
+    transform: FeatureTransform = FeatureTransform()
+    leave_one_out: bool = False
+    """Classify the training images by each other; no test split is opened."""
+
+    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
+        """Embed both splits, classify, and report top-1 and top-5 for each k.
+
+        Raises:
+            DataError: without labels, with one class, or without images.
+        """
+        train = open_split(data, "train", "test", "val") if self.leave_one_out else open_split(data, "train")
+        test = train if self.leave_one_out else open_split(data, "test", "val", "validation")
+        labels = align_labels(train, test)
+        bank = extract_embeddings(encoder, train, self.transform, [self.features], work)
+        queries = bank if self.leave_one_out else extract_embeddings(encoder, test, self.transform, [self.features], work)
+        numbers, notes = self.measure(bank, queries, labels, device_of(encoder))
+        transform = self.transform.resolve(encoder)
+        return self.result(
+            encoder,
+            {"train": train} if self.leave_one_out else {"train": train, "test": test},
+            numbers,
+            notes=[*notes, *bank.skipped.notes(), *(queries.skipped.notes() if queries is not bank else [])],
+            transform=transform.model_dump(),
+            resolution=transform.size,
+            layer=self.features.partition("@")[2] or "-1",
+            norm="final norm, then unit length",
+        )
+
+    def measure(
+        self, bank: Embeddings, queries: Embeddings, labels: LabelPair, device: torch.device
+    ) -> tuple[dict[str, float], list[str]]:
+        """Classify embeddings whose labels are aligned; return numbers and notes."""
+        bank_rows, known = _labelled(bank, labels.train, device)
+        query_rows, asked = (bank_rows, known) if queries is bank else _labelled(queries, labels.test, device)
+        notes = list(labels.notes)
+        available = len(bank_rows) - int(self.leave_one_out)
+        ks = [k for k in self.ks if k <= available]
+        if len(ks) < len(self.ks):
+            dropped = ", ".join(str(k) for k in self.ks if k > available)
+            notes.append(f"left out k = {dropped}: there are only {available} labelled images to look up")
+        if not ks:
+            raise DataError(f"No k of {list(self.ks)} fits {available} labelled images. Set ks=[1] or add images.")
+        ranked = knn_classify(
+            bank_rows, known, query_rows, ks, self.temperature, labels.classes, self.leave_one_out
+        )
+        return {name: value for k in ks for name, value in top_accuracies(ranked[k], asked, f"k{k}_").items()}, notes
+
+
+def top_accuracies(
+    ranked: Int64[Tensor, "queries top"], labels: Int64[Tensor, " queries"], prefix: str = ""
+) -> dict[str, float]:
+    """Percentage of queries whose class is ranked first, and among the first five where five are ranked."""
+    hits = ranked == labels[:, None]
+    numbers = {f"{prefix}top1": 100.0 * hits[:, 0].double().mean().item()}
+    if ranked.shape[1] >= TOP:
+        numbers[f"{prefix}top5"] = 100.0 * hits.any(1).double().mean().item()
+    return numbers
+
+
+class KnnProbe:
+    """k-NN during training: opened once from labelled sources, run on the weights of the moment.
+
+    Nothing is cached, since the model changes, and no random state of training is drawn from. One process may run it
+    alone. The same code as the protocol, so the figures agree.
+
+    Args:
+        bank: labelled images to look up.
+        queries: labelled images to classify.
+        ks: numbers of neighbours; larger ones than the bank are cut to it.
+        workers: processes that decode.
+        transform: how an image becomes input; null: the model's size, central crop.
+
+    Raises:
+        DataError: without labels, or with one class.
+    """
+
+    def __init__(
+        self,
+        bank: ImageSource,
+        queries: ImageSource,
+        ks: Sequence[int] = (20,),
+        workers: int = 0,
+        transform: FeatureTransform | None = None,
+    ) -> None:
+        self.bank, self.queries = bank, queries
+        self.labels = align_labels(bank, queries)
+        self.work = Work(workers=workers, progress=False)
+        self.config = KnnConfig(ks=tuple(sorted({min(k, len(bank)) for k in ks})), transform=transform or FeatureTransform())
+        self.notes: list[str] = []
+        """What the last run left out."""
+
+    def run(self, encoder: Encoder) -> dict[str, float]:
+        """Shares of right answers in 0..1 (as figures of training are), by `knn_k20_top1` and so on."""
+        bank = extract_embeddings(encoder, self.bank, self.config.transform, [self.config.features], self.work)
+        queries = extract_embeddings(encoder, self.queries, self.config.transform, [self.config.features], self.work)
+        numbers, notes = self.config.measure(bank, queries, self.labels, device_of(encoder))
+        self.notes = [*notes, *bank.skipped.notes(), *queries.skipped.notes()]
+        return {f"knn_{name}": value / 100 for name, value in numbers.items()}
+
+
+def _merge(one: Neighbours, other: Neighbours, k: int) -> Neighbours:
+    similarity = torch.cat([one.similarity, other.similarity], dim=1)
+    top = similarity.topk(min(k, similarity.shape[1]), dim=1)
+    return Neighbours(top.values, torch.cat([one.index, other.index], dim=1).gather(1, top.indices))
+
+
+def _vote(
+    weights: Float[Tensor, "queries k"], classes_of: Int64[Tensor, "queries k"], ks: Sequence[int], classes: int
+) -> Iterator[tuple[int, Int64[Tensor, "queries top"]]]:
+    """Rank classes for each k, ascending; each adds only the neighbours that the one before lacked."""
+    scores = weights.new_zeros(len(weights), classes, dtype=torch.float64)
+    done = 0
+    for k in ks:
+        scores.scatter_add_(1, classes_of[:, done:k], weights[:, done:k].double())
+        done = k
+        top = scores.topk(min(TOP, classes), dim=1)
+        yield k, torch.where(top.values > 0, top.indices, UNRANKED)
+
+
+def _labelled(
+    embeddings: Embeddings, labels: Int64[np.ndarray, " images"], device: torch.device
+) -> tuple[Float[Tensor, "rows dim"], Int64[Tensor, " rows"]]:
+    """Rows whose image has a label, with it."""
+    own = torch.from_numpy(np.asarray(labels)[embeddings.indices])
+    kept = own >= 0
+    if not bool(kept.any()):
+        raise DataError("None of the readable images has a label.")
+    return embeddings.first[kept].to(device), own[kept].to(device)
+

@@ -1,0 +1,116 @@
+"""Labels of two sources brought to one numbering, and the checks without which an accuracy would be silently wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+
+from glocal.data.source import ImageSource
+from glocal.errors import DataError
+
+UNLABELLED = -1
+"""Label of an image without one, or of a class that training images lack by name."""
+
+
+@dataclass
+class LabelPair:
+    """Labels of every image of two sources, in one numbering."""
+
+    train: Int64[np.ndarray, " train_images"]
+    test: Int64[np.ndarray, " test_images"]
+    classes: int
+    """Labels are below this."""
+    notes: list[str] = field(default_factory=list)
+
+
+def align_labels(train: ImageSource, test: ImageSource) -> LabelPair:
+    """Bring labels of two sources to the first one's numbering, matching classes by name when both have names.
+
+    A folder source numbers the classes it sees, so a test folder that lacks one class has other numbers. A test class
+    that training lacks keeps a number of its own: its images count as wrong, and a note says how many they are.
+
+    Raises:
+        DataError: without labels, or with a single class in the training images.
+    """
+    known, asked = labels_of(train), labels_of(test)
+    names = train.class_names
+    classes = 1 + int(known.max(initial=-1))
+    if names is not None:
+        classes = max(classes, len(names))
+    if names is not None and test.class_names is not None and names != test.class_names:
+        number = {name: place for place, name in enumerate(names)}
+        table = np.array([number.setdefault(name, len(number)) for name in test.class_names], np.int64)
+        asked = np.where(asked >= 0, table[np.maximum(asked, 0)], UNLABELLED)
+        classes = max(classes, len(number))
+        names = list(number)
+    classes = max(classes, 1 + int(asked.max(initial=-1)))
+    present = np.unique(known[known >= 0])
+    if len(present) < 2:
+        raise DataError(
+            f"{train.name} has {len(present)} class{'es' * (len(present) != 1)} with images; a classifier needs 2. "
+            "Labels come from sub-folders or from the label column; check the path."
+        )
+    return LabelPair(known, asked, classes, _notes(train, test, known, asked, names))
+
+
+def labels_of(source: ImageSource) -> NDArray[np.int64]:
+    """A source's labels.
+
+    Raises:
+        DataError: when it has none.
+    """
+    if source.labels is None or not (np.asarray(source.labels) >= 0).any():
+        raise DataError(
+            f"{source.name} has no labels, and this protocol needs them. Use one sub-folder per class or a label "
+            "column; the protocols 'statistics' and 'correspondence' need no labels."
+        )
+    return np.asarray(source.labels, np.int64)
+
+
+def split_held_out(
+    labels: Int64[np.ndarray, " images"], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Divide places into (fitted, held out), class by class: at least one held out of every class with two images.
+
+    >>> [len(part) for part in split_held_out(np.repeat([0, 1], 10), 0.1, seed=0)]
+    [18, 2]
+    """
+    generator = np.random.default_rng(seed)
+    held: list[NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        places = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(share * len(places))), len(places) - 1)
+        held.append(places[:count])
+    held_out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def _notes(
+    train: ImageSource,
+    test: ImageSource,
+    known: NDArray[np.int64],
+    asked: NDArray[np.int64],
+    names: list[str] | None,
+) -> list[str]:
+    notes: list[str] = []
+    for source, labels in ((train, known), (test, asked)):
+        missing = int((labels < 0).sum())
+        if missing:
+            notes.append(f"{source.name}: left out {missing} image{'s' * (missing != 1)} without a label")
+    trained, tested = np.unique(known[known >= 0]), np.unique(asked[asked >= 0])
+    absent = np.setdiff1d(trained, tested)
+    if len(absent):
+        notes.append(f"{test.name} lacks {len(absent)} of {len(trained)} classes: {_named(absent, names)}")
+    unknown = np.setdiff1d(tested, trained)
+    if len(unknown):
+        count = int(np.isin(asked, unknown).sum())
+        notes.append(f"{train.name} lacks classes of {test.name}: {_named(unknown, names)}; {count} images count as wrong")
+    return notes
+
+
+def _named(labels: NDArray[np.int64], names: list[str] | None) -> str:
+    told = [names[i] if names is not None and i < len(names) else str(i) for i in labels[:10].tolist()]
+    return ", ".join(told) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")

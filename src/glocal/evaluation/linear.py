@@ -1,0 +1,265 @@
+"""The linear probe: every learning rate and every choice of layers trained at once, the best picked on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from glocal.errors import DataError, TrainingError
+from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work, open_split
+from glocal.evaluation.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.extraction import FeatureTransform, device_of
+from glocal.evaluation.knn import TOP, top_accuracies
+from glocal.evaluation.labels import LabelPair, align_labels, split_held_out
+from glocal.evaluation.progress import progress_bar
+from glocal.models.encoder import Encoder
+
+Positive = Annotated[int, Field(ge=1)]
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "cls": ("cls@-1",),
+    "cls+mean": ("cls@-1", "mean_patches@-1"),
+    "4cls": ("cls@-1", "cls@-2", "cls@-3", "cls@-4"),
+    "4cls+mean": ("cls@-1", "cls@-2", "cls@-3", "cls@-4", "mean_patches@-1"),
+}
+"""Choices of layers: class tokens of the last 1 or 4 blocks, with or without the last block's mean patch."""
+InputName = Literal["cls", "cls+mean", "4cls", "4cls+mean"]
+EVALUATION_CHUNK = 4096
+
+
+class Heads(NamedTuple):
+    """Linear classifiers on one input, one a learning rate."""
+
+    weight: Float[Tensor, "dim rates*classes"]
+    bias: Float[Tensor, " rates*classes"]
+
+
+def train_heads(
+    inputs: Float[Tensor, "rows dim"],
+    labels: Int64[Tensor, " rows"],
+    num_classes: int,
+    learning_rates: Sequence[float],
+    *,
+    epochs: int,
+    batch_size: int,
+    momentum: float = 0.9,
+    seed: int = 0,
+    columns: Sequence[Sequence[slice]] | None = None,
+    progress: bool = False,
+) -> list[Heads]:
+    """Train linear classifiers by SGD with momentum, cosine to 0, no weight decay, all learning rates side by side.
+
+    Heads share each batch and its order but never a gradient, so each ends as if it had been trained alone. Gradients
+    are written out (softmax minus one-hot), which makes a step of the whole grid two matrix products an input.
+
+    Args:
+        inputs: features, as they are.
+        labels: classes below `num_classes`.
+        num_classes: of each head.
+        learning_rates: one head each.
+        epochs: passes over the rows.
+        batch_size: rows a step; the last, smaller batch of an epoch counts too.
+        momentum: of SGD (v <- momentum v + gradient; w <- w - rate v).
+        seed: of the weights (normal, std 0.01, as DINO and DINOv2 start) and of the order.
+        columns: for each choice of input, the slices of columns it sees; null: one choice, all columns.
+        progress: show a bar.
+
+    Returns:
+        For each choice its heads, weights with rates outermost.
+    """
+    choices = columns if columns is not None else [[slice(0, inputs.shape[1])]]
+    rates = inputs.new_tensor(learning_rates).repeat_interleave(num_classes)
+    heads = [_start(sum(c.stop - c.start for c in choice), len(learning_rates), num_classes, seed, inputs) for choice in choices]
+    speeds = [Heads(torch.zeros_like(h.weight), torch.zeros_like(h.bias)) for h in heads]
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * -(-len(inputs) // batch_size)
+    step = 0
+    with progress_bar("linear probe", steps, progress, unit="steps") as advance:
+        for _ in range(epochs):
+            for rows in torch.randperm(len(inputs), generator=generator).to(inputs.device).split(batch_size):
+                factor = 0.5 * (1 + np.cos(np.pi * step / steps))
+                x, y = inputs[rows], labels[rows]
+                for choice, head, speed in zip(choices, heads, speeds, strict=True):
+                    own = _columns(x, choice)
+                    error = _error(torch.addmm(head.bias, own, head.weight), y, num_classes)
+                    torch.addmm(speed.weight, own.T, error, beta=momentum, out=speed.weight)
+                    speed.bias.mul_(momentum).add_(error.sum(0))
+                    head.weight.addcmul_(speed.weight, rates, value=-factor)
+                    head.bias.addcmul_(speed.bias, rates, value=-factor)
+                step += 1
+                advance(1)
+    return heads
+
+
+def rank_classes(
+    heads: Heads, inputs: Float[Tensor, "rows dim"], num_classes: int
+) -> Int64[Tensor, "rates rows top"]:
+    """The best classes of each row under each head, best first, at most 5."""
+    parts = []
+    for x in inputs.split(EVALUATION_CHUNK):
+        logits = torch.addmm(heads.bias, x, heads.weight).unflatten(1, (-1, num_classes)).transpose(0, 1)
+        parts.append(logits.topk(min(TOP, num_classes), dim=2).indices)
+    return torch.cat(parts, dim=1)
+
+
+class LinearProbe(ProtocolConfig):
+    """Linear classification of frozen features.
+
+    Choice of layers as DINOv2's (Oquab et al. 2023, sec. 7.1) and its 13 learning rates, which are for a batch of 256
+    and scaled linearly. Departures, which make figures a little lower than published ones: the best head is picked on
+    held-out training images (published figures pick it on the test images) and features are computed once, without
+    augmentation. The picked setting is trained again on all training images before the one look at the test images.
+    """
+
+    protocol: ClassVar[str] = "linear"
+    inputs: tuple[InputName, ...] = ("cls", "cls+mean", "4cls", "4cls+mean")
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (
+        1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1,
+    )  # fmt: skip
+    """For a batch of 256."""
+    epochs: Positive = 20
+    batch_size: Positive = 1024
+    """Rows a step. Changes results."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of each class's training images on which the setting is picked."""
+    seed: int = 0
+    transform: FeatureTransform = FeatureTransform()
+
+    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
+        """Embed both splits once, train the grid, pick, train the picked setting on everything, test once.
+
+        Raises:
+            DataError: without labels, with one class, or with too few images to hold any out.
+        """
+        train, test = open_split(data, "train"), open_split(data, "test", "val", "validation")
+        labels = align_labels(train, test)
+        what = readouts_for(self.inputs)
+        fitted = extract_embeddings(encoder, train, self.transform, what, work)
+        tested = extract_embeddings(encoder, test, self.transform, what, work)
+        numbers, rows, notes, picked = self.measure(fitted, tested, labels, device_of(encoder), work.progress)
+        transform = self.transform.resolve(encoder)
+        return self.result(
+            encoder,
+            {"train": train, "test": test},
+            numbers,
+            rows=rows,
+            notes=[*notes, *fitted.skipped.notes(), *tested.skipped.notes()],
+            transform=transform.model_dump(),
+            resolution=transform.size,
+            layer=picked["input"],
+            norm="final norm",
+            picked=picked,
+        )
+
+    def measure(
+        self, train: Embeddings, test: Embeddings, labels: LabelPair, device: torch.device, progress: bool = False
+    ) -> tuple[dict[str, float], list[dict[str, Any]], list[str], dict[str, Any]]:
+        """Probe embeddings that hold all readouts of `inputs`; return numbers, grid rows, notes and the picked setting."""
+        x, y = labelled_rows(train, labels.train, device)
+        test_x, test_y = labelled_rows(test, labels.test, device)
+        fit, held = split_held_out(y.cpu().numpy(), self.held_out, self.seed)
+        if len(held) == 0:
+            raise DataError("No class of the training images has 2 images, so none can be held out to pick a setting.")
+        places = dict(zip(train.vectors, np.arange(len(train.vectors)), strict=True))
+        columns = [_slices([places[item] for item in INPUTS[name]], train) for name in self.inputs]
+        scaled = [rate * self.batch_size / 256 for rate in self.learning_rates]
+        common = {"epochs": self.epochs, "batch_size": self.batch_size, "momentum": self.momentum, "seed": self.seed}
+        fit_rows, held_rows = torch.from_numpy(fit).to(device), torch.from_numpy(held).to(device)
+        grid = train_heads(
+            x[fit_rows], y[fit_rows], labels.classes, scaled, columns=columns, progress=progress, **common  # type: ignore[arg-type]
+        )
+        rows = self._score(grid, columns, x[held_rows], y[held_rows], labels.classes)
+        best = max(rows, key=lambda row: row["held_out_top1"])
+        if not np.isfinite(best["held_out_top1"]):
+            raise TrainingError("Every head diverged. Lower learning_rates, or check the features for huge values.")
+        choice = columns[self.inputs.index(best["input"])]
+        rate = best["learning_rate"] * self.batch_size / 256
+        final = train_heads(x, y, labels.classes, [rate], columns=[choice], **common)[0]  # type: ignore[arg-type]
+        ranked = rank_classes(final, _columns(test_x, choice), labels.classes)[0]
+        return top_accuracies(ranked, test_y), rows, [*labels.notes, *self._edge(best)], best
+
+    def _score(
+        self,
+        grid: Sequence[Heads],
+        columns: Sequence[Sequence[slice]],
+        x: Float[Tensor, "rows dim"],
+        y: Int64[Tensor, " rows"],
+        classes: int,
+    ) -> list[dict[str, Any]]:
+        """Held-out accuracy of every head; a head whose weights diverged has NaN and never wins."""
+        rows: list[dict[str, Any]] = []
+        for name, heads, choice in zip(self.inputs, grid, columns, strict=True):
+            ranked = rank_classes(heads, _columns(x, choice), classes)
+            finite = heads.weight.isfinite().all(0).unflatten(0, (-1, classes)).all(1)
+            for rate, own, sound in zip(self.learning_rates, ranked, finite.tolist(), strict=True):
+                accuracy = top_accuracies(own, y)["top1"] if sound else -np.inf
+                rows.append({"input": name, "learning_rate": rate, "held_out_top1": accuracy})
+        return rows
+
+    def _edge(self, best: Mapping[str, Any]) -> list[str]:
+        if best["learning_rate"] != max(self.learning_rates) or len(self.learning_rates) == 1:
+            return []
+        return [f"the largest learning rate of the grid, {best['learning_rate']:g}, won; a larger one may do better"]
+
+
+def readouts_for(inputs: Sequence[InputName]) -> list[str]:
+    """All readouts of some choices, the mean patch first: then every choice is one run of columns, a view."""
+    needed = dict.fromkeys(item for name in inputs for item in INPUTS[name])
+    return sorted(needed, key=lambda item: (not item.startswith("mean"), int(item.rpartition("-")[2])))
+
+
+def labelled_rows(
+    embeddings: Embeddings, labels: Int64[np.ndarray, " images"], device: torch.device
+) -> tuple[Float[Tensor, "rows dim"], Int64[Tensor, " rows"]]:
+    """All readouts side by side, for the rows whose image has a label.
+
+    Raises:
+        DataError: when none has.
+    """
+    own = torch.from_numpy(np.asarray(labels)[embeddings.indices])
+    kept = own >= 0
+    if not bool(kept.any()):
+        raise DataError("None of the readable images has a label.")
+    return torch.cat([v[kept].to(device) for v in embeddings.vectors.values()], dim=1), own[kept].to(device)
+
+
+def _start(dim: int, rates: int, classes: int, seed: int, like: Tensor) -> Heads:
+    """All heads of a choice start from the same weights, so that only the rate tells them apart."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    weight = (torch.randn(dim, classes, generator=generator) * 0.01).to(like).repeat(1, rates)
+    return Heads(weight, like.new_zeros(rates * classes))
+
+
+def _error(
+    logits: Float[Tensor, "batch rates*classes"], labels: Int64[Tensor, " batch"], classes: int
+) -> Float[Tensor, "batch rates*classes"]:
+    """Gradient of each head's mean cross-entropy by its logits."""
+    probabilities = logits.unflatten(1, (-1, classes)).softmax(2)
+    target = labels[:, None, None].expand(-1, probabilities.shape[1], 1)
+    probabilities.scatter_add_(2, target, probabilities.new_full((1, 1, 1), -1.0).expand(target.shape))
+    return probabilities.flatten(1).div_(len(labels))
+
+
+def _slices(places: Sequence[int], embeddings: Embeddings) -> list[slice]:
+    """Columns of some readouts within all of them side by side; neighbours are joined, so that most choices are views."""
+    ends: NDArray[np.int64] = np.cumsum([v.shape[1] for v in embeddings.vectors.values()])
+    found: list[slice] = []
+    for place in sorted(places):
+        start, stop = int(ends[place - 1]) if place else 0, int(ends[place])
+        if found and found[-1].stop == start:
+            found[-1] = slice(found[-1].start, stop)
+        else:
+            found.append(slice(start, stop))
+    return found
+
+
+def _columns(x: Float[Tensor, "rows dim"], choice: Sequence[slice]) -> Float[Tensor, "rows chosen"]:
+    return x[:, choice[0]] if len(choice) == 1 else torch.cat([x[:, c] for c in choice], dim=1)

@@ -1,0 +1,181 @@
+"""Low-shot classification: logistic regression on frozen features with 1 %, 10 % or a few images a class."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from pydantic import Field
+
+from glocal.errors import DataError
+from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work, open_split
+from glocal.evaluation.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.extraction import FeatureTransform
+from glocal.evaluation.labels import LabelPair, align_labels, split_held_out
+from glocal.evaluation.progress import progress_bar
+from glocal.models.encoder import Encoder
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+def draw_shots(
+    labels: Int64[np.ndarray, " images"], shots: float, seed: int
+) -> Int64[np.ndarray, " chosen"]:
+    """Draw images of each class: a share of them where `shots` is below 1, else that many. At least one of each class.
+
+    A smaller draw of the same seed lies within a larger one. A class with fewer images gives all it has.
+
+    >>> len(draw_shots(np.repeat([0, 1], 50), 0.1, seed=0)), len(draw_shots(np.repeat([0, 1], 50), 5, seed=0))
+    (10, 10)
+    """
+    chosen: list[NDArray[np.int64]] = []
+    for label in np.unique(labels):
+        places = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
+        chosen.append(places[: max(1, round(shots * len(places))) if shots < 1 else int(shots)])
+    return np.sort(np.concatenate(chosen))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fitted classifier's scores, in percent, and what led to them."""
+
+    top1: float
+    strength: float
+    images: int
+    converged: bool
+
+
+class LowShot(ProtocolConfig):
+    """Logistic regression (L-BFGS, L2) on few labelled images, over several draws.
+
+    Features are divided by the root of their mean square over the training images, one number, so that the grid of C
+    means the same for every model. C is picked for each draw on held-out training images, which no draw contains: that
+    uses more labels than the shots, as DINOv2's logistic protocol does, and never a test image.
+    """
+
+    protocol: ClassVar[str] = "logistic"
+    shares: tuple[Share, ...] = (0.01, 0.1)
+    """Shares of each class's training images."""
+    per_class: tuple[Positive, ...] = (1, 5)
+    """Images of each class."""
+    seeds: Positive = 3
+    """Draws of each size; mean and standard deviation over them are reported."""
+    strengths: tuple[Annotated[float, Field(gt=0)], ...] = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+    """Values of C, the inverse of the penalty."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the training images on which C is picked, at most 5000 images."""
+    iterations: Positive = 1000
+    """Most steps of L-BFGS."""
+    features: str = "cls"
+    transform: FeatureTransform = FeatureTransform()
+
+    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
+        """Embed both splits, then fit every draw of every size.
+
+        Raises:
+            DataError: without labels, with one class, or without settings that leave images to fit.
+        """
+        train, test = open_split(data, "train"), open_split(data, "test", "val", "validation")
+        labels = align_labels(train, test)
+        fitted = extract_embeddings(encoder, train, self.transform, [self.features], work)
+        tested = extract_embeddings(encoder, test, self.transform, [self.features], work)
+        numbers, rows, notes = self.measure(fitted, tested, labels, work.progress)
+        transform = self.transform.resolve(encoder)
+        return self.result(
+            encoder,
+            {"train": train, "test": test},
+            numbers,
+            rows=rows,
+            notes=[*notes, *fitted.skipped.notes(), *tested.skipped.notes()],
+            transform=transform.model_dump(),
+            resolution=transform.size,
+            layer=self.features.partition("@")[2] or "-1",
+            norm="final norm, divided by the root mean square",
+        )
+
+    def measure(
+        self, train: Embeddings, test: Embeddings, labels: LabelPair, progress: bool = False
+    ) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
+        """Fit on embeddings; return mean and spread by size, one row a draw, and notes."""
+        x, y = _rows(train, labels.train)
+        test_x, test_y = _rows(test, labels.test)
+        scale = max(math.sqrt(float(np.mean(np.square(x)))), np.finfo(np.float64).tiny)
+        x, test_x = x / scale, test_x / scale
+        rest, held = split_held_out(y, self.held_out, seed=0)
+        if len(held) == 0:
+            raise DataError("No class of the training images has 2 images, so none can be held out to pick C.")
+        held = np.sort(np.random.default_rng(0).permutation(held)[:5000])
+        sizes = [*self.shares, *self.per_class]
+        numbers: dict[str, float] = {}
+        rows: list[dict[str, Any]] = []
+        with progress_bar("logistic regression", len(sizes) * self.seeds, progress, unit="fits") as advance:
+            for name, shots in zip([size_name(s, s in self.shares) for s in sizes], sizes, strict=True):
+                fits = []
+                for seed in range(self.seeds):
+                    # A share of 1 is everything that isn't held out.
+                    count = shots if name.endswith("per_class") or shots < 1 else len(rest)
+                    drawn = rest[draw_shots(y[rest], count, seed)]
+                    fits.append(self._fit(x[drawn], y[drawn], x[held], y[held], test_x, test_y))
+                    advance(1)
+                rows += [{"shots": name, "seed": seed, **vars(fit)} for seed, fit in enumerate(fits)]
+                scores = np.array([fit.top1 for fit in fits])
+                numbers[f"{name}_top1"] = float(scores.mean())
+                numbers[f"{name}_top1_std"] = float(scores.std(ddof=1)) if len(scores) > 1 else math.nan
+        late = sum(not row["converged"] for row in rows)
+        slow = [f"{late} of {len(rows)} fits stopped at {self.iterations} iterations before converging"] if late else []
+        return numbers, rows, [*labels.notes, *slow]
+
+    def _fit(
+        self,
+        x: Float[np.ndarray, "shots dim"],
+        y: Int64[np.ndarray, " shots"],
+        held_x: Float[np.ndarray, "held dim"],
+        held_y: Int64[np.ndarray, " held"],
+        test_x: Float[np.ndarray, "test dim"],
+        test_y: Int64[np.ndarray, " test"],
+    ) -> Fit:
+        """Fit one draw for every C, from strong to weak penalty, each starting from the one before."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(warm_start=True, max_iter=self.iterations)
+        best: tuple[float, float, bool, Any] | None = None
+        for strength in sorted(self.strengths):
+            model.set_params(C=strength)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", ConvergenceWarning)
+                model.fit(x, y)
+            score = float((model.predict(held_x) == held_y).mean())
+            if best is None or score > best[0]:
+                best = (score, strength, not caught, model.predict(test_x))
+        assert best is not None
+        _, strength, converged, predicted = best
+        return Fit(100.0 * float((predicted == test_y).mean()), strength, len(x), converged)
+
+
+def size_name(shots: float, share: bool) -> str:
+    """Name of a size in the numbers.
+
+    >>> size_name(0.01, True), size_name(5, False)
+    ('1_percent', '5_per_class')
+    """
+    return f"{100 * shots:g}_percent" if share else f"{shots:g}_per_class"
+
+
+def _rows(
+    embeddings: Embeddings, labels: Int64[np.ndarray, " images"]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Features in float64 and labels, for images that have one."""
+    own = np.asarray(labels)[embeddings.indices]
+    kept = own >= 0
+    if not kept.any():
+        raise DataError("None of the readable images has a label.")
+    return embeddings.first.numpy()[kept].astype(np.float64), own[kept]
+
+

@@ -1,0 +1,196 @@
+"""Instance retrieval: all images of the query's place or thing, ahead of the rest of a database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glocal.data.open import open_source
+from glocal.data.source import ImageSource
+from glocal.errors import ConfigError, DataError
+from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work
+from glocal.evaluation.descriptors import DescriptorConfig, describe, rows_of
+from glocal.evaluation.embeddings import Embeddings
+from glocal.evaluation.extraction import device_of
+from glocal.evaluation.ranking import (
+    precision_at,
+    ranks_of_positives,
+    reranked_ranks,
+    top_candidates,
+    trapezoid_average_precision,
+)
+from glocal.evaluation.reranking import RerankingConfig, rerank
+from glocal.evaluation.retrieval_data import (
+    CroppedSource,
+    Judgement,
+    RetrievalData,
+    open_class_folders,
+    open_pairs,
+    open_retrieval_folder,
+)
+from glocal.models.encoder import Encoder
+
+PRECISION_AT = (1, 5, 10)
+
+
+class ImageRetrieval(ProtocolConfig):
+    """Retrieval on revisited Oxford/Paris, on class folders, or on a csv of (query, positive) pairs.
+
+    DINO's figures are cosines of class tokens: Oxford with `descriptor.size=224`, Paris with `descriptor.size=512
+    descriptor.scales=[1,0.7071,0.5]` (ViT-S/16 on ImageNet: Oxford M 37.2, H 13.9; Paris M 63.1, H 34.4). mAP is by
+    the trapezoid rule and mP@k stops at the last positive, both as in the revisited protocol. Queries without a
+    positive at a difficulty don't count there.
+    """
+
+    protocol: ClassVar[str] = "retrieval"
+    version: ClassVar[int] = 1
+
+    descriptor: DescriptorConfig = DescriptorConfig(resize="longer")
+    crop_queries: bool = True
+    """Cut queries to their box, where the ground truth has boxes."""
+    database: str | None = None
+    """Database images of a csv layout, when they don't lie beside the queries."""
+    ground_truth: str | None = None
+    """The csv of pairs, when it doesn't lie in the data's folder."""
+    distractors: str | None = None
+    """Images added to the database."""
+    reranking: RerankingConfig | None = None
+    """Let matched patches decide among the first answers (ours); null: descriptors alone."""
+
+    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
+        """Measure.
+
+        `data` is a folder in one of the layouts, or open sources: `queries` and `database` with `ground_truth` set, or
+        `database` (or `test`) alone with labels; perhaps `distractors`.
+        """
+        opened, distractors = self._open(data)
+        queries = opened.queries
+        if self.crop_queries and opened.query_boxes is not None:
+            queries = CroppedSource(queries, opened.query_boxes)
+        base = describe(encoder, opened.database, self.descriptor, work)
+        found = _query_descriptors(encoder, queries, opened, base, self.descriptor, work)
+        parts, roles, more = [base.first], {"queries": opened.queries, "database": opened.database}, []
+        if distractors is not None:
+            extra = describe(encoder, distractors, self.descriptor, work)
+            parts.append(extra.first)
+            more, roles["distractors"] = extra.skipped.notes(), distractors
+        vectors, device = torch.cat(parts), device_of(encoder)
+        judgements, lost = _readable(opened.judgements, found.indices, rows_of(base, len(opened.database)))
+        ranked = self._rank(encoder, queries, opened.database, found, base, vectors.to(device), judgements, work)
+        numbers: dict[str, float] = {}
+        rows: list[dict[str, Any]] = []
+        empty = [name for name, ranks in ranked.items() if not any(map(len, ranks))]
+        if empty and len(empty) < len(ranked):
+            lost.append(f"No query has a right answer at difficulty {', '.join(empty)}; left out.")
+            ranked = {name: ranks for name, ranks in ranked.items() if name not in empty}
+        for name, ranks in ranked.items():
+            row = measure(ranks)
+            rows.append({"difficulty": name, **row})
+            numbers.update({key if name == "all" else f"{name}/{key}": value for key, value in row.items()})
+        notes = [*opened.notes, *lost, *found.skipped.notes(), *base.skipped.notes(), *more]
+        return self.result(
+            encoder,
+            roles,
+            numbers,
+            rows=rows,
+            notes=list(dict.fromkeys(notes)),
+            resolution=self.descriptor.sizes(encoder),
+            layer=-1,
+            norm="final norm, descriptors of length 1",
+            database_size=len(vectors),
+        )
+
+    def _rank(
+        self,
+        encoder: Encoder,
+        queries: ImageSource,
+        database: ImageSource,
+        found: Embeddings,
+        base: Embeddings,
+        vectors: Tensor,
+        judgements: Mapping[str, Judgement],
+        work: Work,
+    ) -> dict[str, list[NDArray[np.int64]]]:
+        """Ranks of the positives of every query at every difficulty."""
+        asked = found.first.to(vectors.device)
+        if self.reranking is None:
+            return {
+                name: ranks_of_positives(asked, vectors, judged.positives, judged.ignored)
+                for name, judged in judgements.items()
+            }
+        if len(vectors) > len(base.indices):
+            raise ConfigError("reranking= can't look at distractors yet; leave one of the two out.")
+        first = top_candidates(asked, vectors, self.reranking.count)
+        images = (queries.subset(found.indices.tolist()), database.subset(base.indices.tolist()))
+        scores = rerank(encoder, *images, first, self.descriptor, self.reranking, work)
+        return {
+            name: reranked_ranks(asked, vectors, first.item, scores, judged.positives, judged.ignored)
+            for name, judged in judgements.items()
+        }
+
+    def _open(self, data: DataLike) -> tuple[RetrievalData, ImageSource | None]:
+        distractors = open_source(self.distractors) if self.distractors is not None else None
+        if not isinstance(data, Mapping):
+            return open_retrieval_folder(Path(data), self.database, self.ground_truth), distractors
+        distractors = data.get("distractors", distractors)
+        if "queries" in data and "database" in data and self.ground_truth is not None:
+            return open_pairs(data["queries"], data["database"], Path(self.ground_truth)), distractors
+        alone = next((data[name] for name in ("database", "test", "val") if name in data), None)
+        if alone is None or "queries" in data:
+            raise DataError(
+                f"Retrieval got the sources {', '.join(data) or 'none'}. Give queries, database and ground_truth=CSV, "
+                "or one labelled source named database or test."
+            )
+        return open_class_folders(alone), distractors
+
+
+def measure(ranks: list[NDArray[np.int64]]) -> dict[str, float]:
+    """MAP and mP@1, 5, 10 in percent over the queries that have a positive, and how many those are.
+
+    Raises:
+        DataError: when no query has one.
+    """
+    asked = [r for r in ranks if len(r)]
+    if not asked:
+        raise DataError(f"None of {len(ranks)} queries has a right answer in the database, so nothing can be measured.")
+    numbers = {"map": 100 * float(np.mean([trapezoid_average_precision(r, len(r)) for r in asked]))}
+    for count in PRECISION_AT:
+        numbers[f"mp_at_{count}"] = 100 * float(np.mean([precision_at(r, count) for r in asked]))
+    numbers["queries"] = len(asked)
+    return numbers
+
+
+def _query_descriptors(
+    encoder: Encoder,
+    queries: ImageSource,
+    opened: RetrievalData,
+    base: Embeddings,
+    config: DescriptorConfig,
+    work: Work,
+) -> Embeddings:
+    """Embed the queries, or pick them out of the database's embeddings when they are images of it."""
+    if opened.query_places is None:
+        return describe(encoder, queries, config, work)
+    rows = rows_of(base, len(opened.database))[opened.query_places]
+    kept = np.flatnonzero(rows >= 0)
+    return Embeddings({"descriptor": base.first[torch.from_numpy(rows[kept])]}, kept, None, base.skipped)
+
+
+def _readable(
+    judgements: Mapping[str, Judgement], queries: NDArray[np.int64], rows: NDArray[np.int64]
+) -> tuple[dict[str, Judgement], list[str]]:
+    """Judgements of the readable queries, in rows of the readable database; and a note on the positives lost."""
+    lost: set[int] = set()
+    kept = {}
+    for name, judged in judgements.items():
+        lost.update(int(i) for q in queries for i in judged.positives[q] if rows[i] < 0)
+        lists = [[rows[items[q]] for q in queries] for items in (judged.positives, judged.ignored)]
+        kept[name] = Judgement(*([row[row >= 0] for row in items] for items in lists))
+    note = f"{len(lost)} positives couldn't be read and count as absent from the database."
+    return kept, [note] if lost else []

@@ -1,0 +1,268 @@
+"""Images with class masks, whatever their layout: a parquet or folder source with masks, VOC, ADE20K or Cityscapes.
+
+Masks leave this file in one form: bytes, class ids from 0, and 255 for every pixel that is not scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+
+from glocal.data.source import ImageSource
+from glocal.errors import ConfigError, DataError, UnreadableImageError
+from glocal.evaluation.base import DataLike, open_split
+from glocal.evaluation.paired_folders import open_paired_folders
+from glocal.evaluation.segmentation_metrics import IGNORED
+from glocal.views.randomness import hash_seed, uniform_array
+
+TRAIN = ("train", "training")
+TEST = ("test", "val", "validation")
+"""Names of the splits to learn from and to score on, in order of preference."""
+
+
+class MaskLayout(NamedTuple):
+    """What the values of a data set's masks mean."""
+
+    class_names: tuple[str, ...]
+    values: tuple[int, ...]
+    """The mask value of each class; all others are ignored."""
+    objects: tuple[int, ...]
+    """Classes (ids, not mask values) whose connected regions are objects, for discovery."""
+
+
+def _named(names: str, first: int = 0, objects: Sequence[int] = (), values: Sequence[int] | None = None) -> MaskLayout:
+    split = tuple(names.split(", "))
+    return MaskLayout(split, tuple(values or range(first, first + len(split))), tuple(objects))
+
+
+LAYOUTS: dict[str, MaskLayout] = {
+    "camvid": _named(
+        "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist", objects=(8, 9, 10)
+    ),
+    "voc": _named(
+        "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, "
+        "motorbike, person, potted plant, sheep, sofa, train, tv",
+        objects=range(1, 21),
+    ),
+    "ade20k": _named(", ".join(f"class {i}" for i in range(1, 151)), first=1),
+    "cityscapes": _named(
+        "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, "
+        "rider, car, truck, bus, train, motorcycle, bicycle",
+        values=(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33),
+        objects=range(11, 19),
+    ),
+}
+"""Known mask layouts. `camvid` is recognised by the word in a source's name, the others by their folders."""
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """Images and their masks, brought to class ids."""
+
+    source: ImageSource
+    class_names: tuple[str, ...]
+    lookup: UInt8[np.ndarray, "values=256"]
+    """Mask value to class id, 255 for what is ignored."""
+    objects: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of scored classes."""
+        return len(self.class_names)
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "h w"]:
+        """Read one mask as class ids, 255 where ignored.
+
+        Raises:
+            DataError: when the mask is no single-channel map of values 0 to 255.
+        """
+        return self.classes_of(self.source.read_mask(index), index)
+
+    def classes_of(self, raw: NDArray[Any], index: int) -> UInt8[np.ndarray, "h w"]:
+        """Map raw mask values to class ids."""
+        if raw.ndim != 2 or raw.dtype.kind not in "uib":
+            raise DataError(
+                f"The mask of {self.source.key(index)} has shape {raw.shape} and type {raw.dtype}; one whole number a "
+                "pixel is needed. Colour-coded masks must be converted to class ids first."
+            )
+        if raw.size and (raw.min() < 0 or raw.max() > 255):
+            raise DataError(f"The mask of {self.source.key(index)} holds {raw.min()} to {raw.max()}; allowed: 0..255.")
+        mapped: np.ndarray = self.lookup[raw]
+        return mapped
+
+    def checked(self) -> SegmentationData:
+        """Refuse images whose mask has another size when they are read, so that they are skipped, counted and named."""
+        return replace(self, source=CheckedSource(self.source))
+
+
+def open_segmentation(
+    data: DataLike, *names: str, ignore: Sequence[int] | None = None, num_classes: int | None = None
+) -> SegmentationData:
+    """Open the first of the splits `names` that the data has, with its masks.
+
+    Args:
+        data: a path (VOC, ADE20K or Cityscapes folders, or anything `open_source` reads), or sources by split.
+        names: splits in order of preference.
+        ignore: mask values left out besides 255; null: what the known layout says, else none.
+        num_classes: classes of an unknown layout; null: one more than the highest value in this split's masks.
+
+    Raises:
+        DataError: when there is no such split or no masks.
+        ConfigError: when every class is ignored.
+    """
+    source: ImageSource | None = None
+    layout: MaskLayout | None = None
+    if not isinstance(data, Mapping):
+        found = open_paired_folders(Path(data), names)
+        if found is not None:
+            source, layout = found[0], LAYOUTS[found[1]]
+    if source is None:
+        source = open_split(data, *names)
+        layout = LAYOUTS["camvid"] if "camvid" in source.name.lower() else None
+    if not source.has_masks:
+        raise DataError(
+            f"{source.name} has no masks. Dense protocols need a parquet with a `mask` column, or folders in the VOC, "
+            "ADE20K or Cityscapes layout."
+        )
+    if layout is None or num_classes is not None:
+        layout = _plain_layout(source, num_classes, layout)
+    return _build(source, layout, set(ignore) if ignore is not None else set())
+
+
+def open_train_and_test(
+    data: DataLike, ignore: Sequence[int] | None = None, num_classes: int | None = None
+) -> tuple[SegmentationData, SegmentationData]:
+    """Open the training split and the one to be scored (`test`, else `val`), with the same classes.
+
+    For an unknown layout the number of classes is the larger of the two splits': a class may be absent in either.
+
+    Raises:
+        DataError: when a split or its masks are missing.
+    """
+    pair = [open_segmentation(data, *names, ignore=ignore, num_classes=num_classes) for names in (TRAIN, TEST)]
+    if pair[0].num_classes != pair[1].num_classes:
+        most = max(int(np.flatnonzero(part.lookup != IGNORED).max()) + 1 for part in pair)
+        pair = [open_segmentation(data, *names, ignore=ignore, num_classes=most) for names in (TRAIN, TEST)]
+    return pair[0], pair[1]
+
+
+def _plain_layout(source: ImageSource, num_classes: int | None, known: MaskLayout | None) -> MaskLayout:
+    if num_classes is None:
+        highest = (int(values.max()) for mask in _masks(source) if (values := mask[mask != IGNORED]).size)
+        num_classes = 1 + max(highest, default=0)
+    given = source.class_names if source.class_names and len(source.class_names) == num_classes else None
+    names = known.class_names if known and len(known.class_names) == num_classes else given
+    return MaskLayout(
+        tuple(names or (str(i) for i in range(num_classes))), tuple(range(num_classes)), tuple(range(1, num_classes))
+    )
+
+
+def _masks(source: ImageSource) -> Any:
+    return (source.read_mask(index) for index in range(len(source)))
+
+
+def _build(source: ImageSource, layout: MaskLayout, ignore: set[int]) -> SegmentationData:
+    kept = [i for i, value in enumerate(layout.values) if value not in ignore]
+    if not kept:
+        raise ConfigError(f"ignore={sorted(ignore)} leaves no class of {source.name} to score. Ignore fewer values.")
+    lookup = np.full(256, IGNORED, np.uint8)
+    for number, place in enumerate(kept):
+        lookup[layout.values[place]] = number
+    objects = tuple(number for number, place in enumerate(kept) if place in layout.objects)
+    return SegmentationData(source, tuple(layout.class_names[place] for place in kept), lookup, objects)
+
+
+class _WrappedSource(ImageSource):
+    """Another source seen through a change of its images."""
+
+    def __init__(self, inner: ImageSource) -> None:
+        self.inner = inner
+        self.name, self.labels, self.class_names = inner.name, inner.labels, inner.class_names
+        self.has_masks = inner.has_masks
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def key(self, index: int) -> str:
+        return self.inner.key(index)
+
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
+        return self.inner.read(index, at_least)
+
+    def read_mask(self, index: int) -> NDArray[Any]:
+        return self.inner.read_mask(index)
+
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint()
+
+
+class CheckedSource(_WrappedSource):
+    """A source that refuses an image whose mask is unreadable or of another size. Images are decoded at full size."""
+
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
+        """Read an image; a mask that doesn't fit makes it unreadable, which callers count and name."""
+        image = self.inner.read(index)
+        shape = self.inner.read_mask(index).shape[:2]
+        if shape != (image.height, image.width):
+            raise UnreadableImageError(
+                f"its mask is {shape[1]}x{shape[0]} pixels, the image {image.width}x{image.height}. "
+                "Export masks at the size of their images."
+            )
+        return image
+
+
+class CroppedSource(_WrappedSource):
+    """Random crops, perhaps mirrored, of images and masks alike; the draw depends on seed, round and index only.
+
+    Args:
+        inner: the images. They are read at full size.
+        seed: same seed, same crops.
+        round_: number of the epoch or pass; another one gives other crops.
+        area: range of the share of the image's area, aspect ratio `aspect` (log-uniform), as in random resized crops.
+        aspect: range of width / height relative to the image's own.
+    """
+
+    def __init__(
+        self,
+        inner: ImageSource,
+        seed: int,
+        round_: int,
+        area: tuple[float, float],
+        aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    ) -> None:
+        super().__init__(inner)
+        self.seed, self.round, self.area, self.aspect = seed, round_, area, aspect
+
+    def box(self, index: int, width: int, height: int) -> tuple[int, int, int, int, bool]:
+        """Left, top, width, height in pixels and whether to mirror. Sides are clipped to the image."""
+        seed = np.array(hash_seed(self.seed, self.round, index)).astype(np.uint64)
+        share, ratio, x, y, coin = uniform_array(seed, 5).tolist()
+        share = self.area[0] + share * (self.area[1] - self.area[0])
+        ratio = float(np.exp(np.log(self.aspect[0]) + ratio * np.log(self.aspect[1] / self.aspect[0])))
+        w = int(np.clip(round(width * np.sqrt(share * ratio)), 1, width))
+        h = int(np.clip(round(height * np.sqrt(share / ratio)), 1, height))
+        return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, bool(coin < 0.5)
+
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
+        """Read an image and cut its crop."""
+        image = self.inner.read(index)
+        left, top, w, h, mirrored = self.box(index, image.width, image.height)
+        image = image.crop((left, top, left + w, top + h))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+    def read_mask(self, index: int) -> Integer[np.ndarray, "h w"]:
+        """Read a mask and cut the same crop."""
+        mask = self.inner.read_mask(index)
+        left, top, w, h, mirrored = self.box(index, mask.shape[1], mask.shape[0])
+        mask = mask[top : top + h, left : left + w]
+        return np.ascontiguousarray(mask[:, ::-1] if mirrored else mask)

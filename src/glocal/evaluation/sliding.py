@@ -1,0 +1,95 @@
+"""Sliding-window inference: per-patch logits of overlapping windows, averaged at the image's own size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from glocal.errors import ConfigError, UnreadableImageError
+from glocal.evaluation.base import Work
+from glocal.evaluation.dense_features import Counted, check_patches, upsample
+from glocal.evaluation.extraction import device_of
+from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.segmentation_data import SegmentationData
+from glocal.evaluation.segmentation_metrics import IGNORED
+from glocal.models.encoder import Encoder
+
+PatchHead = Callable[[Tensor, tuple[int, int]], Tensor]
+"""(patches dim), grid -> (patches classes)."""
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Starts of windows that cover `length`; the last is moved back to end with it.
+
+    >>> window_starts(683, 512, 341)
+    [0, 171]
+    """
+    if length <= window:
+        return [0]
+    count = -(-(length - window) // stride) + 1
+    return [min(number * stride, length - window) for number in range(count)]
+
+
+def sliding_logits(
+    encoder: Encoder,
+    data: SegmentationData,
+    window: int,
+    stride: int,
+    layer: int,
+    head: PatchHead,
+    work: Work,
+    counted: Counted,
+) -> Iterator[tuple[UInt8[np.ndarray, "h w"], Float[Tensor, "classes h w"]]]:
+    """Yield each mask with logits of its size. The shorter side is brought to `window`; one image is seen at a time.
+
+    Raises:
+        ConfigError: when windows would leave gaps.
+    """
+    if not 0 < stride <= window:
+        raise ConfigError(f"stride={stride} with windows of {window} px; allowed: 1 to {window}.")
+    source = data.checked().source
+    with progress_bar(f"{source.name}: sliding windows", len(source), work.progress) as advance:
+        for index in range(len(source)):
+            advance(1)
+            try:
+                image, mask = source.read(index), data.mask(index)
+            except UnreadableImageError as error:
+                counted.skipped.add(source, index, str(error))
+                continue
+            if (mask == IGNORED).all():
+                counted.unscored.setdefault(source.name, []).append(source.key(index))
+                continue
+            logits = _image_logits(encoder, image, window, stride, layer, head)
+            size = (mask.shape[0], mask.shape[1])
+            yield mask, F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _image_logits(
+    encoder: Encoder, image: Image.Image, window: int, stride: int, layer: int, head: PatchHead
+) -> Float[Tensor, "classes h w"]:
+    """Mean logits over all windows, at the resized image's size."""
+    scale = window / min(image.size)
+    size = max(window, round(image.width * scale)), max(window, round(image.height * scale))
+    resized = np.array(image.resize(size, Image.Resampling.BICUBIC))
+    pixels = encoder.normalise(torch.from_numpy(resized).permute(2, 0, 1)[None].to(device_of(encoder)))
+    total: Tensor | None = None
+    visits = torch.zeros(pixels.shape[2:], device=pixels.device)
+    for top in window_starts(pixels.shape[2], window, stride):
+        for left in window_starts(pixels.shape[3], window, stride):
+            where = (slice(top, top + window), slice(left, left + window))
+            part = pixels[:, :, where[0], where[1]]
+            found = encoder.features(part) if layer == -1 else encoder.intermediate(part, (layer,))[0]
+            check_patches(encoder, found)
+            logits = upsample(head(found.patches[0].float(), found.grid), found.grid, (window, window))
+            if total is None:
+                total = logits.new_zeros(len(logits), *pixels.shape[2:])
+            total[:, where[0], where[1]] += logits
+            visits[where] += 1
+    assert total is not None
+    return total / visits

@@ -1,0 +1,152 @@
+"""A frozen backbone with its preprocessing: what evaluation, embedding and pictures work with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from glocal.errors import ModelError
+from glocal.models.features import Features
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Which names of a checkpoint found their place. `ignored` are known not to belong to a backbone."""
+
+    layout: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    network: str = ""
+    """Which of a file's networks was taken ('teacher'), when it holds several."""
+
+    def summary(self) -> str:
+        """One line for people.
+
+        >>> LoadReport("dino", ("cls_token",), ignored=("head.mlp.0.weight",)).summary()
+        'dino layout: 1 matched, 0 missing, 0 unexpected, 1 ignored (head.mlp.0.weight)'
+        """
+        network = f", {self.network}" if self.network else ""
+        counts = [
+            f"{len(names)} {label}{f' ({shorten(names)})' if label != 'matched' and names else ''}"
+            for label, names in (
+                ("matched", self.matched), ("missing", self.missing),
+                ("unexpected", self.unexpected), ("ignored", self.ignored),
+            )
+        ]  # fmt: skip
+        return f"{self.layout} layout{network}: {', '.join(counts)}"
+
+
+def shorten(names: Sequence[str], most: int = 4) -> str:
+    """The first few of a list of names and how many more there are.
+
+    >>> shorten(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+@dataclass
+class Encoder:
+    """A backbone in eval mode, without gradients, and how its input is prepared.
+
+    `backbone` maps normalised pixels (batch, 3, height, width) to `Features`; `image_size` is the side at which it is
+    evaluated by default. A backbone that is being trained may be wrapped too: its mode is restored after each call.
+
+    >>> from glocal.models.vit import BackboneConfig, VisionTransformer
+    >>> backbone = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=32))
+    >>> encoder = Encoder("random", backbone, 64, 8, 32)
+    >>> encoder.features(encoder.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))).cls.shape
+    torch.Size([1, 64])
+    """
+
+    name: str
+    backbone: nn.Module
+    embed_dim: int
+    patch_size: int
+    image_size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    report: LoadReport | None = field(default=None, repr=False)
+
+    def fingerprint(self) -> str:
+        """A short hash of architecture, preprocessing and every weight: changes when any feature may."""
+        digest = hashlib.blake2b(digest_size=12)
+        settings = getattr(self.backbone, "config", self.name)
+        digest.update(f"{settings!r} {self.mean} {self.std} {self.image_size}".encode())
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
+    def normalise(
+        self, pixels: Shaped[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Bring uint8 or float pixels in [0, 1] to the range the backbone was trained on."""
+        scaled = pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
+        mean, std = (scaled.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (scaled - mean) / std
+
+    def features(self, pixels: Float[Tensor, "batch channels height width"]) -> Features:
+        """Features of normalised pixels."""
+        found: Features = self._run(self.backbone, pixels)
+        return found
+
+    def intermediate(
+        self, pixels: Float[Tensor, "batch channels height width"], layers: Sequence[int]
+    ) -> list[Features]:
+        """Features of several layers through the final norm, counted from the end: -1 is the last."""
+        found: list[Features] = self._run(self._method("intermediate", "intermediate layers"), pixels, layers)
+        return found
+
+    def last_keys(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+        """Keys of the last block's attention, patches only."""
+        found: Tensor = self._run(self._method("last_keys", "attention keys"), pixels)
+        return found
+
+    def attention(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch heads patches"]:
+        """The last block's attention from the class token to the patches."""
+        found: Tensor = self._run(self._method("last_attention", "attention maps"), pixels)
+        return found
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """Move the backbone; returns this encoder."""
+        self.backbone.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone lives."""
+        return next(self.backbone.parameters()).device
+
+    def _method(self, name: str, what: str) -> Callable[..., Any]:
+        method = getattr(self.backbone, name, None)
+        if method is None:
+            kind = type(self.backbone).__name__
+            raise ModelError(f"{self.name} ({kind}) gives no {what}. Use a glocal ViT for this.")
+        return method  # type: ignore[no-any-return]
+
+    def _run(self, function: Callable[..., ResultT], *arguments: Any) -> ResultT:
+        # Not inference mode: probes train on these features, and inference tensors can't be saved for backward.
+        training = self.backbone.training
+        if training:
+            self.backbone.eval()
+        try:
+            with torch.no_grad():
+                return function(*arguments)
+        finally:
+            if training:
+                self.backbone.train()

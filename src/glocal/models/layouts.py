@@ -1,0 +1,335 @@
+"""How released checkpoints name and shape their weights, and what that says about the model.
+
+`convert` turns any of the layouts below into ours (timm's names) and infers the configuration from shapes. Layouts:
+
+dino, ibot      plain backbones; student/teacher files with `backbone.` and `head.`
+dinov2          `register_tokens`, LayerScale, SwiGLU as w12/w3, blocks in chunks (`blocks.0.7.`)
+dinov3          `storage_tokens`, rotary positions, a mask that silences the keys' bias, SwiGLU as w1/w2/w3
+selfpatch       no class token, no final norm of its own; class attention, its query and its norm sit in the head, whose
+                module names are not fixed: the list of blocks with `attn.q`, `attn.k`, `attn.v` is taken for it, the
+                one (1, 1, dim) tensor beside it for the query, the `norm` beside it for the norm
+mugs            a ViT and a relation block (left out)
+mae             fixed sine-cosine position table kept as weights; decoder left out
+timm            VisionTransformer state dicts
+transformers    ViT, Dinov2, Dinov2WithRegisters, DINOv3ViT
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glocal.config import validate
+from glocal.errors import ModelError
+from glocal.models.vit import SIZES, BackboneConfig
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a layout's code does that its weights don't show, and names it may carry that a backbone does not need."""
+
+    position_offset: float = 0.0
+    position_antialias: bool = False
+    norm_eps: float = 1e-6
+    ignorable: tuple[str, ...] = ()
+
+
+# DINO's code adds it to the grid before dividing, so a resized table is sampled slightly off-centre.
+_DINO_OFFSET = 0.1
+_HEADS = r"^\w*head\w*\."
+
+CONVENTIONS: dict[str, Convention] = {
+    "dino": Convention(_DINO_OFFSET, ignorable=(_HEADS,)),
+    "ibot": Convention(_DINO_OFFSET, ignorable=(_HEADS, r"^masked_embed$")),
+    "dinov2": Convention(_DINO_OFFSET, ignorable=(_HEADS, r"^mask_token$")),
+    "dinov2_registers": Convention(position_antialias=True, ignorable=(_HEADS, r"^mask_token$")),
+    "dinov3": Convention(norm_eps=1e-5, ignorable=(_HEADS, r"^mask_token$", r"^local_cls_norm\.")),
+    "selfpatch": Convention(_DINO_OFFSET, ignorable=(_HEADS,)),
+    "mugs": Convention(_DINO_OFFSET, ignorable=(_HEADS, r"relation", r"queue", r"memory")),
+    "mae": Convention(ignorable=(_HEADS, r"^decoder_", r"^mask_token$")),
+    "timm": Convention(position_antialias=True, ignorable=(_HEADS,)),
+    "vit": Convention(norm_eps=1e-12, ignorable=(r"^pooler\.", r"^classifier\.", r"mask_token$")),
+    "dinov2_hf": Convention(ignorable=(r"^classifier\.", r"mask_token$")),
+    "dinov2_with_registers_hf": Convention(position_antialias=True, ignorable=(r"^classifier\.", r"mask_token$")),
+    "dinov3_vit": Convention(norm_eps=1e-5, ignorable=(r"mask_token$",)),
+}
+
+_TRANSFORMERS_TYPES = {
+    "vit": "vit",
+    "dinov2": "dinov2_hf",
+    "dinov2_with_registers": "dinov2_with_registers_hf",
+    "dinov3_vit": "dinov3_vit",
+}
+
+_OWN_RULES = (
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
+    (r"^(register_tokens|storage_tokens)$", "reg_token"),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w1\.", ".mlp.gate."),
+    (r"\.mlp\.w2\.", ".mlp.up."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
+
+_TRANSFORMERS_RULES = (
+    (r"^(vit|dinov2|dinov2_with_registers|dinov3_vit)\.", ""),
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
+    (r"^((model|encoder)\.)*layer\.", "blocks."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+    (r"\.attention\.q_proj\.", ".attn.query."),
+    (r"\.attention\.k_proj\.", ".attn.key."),
+    (r"\.attention\.v_proj\.", ".attn.value."),
+    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
+    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
+    (r"\.mlp\.gate_proj\.", ".mlp.gate."),
+    (r"\.mlp\.up_proj\.", ".mlp.up."),
+    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A state in our names with the configuration that fits it. `ignored` are names left out on purpose."""
+
+    layout: str
+    config: BackboneConfig
+    state: State
+    ignored: tuple[str, ...] = field(default=())
+
+
+def convert(state: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any]) -> Converted:
+    """Rename a released state, infer its configuration from shapes, and bring positions and tokens into our form.
+
+    `settings` override what is inferred (heads are taken as 64 wide unless told). Names that stay unknown are kept, so
+    that loading can name them.
+
+    Raises:
+        ModelError: for shapes that fit no supported model.
+    """
+    convention = CONVENTIONS[layout]
+    rules = _TRANSFORMERS_RULES if layout in _TRANSFORMERS_TYPES.values() else _OWN_RULES
+    renamed = {_rename(name, rules): tensor.float() for name, tensor in state.items()}
+    if layout == "selfpatch":
+        renamed = _place_aggregator(renamed)
+    periods = renamed.pop("rope_embed.periods", None)
+    ignored = [name for name in renamed if any(re.search(pattern, name) for pattern in convention.ignorable)]
+    kept = {name: tensor for name, tensor in renamed.items() if name not in ignored}
+    kept = _merge_projections(kept)
+    inferred = _infer(kept, convention)
+    if layout in ("dinov3", "dinov3_vit"):
+        inferred |= _infer_rotary(periods, inferred)
+    config = validate(BackboneConfig, {**inferred, **settings})
+    return Converted(layout, config, _fold_positions(kept, config), tuple(sorted(ignored)))
+
+
+def detect(names: Iterable[str], *, wrapper: str = "", safetensors: bool = False) -> str:
+    """Name the layout of a state by its parameter names and, where these leave it open, by how the file wraps them.
+
+    A plain ViT looks alike in DINO and timm; files in safetensors or with a classifier are taken for timm's, those
+    inside "model" for MAE's, others for DINO's. This decides only how positions are resized.
+
+    Raises:
+        ModelError: when this is no Vision Transformer that we know.
+    """
+    known = set(names)
+    if not any(name.endswith("patch_embed.proj.weight") for name in known):
+        raise ModelError(
+            f"This is no Vision Transformer checkpoint that glocal knows: no patch_embed.proj.weight among its "
+            f"{len(known)} names ({', '.join(sorted(known)[:5])}, ...). Known layouts: DINO, iBOT, DINOv2, DINOv3, "
+            "SelfPatch, Mugs, MAE, timm; transformers models load as a folder with config.json."
+        )
+    if known & {"storage_tokens", "rope_embed.periods"}:
+        return "dinov3"
+    if any(name.endswith(".attn.q.weight") for name in known) or "cls_token" not in known:
+        return "selfpatch"
+    if any("relation" in name for name in known):
+        return "mugs"
+    if any(name.startswith("decoder_") for name in known):
+        return "mae"
+    if "register_tokens" in known:
+        return "dinov2_registers"
+    if "mask_token" in known:
+        return "dinov2"
+    if "masked_embed" in known:
+        return "ibot"
+    if safetensors or "reg_token" in known or "head.weight" in known:
+        return "timm"
+    return "mae" if wrapper == "model" else "dino"
+
+
+def transformers_layout(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The layout and the settings that a transformers config.json states.
+
+    Raises:
+        ModelError: for a model type that is not one of ours.
+    """
+    kind = str(config.get("model_type"))
+    if kind not in _TRANSFORMERS_TYPES:
+        raise ModelError(f"transformers model type '{kind}' is not supported; known: {', '.join(_TRANSFORMERS_TYPES)}.")
+    activation = "silu" if config.get("use_gated_mlp") else "gelu"
+    if config.get("hidden_act", activation) != activation:
+        raise ModelError(f"hidden_act '{config['hidden_act']}' is not supported for this model; known: {activation}.")
+    settings: dict[str, Any] = {"num_heads": config["num_attention_heads"], "image_size": _side(config["image_size"])}
+    if "layer_norm_eps" in config:
+        settings["norm_eps"] = config["layer_norm_eps"]
+    if kind == "dinov3_vit":
+        parameters = config.get("rope_parameters") or {}
+        settings["rope_base"] = config.get("rope_theta") or parameters.get("rope_theta", 100.0)
+    return _TRANSFORMERS_TYPES[kind], settings
+
+
+def _side(size: int | list[int]) -> int:
+    """The side of a square image size, given as a number or a pair."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ModelError(f"Position tables of non-square images ({size}) can't be loaded.")
+    return sides.pop()
+
+
+def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _place_aggregator(state: State) -> State:
+    """Move SelfPatch's class attention, its query and its norm to our names, wherever they were."""
+    first = next((re.match(r"^(.*\.)?(\w+)\.0\.attn\.q\.weight$", name) for name in sorted(state)
+                  if name.endswith(".0.attn.q.weight")), None)  # fmt: skip
+    if first is None:
+        return state
+    parent, blocks = first.group(1) or "", first.group(2)
+    placed: State = {}
+    for name, tensor in state.items():
+        inside = name.removeprefix(parent) if name.startswith(parent) else None
+        if inside is not None and inside.startswith(f"{blocks}."):
+            placed["aggregator.blocks." + inside.removeprefix(f"{blocks}.")] = tensor
+        elif inside is not None and inside.startswith("norm."):
+            placed["aggregator." + inside] = tensor
+        elif inside is not None and "." not in inside and tuple(tensor.shape[:-1]) == (1, 1):
+            placed["aggregator.query"] = tensor
+        else:
+            placed[name] = tensor
+    if "norm.weight" in placed and "aggregator.norm.weight" not in placed:
+        placed |= {f"aggregator.norm.{part}": placed.pop(f"norm.{part}") for part in ("weight", "bias")}
+    return placed
+
+
+def _merge_projections(state: State) -> State:
+    """Join separate queries, keys, values into qkv and gate, up into fc1; a missing bias among them is zero."""
+    merged = dict(state)
+    for name in [n for n in state if n.endswith(".attn.query.weight")]:
+        prefix = name.removesuffix("query.weight")
+        parts = ("query", "key", "value")
+        weights = [merged.pop(f"{prefix}{part}.weight") for part in parts]
+        biases = [merged.pop(f"{prefix}{part}.bias", None) for part in parts]
+        merged[f"{prefix}qkv.weight"] = torch.cat(weights)
+        if any(bias is not None for bias in biases):
+            zeros = torch.zeros(weights[0].shape[0])
+            merged[f"{prefix}qkv.bias"] = torch.cat([zeros if bias is None else bias for bias in biases])
+    for name in [n for n in state if ".mlp.up." in n]:
+        up = merged.pop(name)
+        gate = merged.pop(name.replace(".up.", ".gate."), None)
+        merged[name.replace(".up.", ".fc1.")] = up if gate is None else torch.cat([gate, up])
+    for name in [n for n in state if n.endswith(".qkv.bias_mask")]:
+        del merged[name]  # It silences the keys' third of the bias; files hold ones and zeros there, or NaN.
+        bias = merged[name.removesuffix("_mask")].clone()
+        third = bias.shape[0] // 3
+        bias[third : 2 * third] = 0.0
+        merged[name.removesuffix("_mask")] = bias
+    return merged
+
+
+def _infer(state: State, convention: Convention) -> dict[str, Any]:
+    """The configuration that shapes show."""
+    try:
+        projection = state["patch_embed.proj.weight"]
+        dim, channels, side, _ = projection.shape
+        numbers = [int(found.group(1)) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))]
+        depth = max(numbers) + 1
+        fc1, fc2 = state["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc2.weight"]
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"The checkpoint lacks what every backbone has ({error}).") from error
+    heads = max(1, dim // 64)
+    named = [size for size, known in SIZES.items() if known == (dim, depth, heads)]
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    has_class = "cls_token" in state
+    inferred: dict[str, Any] = {
+        "size": named[0] if named else "small",
+        "embed_dim": None if named else dim,
+        "depth": None if named else depth,
+        "num_heads": None if named else heads,
+        "patch_size": side,
+        "channels": channels,
+        "pooling": "class_token" if has_class else "class_attention",
+        "registers": registers,
+        "layer_scale": 1.0 if "blocks.0.ls1.gamma" in state else None,
+        "ffn": "swiglu" if fc1.shape[0] == 2 * fc2.shape[1] else "mlp",
+        "ffn_hidden": fc2.shape[1],
+        "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+        "position_offset": convention.position_offset,
+        "position_antialias": convention.position_antialias,
+        "norm_eps": convention.norm_eps,
+    }
+    if "pos_embed" in state:
+        rows = state["pos_embed"].shape[1]
+        grid_side = math.isqrt(rows - _prefix_rows(rows, int(has_class), registers))
+        inferred["image_size"] = grid_side * side
+    return inferred
+
+
+def _infer_rotary(periods: Tensor | None, inferred: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary settings; the periods base**(2 i / (head_dim / 2)) also show the width of a head."""
+    found: dict[str, Any] = {"position": "rope", "image_size": 14 * inferred["patch_size"]}
+    if periods is None or periods.shape[0] < 2:
+        return found
+    quarter = periods.shape[0]
+    base = float(periods[-1].double() ** (quarter / (quarter - 1)))
+    found["rope_base"] = float(round(base)) if abs(base - round(base)) < 0.02 * base else base
+    dim = inferred["embed_dim"] or SIZES[inferred["size"]].embed_dim
+    found["num_heads"] = dim // (4 * quarter)
+    return found
+
+
+def _prefix_rows(rows: int, class_tokens: int, registers: int) -> int:
+    """How many rows of a position table belong to no patch: 0, the class token's, or also the registers'."""
+    for extra in dict.fromkeys((class_tokens, 0, class_tokens + registers)):
+        if math.isqrt(rows - extra) ** 2 == rows - extra:
+            return extra
+    raise ModelError(f"A position table of {rows} rows fits no square grid of patches.")
+
+
+def _fold_positions(state: State, config: BackboneConfig) -> State:
+    """Give the table the rows our model has, adding the positions of tokens that have none here to the tokens."""
+    table = state.get("pos_embed")
+    if table is None or config.position == "rope":
+        return state
+    extra = _prefix_rows(table.shape[1], int(config.class_token), config.registers)
+    prefix, patches = table[:, :extra], table[:, extra:]
+    folded = dict(state)
+    if config.table_has_class_row:
+        folded["pos_embed"] = table if extra else torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
+        return folded
+    folded["pos_embed"] = patches
+    if extra:
+        folded["cls_token"] = state["cls_token"] + prefix[:, :1]
+    if extra > 1:
+        folded["reg_token"] = state["reg_token"] + prefix[:, 1:]
+    return folded

@@ -1,0 +1,297 @@
+"""The Vision Transformer: plain, readable, with timm's parameter names, for images of any size and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from glocal.config import Config
+from glocal.errors import ModelError
+from glocal.models.aggregator import Aggregator
+from glocal.models.blocks import Block, Rotary, attention_weights
+from glocal.models.features import Features
+from glocal.models.initialisation import initialise
+from glocal.models.position import resample_table, rotary_table, rotate
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Dimensions(NamedTuple):
+    """What a size name stands for."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+
+
+SIZES: dict[str, Dimensions] = {
+    "micro": Dimensions(64, 4, 4),
+    "tiny": Dimensions(192, 12, 3),
+    "small": Dimensions(384, 12, 6),
+    "base": Dimensions(768, 12, 12),
+    "large": Dimensions(1024, 24, 16),
+    "giant": Dimensions(1536, 40, 24),
+}
+
+
+class BackboneConfig(Config):
+    """A Vision Transformer. Everything here changes results."""
+
+    size: Literal["micro", "tiny", "small", "base", "large", "giant"] = "small"
+    """Width, depth and heads: micro 64/4/4, tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16,
+    giant 1536/40/24."""
+    embed_dim: Positive | None = None
+    """Width, when it isn't the size's."""
+    depth: Positive | None = None
+    """Number of blocks, when it isn't the size's."""
+    num_heads: Positive | None = None
+    """Attention heads, when they aren't the size's."""
+    patch_size: Positive = 16
+    """Side of a patch in pixels."""
+    image_size: Positive = 224
+    """Side in pixels of the square that the position table covers; other sizes are interpolated from it."""
+    channels: Positive = 3
+    pooling: Literal["class_token", "class_attention"] = "class_token"
+    """Where the image's embedding comes from: a class token (ViT, DINO), or class attention over the patches of a
+    backbone without one (SelfPatch)."""
+    registers: Annotated[int, Field(ge=0)] = 0
+    """Extra tokens without a position that hold what belongs to no patch (Darcet et al. 2024); dropped at the end."""
+    layer_scale: float | None = None
+    """Initial factor of each residual branch, learnt per channel; null for none."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Stochastic depth: share of samples that skip a block's branches, growing linearly from 0 to this at the last."""
+    init: Literal["auto", "trunc_normal", "fan_in"] = "auto"
+    """`trunc_normal`: std 0.02 (the DINO family). `fan_in`: std 1/sqrt(fan in). `auto`: fan_in below width 384, where
+    std 0.02 gives random features that are nearly constant and training that stalls."""
+    ffn: Literal["mlp", "swiglu"] = "mlp"
+    ffn_hidden: Positive | None = None
+    """Hidden width of the feed-forward part; by default 4 widths, or two thirds of that in multiples of 8 (SwiGLU)."""
+    qkv_bias: bool = True
+    position: Literal["table", "rope"] = "table"
+    """A learnt table of absolute positions, or axial rotary embeddings (DINOv3)."""
+    position_antialias: bool = True
+    """Whether a table is shrunk with antialiasing (timm, DINOv2 with registers) or without (DINO, DINOv2)."""
+    position_offset: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Added to the grid's side where the table's scale is computed: 0.1 in DINO and DINOv2, else 0."""
+    rope_base: Annotated[float, Field(gt=1)] = 100.0
+    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+
+    @model_validator(mode="after")
+    def _fits(self) -> BackboneConfig:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+        dim, _, heads = self.dimensions
+        if dim % heads:
+            raise ValueError(f"num_heads {heads} must divide the width {dim}")
+        if self.position == "rope" and (dim // heads) % 4:
+            raise ValueError(f"rotary positions need a head width that 4 divides; {dim} / {heads} is {dim // heads}")
+        if self.pooling == "class_attention" and self.registers:
+            raise ValueError(f"registers go with a class token; got {self.registers} with class_attention")
+        return self
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """Width, depth and heads after overrides."""
+        size = SIZES[self.size]
+        return Dimensions(self.embed_dim or size.embed_dim, self.depth or size.depth, self.num_heads or size.num_heads)
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the sequence starts with a class token."""
+        return self.pooling == "class_token"
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the feed-forward part."""
+        full = 4 * self.dimensions.embed_dim
+        return self.ffn_hidden or (full if self.ffn == "mlp" else -(-(full * 2 // 3) // 8) * 8)
+
+    @property
+    def table_has_class_row(self) -> bool:
+        """Whether the position table's first row is the class token's (not with registers, as in timm)."""
+        return self.class_token and self.registers == 0
+
+
+class PatchEmbed(nn.Module):
+    """One linear projection of each patch. Held as a convolution for its parameter's shape, run as a matrix product."""
+
+    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(channels, dim, patch_size, patch_size)
+
+    def forward(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch patches dim"]:
+        """Embed patches row by row."""
+        side = self.patch_size
+        batch, channels, height, width = pixels.shape
+        patches = pixels.reshape(batch, channels, height // side, side, width // side, side)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class VisionTransformer(nn.Module):
+    """A pre-norm Vision Transformer (Dosovitskiy et al. 2021) that takes any image whose sides its patch divides.
+
+    Parameters are named as in timm. `checkpoint_blocks` (set from outside; speed and memory only) recomputes each
+    block in the backward pass. Departure from the DINO family: a table with registers has no row for the class token,
+    which loses nothing because the class token itself is learnt.
+
+    >>> model = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=32))
+    >>> model(torch.randn(2, 3, 32, 48)).patches.shape
+    torch.Size([2, 24, 64])
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_dim, self.depth, self.num_heads = dim, depth, heads = config.dimensions
+        self.patch_size = config.patch_size
+        self.checkpoint_blocks = False
+        self.patch_embed = PatchEmbed(config.patch_size, config.channels, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
+        rows = (config.image_size // config.patch_size) ** 2 + config.table_has_class_row
+        self.pos_embed = nn.Parameter(torch.zeros(1, rows, dim)) if config.position == "table" else None
+        self.blocks = nn.ModuleList(
+            Block(
+                dim, heads, config.hidden, swiglu=config.ffn == "swiglu", qkv_bias=config.qkv_bias,
+                layer_scale=config.layer_scale, norm_eps=config.norm_eps,
+                drop_path=config.drop_path * number / max(1, depth - 1),
+            )
+            for number in range(depth)
+        )  # fmt: skip
+        if config.pooling == "class_attention":
+            self.aggregator: Aggregator | None = Aggregator(dim, heads, norm_eps=config.norm_eps)
+            # SelfPatch has one final norm, inside the aggregator. Going past nn.Module's registration keeps one name
+            # for its parameters; copies of this module keep the alias.
+            self.__dict__["norm"] = self.aggregator.norm
+        else:
+            self.aggregator = None
+            self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+        initialise(self, "fan_in" if config.init == "auto" and dim < 384 else config.init)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens before the patches: class token and registers."""
+        return int(self.config.class_token) + self.config.registers
+
+    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Features:
+        """Embed normalised pixels; height and width are any multiples of the patch size.
+
+        Raises:
+            ModelError: when the patch size does not divide a side or the channels differ.
+        """
+        grid = self.grid(pixels)
+        x, rotary = self._embed(pixels, grid)
+        for block in self.blocks:
+            x = self._run(block, x, rotary)
+        return self._features(x, grid)
+
+    def intermediate(
+        self, pixels: Float[Tensor, "batch channels height width"], layers: Sequence[int]
+    ) -> list[Features]:
+        """Features after several blocks, each through the final norm, in the order asked; -1 is the last block."""
+        wanted = [self._layer_number(layer) for layer in layers]
+        grid = self.grid(pixels)
+        x, rotary = self._embed(pixels, grid)
+        found: dict[int, Features] = {}
+        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x = self._run(block, x, rotary)
+            if number in wanted:
+                found[number] = self._features(x, grid)
+        return [found[number] for number in wanted]
+
+    def last_attention(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch heads patches"]:
+        """The last block's attention from the class token (or the class attention's query) to the patches."""
+        grid = self.grid(pixels)
+        x, rotary = self._before_last(pixels, grid)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        if self.aggregator is not None:
+            return self.aggregator.attention(last(x, rotary))
+        query, key, _ = last.attn.queries_keys_values(last.norm1(x))
+        if rotary is not None:
+            query, key = rotate(query, rotary), rotate(key, rotary)
+        return attention_weights(query[:, :, :1], key)[:, :, 0, self.prefix_tokens :]
+
+    def last_keys(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+        """The last block's keys of the patches, heads side by side, before any rotation (for LOST, TokenCut)."""
+        x, _ = self._before_last(pixels, self.grid(pixels))
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        _, key, _ = last.attn.queries_keys_values(last.norm1(x))
+        return key.transpose(1, 2).flatten(2)[:, self.prefix_tokens :]
+
+    def grid(self, pixels: Float[Tensor, "batch channels height width"]) -> tuple[int, int]:
+        """Rows and columns of patches, after checking that the pixels fit."""
+        _, channels, height, width = pixels.shape
+        side = self.patch_size
+        if channels != self.config.channels:
+            raise ModelError(f"The backbone takes {self.config.channels} channels; the pixels have {channels}.")
+        if height % side or width % side or not height or not width:
+            raise ModelError(
+                f"A {height}x{width} image can't be cut into {side}-pixel patches. Resize or crop it to multiples of "
+                f"{side}, for example {max(1, height // side) * side}x{max(1, width // side) * side}."
+            )
+        return height // side, width // side
+
+    def _embed(self, pixels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Rotary | None]:
+        """Tokens that enter the first block, class token first, then registers, then patches; and the rotation."""
+        x = self.patch_embed(pixels)
+        prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        if self.pos_embed is None:
+            head_dim = self.embed_dim // self.num_heads
+            rotary = rotary_table(grid, head_dim, self.prefix_tokens, self.config.rope_base, x.device)
+            return torch.cat([*prefix, x], dim=1) if prefix else x, rotary
+        class_rows = int(self.config.table_has_class_row)
+        side = self.config.image_size // self.patch_size
+        table = resample_table(
+            self.pos_embed[0, class_rows:].reshape(side, side, -1), grid,
+            antialias=self.config.position_antialias, offset=self.config.position_offset,
+        )  # fmt: skip
+        x = x + table.flatten(0, 1)
+        if class_rows:
+            prefix[0] = prefix[0] + self.pos_embed[:, :1]
+        return torch.cat([*prefix, x], dim=1) if prefix else x, None
+
+    def _run(self, block: nn.Module, x: Tensor, rotary: Rotary | None) -> Tensor:
+        assert isinstance(block, Block)
+        # Drawn outside the checkpoint, so that recomputation needs no saved generator state.
+        kept = block.draw_kept(x.shape[0], x.device)
+        if self.checkpoint_blocks and torch.is_grad_enabled():
+            result: Tensor = checkpoint(block, x, rotary, kept, use_reentrant=False, preserve_rng_state=False)
+            return result
+        return block(x, rotary, kept)  # type: ignore[no-any-return]
+
+    def _before_last(self, pixels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Rotary | None]:
+        x, rotary = self._embed(pixels, grid)
+        for block in self.blocks[:-1]:
+            x = self._run(block, x, rotary)
+        return x, rotary
+
+    def _features(self, x: Tensor, grid: tuple[int, int]) -> Features:
+        if self.aggregator is not None:
+            return Features(self.aggregator(x), self.norm(x), grid, x)
+        if self.config.registers:
+            x = torch.cat([x[:, :1], x[:, self.prefix_tokens :]], dim=1)
+        normed = self.norm(x)
+        return Features(normed[:, 0], normed[:, 1:], grid, x)
+
+    def _layer_number(self, layer: int) -> int:
+        if not -self.depth <= layer < self.depth:
+            raise ModelError(
+                f"There is no layer {layer}: the backbone has {self.depth} blocks (0 to {self.depth - 1}, or -1 to "
+                f"-{self.depth} from the end)."
+            )
+        return layer % self.depth

@@ -1,0 +1,190 @@
+"""From an image source to batches of views: what the worker processes do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from glocal.errors import DataError, GlocalError, TrainingError, UnreadableImageError
+from glocal.views.batch import ViewBatch, Views
+from glocal.views.geometry import Draws, GeometryLaw
+from glocal.views.groups import ViewGroup
+from glocal.views.render import crop_and_resize
+from glocal.views.sampling import BatchKey, EpochSampler
+
+if TYPE_CHECKING:
+    from glocal.data import ImageSource
+
+REPLACEMENTS = 32
+PREFETCH = 2
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """One batch of views, and (key, reason) of every image that could not be decoded while it was made."""
+
+    views: Views
+    unreadable: list[tuple[str, str]]
+
+    def pin_memory(self) -> LoadedBatch:
+        """Called by the data loader."""
+        return LoadedBatch(self.views.pin_memory(), self.unreadable)
+
+
+class ViewDataset(Dataset[LoadedBatch | GlocalError]):
+    """Renders whole batches: a `BatchKey` gives a `LoadedBatch`, a pure function of the key and the source.
+
+    A batch at a time, because then random numbers are drawn for all its images at once and every view is written
+    straight to its place: nothing is collated. An unreadable image is replaced by the next readable one in the
+    source's order, which takes over the seed, and is reported with the batch.
+
+    An error of ours is returned, not raised, so that it crosses the process border as it is, without the wrapping that
+    a DataLoader gives to exceptions of its workers; `ViewLoader` raises it.
+    """
+
+    def __init__(self, source: ImageSource, groups: Mapping[str, ViewGroup], at_least: int | None = None) -> None:
+        self.source, self.groups, self.at_least = source, dict(groups), at_least
+        self.law = GeometryLaw(groups)
+
+    def __getitem__(self, key: BatchKey) -> LoadedBatch | GlocalError:
+        try:
+            return self.render(key)
+        except GlocalError as error:
+            return error
+
+    def render(self, key: BatchKey) -> LoadedBatch:
+        """Decode, crop and resize one batch.
+
+        Raises:
+            DataError: when 32 images in a row can't be decoded.
+        """
+        draws = self.law.draw(key.seeds)
+        images, views = draws.flip.shape
+        pixels = {name: torch.empty(images, g.count, 3, *g.height_width, dtype=torch.uint8) for name, g in self.groups.items()}
+        box = np.empty((images, views, 4), dtype=np.float32)
+        index, size = key.indices.copy(), np.empty((images, 2), dtype=np.int64)
+        unreadable: list[tuple[str, str]] = []
+        for row in range(images):
+            index[row], source = self._read(int(index[row]), unreadable)
+            size[row] = source.shape[:2]
+            box[row] = self._render_image(draws, row, source, pixels)
+        groups = {
+            name: ViewBatch(
+                pixels[name],
+                torch.from_numpy(np.ascontiguousarray(box[:, part])),
+                torch.from_numpy(np.ascontiguousarray(draws.flip[:, part])),
+                torch.from_numpy(np.ascontiguousarray(draws.strong[:, part])),
+            )
+            for name, part in self.law.slices.items()
+        }
+        seed = torch.from_numpy(key.seeds.copy())
+        return LoadedBatch(Views(groups, seed, torch.from_numpy(index), torch.from_numpy(size)), unreadable)
+
+    def _render_image(self, draws: Draws, row: int, source: Tensor, pixels: dict[str, Tensor]) -> np.ndarray:
+        """Write one image's views to row `row` of every group; return its boxes."""
+        boxes = self.law.place(draws, row, source.shape[0], source.shape[1])
+        listed, flips = boxes.tolist(), draws.flip[row].tolist()
+        for name, part in self.law.slices.items():
+            slots, size = pixels[name][row], self.groups[name].height_width
+            for slot, view in zip(slots, range(part.start, part.stop), strict=True):
+                slot.copy_(crop_and_resize(source, listed[view], size, flips[view]))
+        return boxes
+
+    def _read(self, index: int, unreadable: list[tuple[str, str]]) -> tuple[int, Tensor]:
+        """Return the first readable image from `index` on, wrapping round, and its position."""
+        length = len(self.source)
+        for attempt in range(min(REPLACEMENTS, length)):
+            position = (index + attempt) % length
+            try:
+                # np.array, not np.asarray: torch wants writable memory, and the copy out of Pillow is made either way.
+                return position, torch.from_numpy(np.array(self.source.read(position, self.at_least)))
+            except UnreadableImageError as error:
+                unreadable.append((self.source.key(position), str(error)))
+                reason = str(error)
+        raise DataError(
+            f"{min(REPLACEMENTS, length)} images in a row of {self.source.name} can't be decoded, from "
+            f"'{self.source.key(index)}' on. The last reason: {reason} Check the data, or leave these images out."
+        )
+
+
+class ViewLoader(DataLoader[LoadedBatch]):
+    """A DataLoader that raises what `ViewDataset` returns as an error."""
+
+    def __iter__(self) -> Iterator[LoadedBatch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, GlocalError):
+                raise batch
+            yield batch
+
+
+def make_loader(
+    source: ImageSource,
+    groups: Mapping[str, ViewGroup],
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int,
+    total_steps: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    shared: Literal["image", "batch"] = "image",
+    at_least: int | None = None,
+    pin_memory: bool = False,
+) -> ViewLoader:
+    """Load the batches of steps `start_step` to `total_steps - 1`; `batch_size` counts images over all processes.
+
+    The batches are the same bit for bit whatever `workers` is (0: in this process). Each worker makes whole batches and
+    works on one thread. The global random generator is left alone: neither loading nor resuming changes what the
+    training step draws from it. `at_least` lets JPEGs be decoded at a smaller scale; boxes then refer to that size.
+
+    Raises:
+        TrainingError: the batch is larger than the data set, or the batches on their way from the workers don't fit
+            into shared memory.
+        ConfigError: the batch doesn't split over the processes.
+    """
+    sampler = EpochSampler(
+        len(source), batch_size, seed,
+        total_steps=total_steps, start_step=start_step, rank=rank, world_size=world_size, shared=shared,
+    )  # fmt: skip
+    if workers:
+        _check_shared_memory(groups, batch_size // world_size, workers)
+    return ViewLoader(
+        ViewDataset(source, groups, at_least),
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        # A loader draws a seed for its workers when iterated; from the global generator if it has none of its own.
+        generator=torch.Generator(),
+    )
+
+
+def _check_shared_memory(groups: Mapping[str, ViewGroup], images: int, workers: int) -> None:
+    """Refuse what would end in a bus error: containers often give shared memory 64 MB."""
+    if not _SHARED_MEMORY.is_dir():
+        return
+    per_image = sum(3 * group.count * group.height_width[0] * group.height_width[1] for group in groups.values())
+    needed = per_image * images * (workers * PREFETCH + 1)
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if needed > free:
+        raise TrainingError(
+            f"{workers} workers need {needed / 2**20:.0f} MB of shared memory for batches on their way, "
+            f"{_SHARED_MEMORY} has {free / 2**20:.0f} MB free. Enlarge it (docker: --shm-size), "
+            f"or set speed.workers to {_most_workers(free, per_image * images)}."
+        )
+
+
+def _most_workers(free: int, batch_bytes: int) -> int:
+    return max(0, (free // max(1, batch_bytes) - 1) // PREFETCH)

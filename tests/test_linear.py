@@ -1,0 +1,177 @@
+"""The linear probe, low-shot logistic regression and fine-tuning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from evaluation_fakes import coloured, small_encoder
+from glocal.errors import DataError
+from glocal.evaluation.base import Work
+from glocal.evaluation.finetune import FineTune, parameter_groups
+from glocal.evaluation.linear import LinearProbe, rank_classes, readouts_for, train_heads
+from glocal.evaluation.logistic import LowShot, draw_shots
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+QUIET = Work(progress=False)
+
+
+def blobs(rows: int, seed: int = 0, classes: int = 4, dim: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(0, 1.2, (classes, dim))
+    labels = generator.integers(0, classes, rows)
+    x = centres[labels] + generator.normal(0, 1, (rows, dim))
+    return torch.from_numpy(x), torch.from_numpy(labels)
+
+
+def slow_head(x, y, classes, rate, epochs, batch_size, momentum, seed):
+    """torch's own cross-entropy, autograd and SGD, one head alone."""
+    weight = torch.randn(x.shape[1], classes, generator=torch.Generator().manual_seed(seed + 1)) * 0.01
+    weight = weight.to(x.dtype).requires_grad_()
+    bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
+    optimiser = torch.optim.SGD([weight, bias], lr=rate, momentum=momentum)
+    steps = epochs * -(-len(x) // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + np.cos(np.pi * step / steps)))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).split(batch_size):
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(x[rows] @ weight + bias, y[rows]).backward()
+            optimiser.step()
+            schedule.step()
+    return weight.detach(), bias.detach()
+
+
+def test_each_head_ends_as_if_trained_alone() -> None:
+    x, y = blobs(90)
+    rates, columns = [0.01, 0.3, 2.0], [[slice(0, 6)], [slice(1, 3), slice(4, 6)]]
+    settings = {"epochs": 3, "batch_size": 32, "momentum": 0.9, "seed": 5}
+    grid = train_heads(x, y, 4, rates, columns=columns, **settings)
+    for heads, inputs in zip(grid, (x, torch.cat([x[:, 1:3], x[:, 4:6]], 1)), strict=True):
+        for place, rate in enumerate(rates):
+            weight, bias = slow_head(inputs, y, 4, rate, **settings)
+            own = slice(4 * place, 4 * place + 4)
+            assert torch.allclose(heads.weight[:, own], weight, atol=1e-9)
+            assert torch.allclose(heads.bias[own], bias, atol=1e-9)
+
+
+def test_a_long_training_reaches_scikit_learn() -> None:
+    x, y = blobs(400)
+    test_x, test_y = blobs(300, seed=1)
+    heads = train_heads(x, y, 4, [0.5], epochs=150, batch_size=100)[0]
+    found = rank_classes(heads, test_x, 4)[0, :, 0]
+    expected = LogisticRegression(C=1e6, max_iter=1000).fit(x, y).predict(test_x)
+    assert (found.numpy() == expected).mean() > 0.97
+    assert abs(float((found == test_y).double().mean()) - (expected == test_y.numpy()).mean()) < 0.02
+
+
+def test_a_diverged_head_never_wins_and_harms_no_other() -> None:
+    data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
+    config = LinearProbe(epochs=30, batch_size=16, learning_rates=(1e-2, 1e-1, 1e38), inputs=("cls", "4cls+mean"))
+    result = config.run(small_encoder(), data, QUIET)
+    scores = {(row["input"], row["learning_rate"]): row["held_out_top1"] for row in result.rows}
+    assert all(np.isneginf(scores[name, 1e38]) for name in config.inputs)
+    assert result.settings["picked"]["learning_rate"] < 1
+    assert result.numbers["top1"] > 60
+    assert result.to_json()["rows"][2]["held_out_top1"] is None
+
+
+def test_probe_is_independent_of_batch_size_and_workers() -> None:
+    data = {"train": coloured(60, 3, name="train", bad=(3,)), "test": coloured(30, 3, seed=1, name="test")}
+    config = LinearProbe(epochs=5, batch_size=16)
+    one, other = (config.run(small_encoder(), data, Work(progress=False, batch_size=b, workers=w)) for b, w in ((64, 0), (7, 2)))
+    assert one.numbers == other.numbers
+    assert one.rows == other.rows
+    assert any("skipped 1" in note for note in one.notes)
+    assert len(one.rows) == 4 * 13
+
+
+def test_the_test_images_never_decide() -> None:
+    train, test = coloured(60, 3, name="train"), coloured(30, 3, seed=1, name="test")
+    config = LinearProbe(epochs=5, batch_size=16)
+    honest = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
+    test.labels = np.roll(test.labels, 1)
+    wrong = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
+    assert honest.settings["picked"] == wrong.settings["picked"]
+    assert honest.rows == wrong.rows
+    assert honest.numbers["top1"] + wrong.numbers["top1"] <= 100
+
+
+def test_every_choice_of_layers_is_one_run_of_columns() -> None:
+    assert readouts_for(["cls", "4cls+mean"]) == ["mean_patches@-1", "cls@-1", "cls@-2", "cls@-3", "cls@-4"]
+
+
+def test_shots_are_drawn_by_class_and_nested() -> None:
+    labels = np.repeat([0, 1, 2], [100, 50, 2])
+    few, more = draw_shots(labels, 5, seed=1), draw_shots(labels, 20, seed=1)
+    assert np.bincount(labels[few]).tolist() == [5, 5, 2]
+    assert set(few) <= set(more)
+    assert np.bincount(labels[draw_shots(labels, 0.1, seed=0)]).tolist() == [10, 5, 1]
+    assert not np.array_equal(few, draw_shots(labels, 5, seed=2))
+
+
+def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
+    encoder = small_encoder()
+    train, test = coloured(120, 4, name="train"), coloured(60, 4, seed=1, name="test", bad=(7,))
+    config = LowShot(shares=(0.2,), per_class=(2,), seeds=2, strengths=(1.0,))
+    result = config.run(encoder, {"train": train, "test": test}, QUIET)
+    assert set(result.numbers) == {"20_percent_top1", "20_percent_top1_std", "2_per_class_top1", "2_per_class_top1_std"}
+    assert result.numbers["20_percent_top1"] > result.numbers["2_per_class_top1"] > 30
+    scores = [row["top1"] for row in result.rows if row["shots"] == "20_percent"]
+    assert np.isclose(result.numbers["20_percent_top1"], np.mean(scores))
+    assert np.isclose(result.numbers["20_percent_top1_std"], np.std(scores, ddof=1))
+
+    from glocal.evaluation.embeddings import extract_embeddings
+    from glocal.evaluation.labels import split_held_out
+
+    x = extract_embeddings(encoder, train, work=QUIET).first.double().numpy()
+    found = extract_embeddings(encoder, test, work=QUIET)
+    scale = np.sqrt((x**2).mean())
+    rest, _ = split_held_out(train.labels, 0.1, seed=0)
+    drawn = rest[draw_shots(train.labels[rest], 0.2, seed=1)]
+    reference = LogisticRegression(C=1.0, max_iter=1000).fit(x[drawn] / scale, train.labels[drawn])
+    expected = (reference.predict(found.first.double().numpy() / scale) == found.labels).mean()
+    assert np.isclose(scores[1], 100 * expected)
+
+
+def test_low_shot_of_pairs_of_images() -> None:
+    train = coloured(2, 2)
+    with pytest.raises(DataError, match="held out"):
+        LowShot(shares=(), per_class=(1,)).run(small_encoder(), {"train": train, "test": train}, QUIET)
+
+
+def digits(rows: slice) -> object:
+    from evaluation_fakes import MemorySource
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = (images.reshape(-1, 8, 8, 1)[rows] * 15.9).astype(np.uint8).repeat(3, 3)
+    return MemorySource(pixels.repeat(2, 1).repeat(2, 2), labels[rows], name=f"digits {rows.start}")
+
+
+def test_fine_tuning_learns_digits_and_leaves_the_encoder_alone() -> None:
+    encoder = small_encoder()
+    before = encoder.fingerprint()
+    data = {"train": digits(slice(0, 400)), "test": digits(slice(1000, 1200))}
+    config = FineTune(
+        epochs=8, batch_size=32, learning_rate=2e-2, layer_decay=0.9, warmup_epochs=1, mirror=False,
+        crop_area=(0.7, 1.0), transform={"size": 16},
+    )  # fmt: skip
+    state = torch.random.get_rng_state()
+    result = config.run(encoder, data, QUIET)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert encoder.fingerprint() == before
+    assert result.numbers["top1"] > 50  # chance is 10
+
+
+def test_layers_below_learn_more_slowly() -> None:
+    backbone, head = small_encoder().backbone, torch.nn.Linear(64, 3)
+    groups = parameter_groups(backbone, head, FineTune(layer_decay=0.5))
+    factor = {id(p): group["factor"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(factor) == len(list(backbone.parameters())) + 2
+    assert factor[id(head.weight)] == factor[id(backbone.norm.weight)] == 1
+    assert [factor[id(block.attn.qkv.weight)] for block in backbone.blocks] == [0.5**4, 0.5**3, 0.5**2, 0.5]
+    assert factor[id(backbone.pos_embed)] == factor[id(backbone.patch_embed.proj.weight)] == 0.5**5
+    assert decay[id(head.bias)] == decay[id(backbone.norm.weight)] == 0
+    assert decay[id(head.weight)] == 0.05

@@ -1,0 +1,211 @@
+"""The Vision Transformer: shapes, positions, stochastic depth, attention, checkpointing, initialisation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from glocal.config import validate
+from glocal.errors import ConfigError, ModelError
+from glocal.models.blocks import Block, attention_weights
+from glocal.models.position import resample_table, rotary_table, rotate
+from glocal.models.vit import BackboneConfig, VisionTransformer
+
+
+def micro(**settings: object) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(BackboneConfig.model_validate({"size": "micro", "patch_size": 8, "image_size": 32} | settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"registers": 4}, {"position": "rope"}, {"pooling": "class_attention"}, {"ffn": "swiglu", "layer_scale": 1e-5}],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(32, 32), (16, 56)])
+def test_any_size_gives_features_and_gradients_everywhere(settings: dict[str, object], size: tuple[int, int]) -> None:
+    model = micro(**settings)
+    features = model(torch.randn(2, 3, *size))
+    patches = size[0] * size[1] // 64
+    class_tokens = int(model.config.class_token)
+    assert features.grid == (size[0] // 8, size[1] // 8)
+    assert features.cls.shape == (2, 64) and features.patches.shape == (2, patches, 64)
+    assert features.tokens_before_norm.shape == (2, patches + class_tokens, 64)
+    torch.testing.assert_close(model.norm(features.tokens_before_norm)[:, class_tokens:], features.patches)
+    (features.cls.square().sum() + features.patches.pow(3).sum()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not without
+
+
+def test_layers_are_counted_from_the_end_and_come_in_the_order_asked() -> None:
+    model = micro().eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    last, first, again = model.intermediate(pixels, [-1, 0, 3])
+    torch.testing.assert_close(last.cls, model(pixels).cls)
+    torch.testing.assert_close(again.cls, last.cls)
+    assert not torch.allclose(first.cls, last.cls)
+    with pytest.raises(ModelError, match="no layer 4: the backbone has 4 blocks"):
+        model.intermediate(pixels, [4])
+
+
+def test_attention_and_keys_are_those_of_the_last_block() -> None:
+    for settings in ({"registers": 2}, {"position": "rope"}):
+        model = micro(**settings).eval()
+        pixels = torch.randn(2, 3, 32, 16)
+        seen: dict[str, torch.Tensor] = {}
+        block = model.blocks[-1]
+        assert isinstance(block, Block)
+        handle = block.attn.qkv.register_forward_hook(lambda _m, _i, out: seen.update(qkv=out))  # noqa: B023
+        attention = model.last_attention(pixels)
+        handle.remove()
+        keys = seen["qkv"][:, model.prefix_tokens :, 64:128]
+        torch.testing.assert_close(model.last_keys(pixels), keys)
+        assert attention.shape == (2, 4, 8)
+        assert bool((attention.sum(-1) < 1).all())
+        if model.config.position == "table":  # The class token's row, written out.
+            query = seen["qkv"][:, 0, :64].reshape(2, 4, 16)
+            key = seen["qkv"][:, :, 64:128].reshape(2, -1, 4, 16)
+            expected = torch.einsum("bhd,bnhd->bhn", query / 4, key).softmax(-1)[:, :, model.prefix_tokens :]
+            torch.testing.assert_close(attention, expected)
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("grid", [(3, 7), (5, 8), (1, 2), (9, 9)])
+def test_position_table_is_resized_like_interpolate(antialias: bool, grid: tuple[int, int]) -> None:
+    table = torch.randn(5, 5, 4, requires_grad=True)
+    expected = F.interpolate(table.permute(2, 0, 1)[None], size=grid, mode="bicubic", antialias=antialias)
+    found = resample_table(table, grid, antialias=antialias)
+    torch.testing.assert_close(found, expected[0].permute(1, 2, 0), atol=1e-6, rtol=1e-5)
+
+
+def test_position_matrices_made_in_inference_mode_serve_training() -> None:
+    table = torch.randn(11, 11, 4, requires_grad=True)
+    with torch.inference_mode():
+        resample_table(table, (6, 13))
+        rotary_table((6, 13), 16, 1, 100.0, torch.device("cpu"))
+    resample_table(table, (6, 13)).sum().backward()
+    assert table.grad is not None
+
+
+def test_rotation_equals_the_formula() -> None:
+    rows, columns, dim = 2, 3, 16
+    table = rotary_table((rows, columns), dim, 1, 100.0, torch.device("cpu"))
+    x = torch.randn(1 + rows * columns, dim, dtype=torch.float64)
+    found = rotate(x, table).numpy()
+    np.testing.assert_allclose(found[0], x[0].numpy())
+    for row in range(rows):
+        for column in range(columns):
+            token = 1 + row * columns + column
+            for i in range(dim // 2):
+                centre = (row + 0.5) / rows if i < dim // 4 else (column + 0.5) / columns
+                frequency = 100.0 ** (-2 * (i % (dim // 4)) / (dim / 2))
+                angle = 2 * math.pi * frequency * (2 * centre - 1)
+                a, b = float(x[token, i]), float(x[token, i + dim // 2])
+                np.testing.assert_allclose(found[token, i], a * math.cos(angle) - b * math.sin(angle), atol=1e-5)
+                np.testing.assert_allclose(
+                    found[token, i + dim // 2], b * math.cos(angle) + a * math.sin(angle), atol=1e-5
+                )
+
+
+def test_written_out_attention_equals_the_fused_one() -> None:
+    query, key, value = torch.randn(3, 2, 4, 37, 16).unbind(0)
+    found = attention_weights(query, key) @ value
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(query, key, value), atol=1e-6, rtol=1e-5)
+
+
+def test_stochastic_depth_keeps_the_mean_and_a_fixed_share() -> None:
+    torch.manual_seed(0)
+    block = Block(16, 2, 32, drop_path=0.5)
+    x = torch.randn(1, 5, 16).expand(64, 5, 16)
+    with torch.no_grad():
+        plain = block.eval()(x[:1]) - x[:1]
+        assert block.draw_kept(64, x.device) is None
+        kept = block.train().draw_kept(64, x.device)
+        assert kept is not None and kept.attention.unique().numel() == 32 == kept.mlp.numel()
+        attention = block.ls1(block.attn(block.norm1(x[:1]), None))
+        after = x.index_add(0, kept.attention, attention.expand(32, 5, 16), alpha=2.0)
+        torch.testing.assert_close((after - x).mean(0), attention[0])
+        # The first branch alone: only the kept samples move, by twice the branch.
+        block.mlp.fc2.weight.zero_()
+        block.mlp.fc2.bias.zero_()
+        moved = block(x, None, kept) - x
+    torch.testing.assert_close(moved.mean(0), attention[0], atol=1e-6, rtol=1e-5)
+    assert int((moved.abs().amax((1, 2)) > 0).sum()) == 32
+    assert plain.isfinite().all()
+
+
+def test_drop_path_grows_linearly_and_stops_in_eval_mode() -> None:
+    model = micro(drop_path=0.3)
+    assert [round(b.drop_path, 6) for b in model.blocks if isinstance(b, Block)] == [0.0, 0.1, 0.2, 0.3]
+    pixels = torch.randn(8, 3, 32, 32)
+    assert not torch.equal(model(pixels).cls, model(pixels).cls)
+    model.eval()
+    torch.testing.assert_close(model(pixels).cls, micro().eval()(pixels).cls)
+
+
+def test_checkpointing_changes_memory_only() -> None:
+    gradients = []
+    pixels = torch.randn(8, 3, 32, 32)
+    for recompute in (False, True):
+        model = micro(drop_path=0.3)
+        model.checkpoint_blocks = recompute
+        torch.manual_seed(1)
+        model(pixels).cls.square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed, atol=0, rtol=0)
+
+
+def test_bfloat16_autocast_stays_close() -> None:
+    model = micro().eval()
+    pixels = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        exact = model(pixels).cls
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model(pixels).cls
+    assert float(F.cosine_similarity(exact, rough.float()).min()) > 0.999
+
+
+def test_patch_embedding_equals_its_convolution() -> None:
+    model = micro(channels=2)
+    pixels = torch.randn(2, 2, 24, 40)
+    expected = model.patch_embed.proj(pixels).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(model.patch_embed(pixels), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("tiny", "fan_in"), ("small", "trunc_normal")])
+def test_auto_initialisation_follows_the_width(size: str, scheme: str) -> None:
+    model = VisionTransformer(BackboneConfig(size=size, depth=1))  # type: ignore[arg-type]
+    block = model.blocks[0]
+    assert isinstance(block, Block) and model.pos_embed is not None
+    expected = model.embed_dim**-0.5 if scheme == "fan_in" else 0.02
+    assert float(block.attn.qkv.weight.detach().std()) == pytest.approx(expected, rel=0.05)
+    assert float(model.pos_embed.detach().std()) == pytest.approx(0.3 if scheme == "fan_in" else 0.02, rel=0.05)
+    assert not block.attn.qkv.bias.any()
+
+
+def test_wrong_input_is_explained() -> None:
+    model = micro()
+    with pytest.raises(ModelError, match="36x40 image can't be cut into 8-pixel patches.*32x40"):
+        model(torch.randn(1, 3, 36, 40))
+    with pytest.raises(ModelError, match="takes 3 channels; the pixels have 1"):
+        model(torch.randn(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_size": 225}, "225 must be a multiple of patch_size 16"),
+        ({"num_heads": 5}, "num_heads 5 must divide the width 384"),
+        ({"pooling": "class_attention", "registers": 4}, "registers go with a class token; got 4"),
+        ({"embed_dim": 36, "num_heads": 6, "position": "rope"}, "4 divides"),
+        ({"sise": "small"}, "Did you mean 'size'"),
+    ],
+)
+def test_wrong_settings_are_explained(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(BackboneConfig, settings)
