@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from PIL import Image
+
 from glocal.data.source import ImageSource
 from glocal.errors import UnreadableImageError
 from glocal.models.encoder import Encoder
 from glocal.models.vit import BackboneConfig, VisionTransformer
-from PIL import Image
 
 
 class MemorySource(ImageSource):
@@ -47,7 +48,7 @@ def coloured(images: int, classes: int, seed: int = 0, side: int = 40, **setting
     colours = np.random.default_rng(7).integers(40, 216, (classes, 3))
     generator = np.random.default_rng(seed)
     labels = np.arange(images) % classes
-    noise = generator.normal(0, 20, (images, side, side, 3)) + generator.normal(0, 40, (images, 1, 1, 3))
+    noise = generator.normal(0, 20, (images, side, side, 3)) + generator.normal(0, 12, (images, 1, 1, 3))
     pixels = np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
     return MemorySource(pixels, labels, **settings)  # type: ignore[arg-type]
 

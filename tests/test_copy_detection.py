@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +25,6 @@ from glocal.evaluation.ground_truth import find_ids, read_ground_truth
 from glocal.evaluation.ranking import ranks_of_positives, top_candidates, trapezoid_average_precision
 from glocal.models.features import Features
 
-DATA = Path(os.environ.get("GLOCAL_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 QUIET = Work(progress=False)
 
 
@@ -280,10 +278,8 @@ def test_bad_ground_truth_is_named(tmp_path: Path, text: str, message: str) -> N
         read_ground_truth(tmp_path / "t.csv")
 
 
-def test_isc_files_are_read_as_they_are() -> None:
-    folder = DATA / "isc2021_groundtruth"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} isn't here")
+def test_isc_files_are_read_as_they_are(real_data: Path) -> None:
+    folder = real_data / "isc2021_groundtruth"
     public = read_ground_truth(folder / "public_ground_truth.csv")
     subset = read_ground_truth(folder / "subset_1_ground_truth.csv")
     assert (len(public.references), public.pairs) == (25_000, 4_991)
@@ -397,11 +393,9 @@ def gray_thumbnails(source: ImageSource) -> torch.Tensor:
     return torch.from_numpy(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
-def test_the_thumbnail_baseline_of_real_attacks_is_reproduced() -> None:
-    references = DATA / "imagenet_sample_1k" / "train-00000-of-00001.parquet"
-    if not references.is_file() or not (DATA / "copydetect_mini").is_dir():
-        pytest.skip(f"copydetect_mini and imagenet_sample_1k aren't in {DATA}")
-    data = open_copy_folder(DATA / "copydetect_mini", references=str(references))
+def test_the_thumbnail_baseline_of_real_attacks_is_reproduced(real_data: Path) -> None:
+    references = real_data / "imagenet_sample_1k" / "train-00000-of-00001.parquet"
+    data = open_copy_folder(real_data / "copydetect_mini", references=str(references))
     assert (len(data.queries), len(data.references), sum(len(p) == 0 for p in data.positives)) == (1200, 1000, 120)
     queries, database = gray_thumbnails(data.queries), gray_thumbnails(data.references)
     numbers, rows = measure(queries, database, data.positives, data.attack, candidates=1)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from glocal.config import validate
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, ModelError, UnreadableImageError
 from glocal.evaluation.base import Work
@@ -202,3 +203,16 @@ def test_views_without_common_ground_are_counted() -> None:
     result = tiny.run(encoder_of(Position()), {"test": Ramps(40)}, QUIET)
     assert any("share no patch centre" in note for note in result.notes)
     assert result.numbers["images"] < 40
+
+
+def test_a_photometric_change_reaches_the_second_view_only_and_repeats() -> None:
+    """Gray views have lost the colours that say where a patch is; raw pixels of the first view stay as they were."""
+    plain = Correspondence(images=6).run(encoder_of(Position()), {"test": Ramps(6)}, QUIET).numbers
+    gray = validate(Correspondence, {"images": 6, "photometric": [{"op": "grayscale", "probability": 1.0}]})
+    runs = [
+        gray.run(encoder_of(Position()), {"test": Ramps(6)}, Work(batch_size=b, progress=False)).numbers
+        for b in (1, 64)
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0]["patches"] == plain["patches"]
+    assert runs[0]["accuracy"] < plain["accuracy"] / 2

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import MemorySource, coloured, small_encoder
+from PIL import Image
+
 from glocal.config import apply_overrides
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, Result, Work, evaluate, read_results, write_result
@@ -17,7 +19,6 @@ from glocal.evaluation.embeddings import SHARD, extract_embeddings, gem
 from glocal.evaluation.extraction import FeatureTransform, Skipped, iterate_features, iterate_pixels
 from glocal.evaluation.knn import KnnConfig
 from glocal.evaluation.labels import align_labels, split_held_out
-from PIL import Image
 
 QUIET = Work(progress=False)
 
@@ -169,7 +170,9 @@ def test_labels_are_matched_by_name() -> None:
     assert any("dog; 2 images count as wrong" in note for note in labels.notes)
 
 
-@pytest.mark.parametrize(("labels", "message"), [(None, "no labels"), (np.zeros(4), "1 class with"), (-np.ones(4), "no labels")])
+@pytest.mark.parametrize(
+    ("labels", "message"), [(None, "no labels"), (np.zeros(4), "1 class with"), (-np.ones(4), "no labels")]
+)
 def test_sources_that_no_classifier_can_use(labels: np.ndarray | None, message: str) -> None:
     source = MemorySource(np.zeros((4, 8, 8, 3), np.uint8), labels)
     with pytest.raises(DataError, match=message):
@@ -199,7 +202,8 @@ def test_results_merge_by_protocol_model_and_data(tmp_path) -> None:
 
     def result(protocol: str, top1: float, data: str = "test") -> Result:
         numbers = {"top1": top1, "spread": float("nan")}
-        return Result(protocol, 1, {"resolution": 32, "cut": np.int64(3)}, numbers, model={"name": "m", "fingerprint": "f"}, data={data: "d"})
+        model = {"name": "m", "fingerprint": "f"}
+        return Result(protocol, 1, {"cut": np.int64(3)}, numbers, model=model, data={data: "d"})
 
     for one in (result("knn", 1.0), result("linear", 2.0), result("knn", 3.0), result("knn", 4.0, "other")):
         write_result(path, one)
@@ -215,7 +219,8 @@ def test_results_merge_by_protocol_model_and_data(tmp_path) -> None:
 
 def test_evaluate_writes_what_it_needs_to_be_repeated(tmp_path) -> None:
     data = {"train": coloured(40, 2, name="train"), "test": coloured(20, 2, seed=1, name="test")}
-    result = evaluate("knn", small_encoder(), data, overrides=["ks=[1, 3]", "transform.size=24"], out=tmp_path, work=QUIET)
+    overrides = ["ks=[1, 3]", "transform.size=24"]
+    result = evaluate("knn", small_encoder(), data, overrides=overrides, out=tmp_path, work=QUIET)
     stored = read_results(tmp_path / "results.json")[0]
     assert stored.to_json() == result.to_json()
     assert stored.settings["resolution"] == 24
@@ -241,7 +246,8 @@ def test_every_protocol_has_its_class() -> None:
 def test_compare_puts_runs_side_by_side_and_warns(tmp_path) -> None:
     data = {"train": coloured(40, 2, name="train"), "test": coloured(20, 2, seed=1, name="test")}
     for run, size in (("a", 32), ("b", 24)):
-        evaluate(KnnConfig(ks=(1,)), small_encoder(), data, overrides=[f"transform.size={size}"], out=tmp_path / run, work=QUIET)
+        config = KnnConfig(ks=(1,), transform={"size": size})
+        evaluate(config, small_encoder(), data, out=tmp_path / run, work=QUIET)
     found = gather([tmp_path / "a", tmp_path / "b"])
     assert [name.rpartition("/")[2] for name in found.columns] == ["a", "b"]
     values = next(v for m, v in found.numbers.items() if m.name == "k1_top1")

@@ -22,11 +22,15 @@ def backbone(**settings: object) -> VisionTransformer:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"registers": 4, "layer_scale": 0.1}, {"pooling": "class_attention"}, {"position": "rope"}], ids=str
+    "settings",
+    [{}, {"registers": 4, "layer_scale": 0.1}, {"pooling": "class_attention"}, {"position": "rope"}],
+    ids=str,
 )
 def test_what_is_exported_loads_equal(settings: dict[str, object], tmp_path: Path) -> None:
     model = backbone(drop_path=0.2, **settings).train()
-    folder = export_backbone(model, tmp_path / "run" / "export", mean=(0.1, 0.2, 0.3), image_size=48, extra={"epoch": 3})
+    folder = export_backbone(
+        model, tmp_path / "run" / "export", mean=(0.1, 0.2, 0.3), image_size=48, extra={"epoch": 3}
+    )
     assert model.training and sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
     encoder = load(tmp_path / "run")
     pixels = torch.randn(2, 3, 48, 24)
@@ -49,7 +53,7 @@ def test_broken_weights_are_not_passed_on(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ModelError, match="failed: .*choose another folder"):
+    with pytest.raises(ModelError, match=r"failed: .*choose another folder"):
         export_backbone(backbone(), tmp_path / "file" / "export")
 
 
@@ -93,5 +97,5 @@ def test_the_fingerprint_sees_every_weight_and_the_preprocessing() -> None:
 
 def test_what_a_backbone_cannot_give_is_named() -> None:
     encoder = Encoder("plain", torch.nn.Linear(3, 3), 3, 8, 32)
-    with pytest.raises(ModelError, match="plain \\(Linear\\) gives no attention maps"):
+    with pytest.raises(ModelError, match=r"plain \(Linear\) gives no attention maps"):
         encoder.attention(torch.zeros(1, 3, 8, 8))

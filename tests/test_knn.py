@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import coloured, small_encoder
-from glocal.errors import ConfigError, DataError
-from glocal.evaluation import knn
-from glocal.evaluation.base import Work
-from glocal.evaluation.knn import KnnConfig, KnnProbe, knn_classify, nearest_rows, top_accuracies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
+
+from glocal.errors import ConfigError, DataError
+from glocal.evaluation import knn
+from glocal.evaluation.base import Work
+from glocal.evaluation.knn import KnnConfig, KnnProbe, knn_classify, largest, nearest_rows, top_accuracies
 
 QUIET = Work(progress=False)
 
@@ -65,7 +66,10 @@ def test_predictions_equal_scikit_learn() -> None:
     queries = generator.normal(size=(100, 16))
     for k in (1, 10, 50):
         # scikit-learn's cosine distance is 1 - cosine
-        reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.07))
+        def vote(distance: np.ndarray) -> np.ndarray:
+            return np.exp((1 - distance) / 0.07)
+
+        reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=vote)
         expected = reference.fit(bank, labels).predict(queries)
         found = knn_classify(torch.from_numpy(bank), torch.from_numpy(labels), torch.from_numpy(queries), [k])[k]
         assert np.array_equal(found[:, 0].numpy(), expected)
@@ -80,8 +84,20 @@ def test_streaming_changes_nothing(monkeypatch) -> None:
     monkeypatch.setattr(knn, "QUERY_CHUNK", 50)
     streamed = knn_classify(bank, labels, queries, [1, 20, 200])
     assert all(torch.equal(whole[k], streamed[k]) for k in whole)
-    own = torch.cat([near.index for near in nearest_rows(bank, bank, 3, leave_one_out=True)])
+    own = torch.cat([near.rows for near in nearest_rows(bank, bank, 3, leave_one_out=True)])
     assert not bool((own == torch.arange(1000)[:, None]).any())
+
+
+@pytest.mark.parametrize("order", ["random", "rising", "equal"])
+def test_selection_equals_a_full_sort(order: str) -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(20, 1003)) if order != "equal" else np.ones((20, 1003))
+    values = np.sort(values, axis=1) if order == "rising" else values
+    for k in (1, 7, 30, 400):
+        found = largest(torch.from_numpy(values), k)
+        assert np.array_equal(found.similarity.numpy(), -np.sort(-values, axis=1)[:, :k])
+        assert np.array_equal(np.take_along_axis(values, found.rows.numpy(), 1), found.similarity.numpy())
+        assert all(len(set(row)) == k for row in found.rows.tolist())
 
 
 def test_small_temperatures_do_not_overflow() -> None:
@@ -105,7 +121,8 @@ def test_protocol_is_independent_of_batch_size_and_workers() -> None:
     data = {"train": coloured(60, 3, name="train", bad=(2,)), "test": coloured(30, 3, seed=1, name="test", bad=(0, 5))}
     config = KnnConfig(ks=(1, 5, 500))
     results = [
-        config.run(small_encoder(), data, Work(progress=False, batch_size=b, workers=w)) for b, w in ((64, 0), (7, 0), (13, 2))
+        config.run(small_encoder(), data, Work(progress=False, batch_size=batch_size, workers=workers))
+        for batch_size, workers in ((64, 0), (7, 0), (13, 2))
     ]
     assert results[0].numbers == results[1].numbers == results[2].numbers
     assert results[0].numbers["k5_top1"] > 60  # colours are easily told apart; chance is 33

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import coloured, small_encoder
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
 from glocal.errors import DataError
 from glocal.evaluation.base import Work
 from glocal.evaluation.finetune import FineTune, parameter_groups
 from glocal.evaluation.linear import LinearProbe, rank_classes, readouts_for, train_heads
 from glocal.evaluation.logistic import LowShot, draw_shots
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 
 QUIET = Work(progress=False)
 
@@ -68,7 +69,7 @@ def test_a_long_training_reaches_scikit_learn() -> None:
 
 def test_a_diverged_head_never_wins_and_harms_no_other() -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
-    config = LinearProbe(epochs=30, batch_size=16, learning_rates=(1e-2, 1e-1, 1e38), inputs=("cls", "4cls+mean"))
+    config = LinearProbe(least_steps=100, batch_size=16, learning_rates=(1e-2, 1e-1, 1e38), inputs=("cls", "4cls+mean"))
     result = config.run(small_encoder(), data, QUIET)
     scores = {(row["input"], row["learning_rate"]): row["held_out_top1"] for row in result.rows}
     assert all(np.isneginf(scores[name, 1e38]) for name in config.inputs)
@@ -79,8 +80,9 @@ def test_a_diverged_head_never_wins_and_harms_no_other() -> None:
 
 def test_probe_is_independent_of_batch_size_and_workers() -> None:
     data = {"train": coloured(60, 3, name="train", bad=(3,)), "test": coloured(30, 3, seed=1, name="test")}
-    config = LinearProbe(epochs=5, batch_size=16)
-    one, other = (config.run(small_encoder(), data, Work(progress=False, batch_size=b, workers=w)) for b, w in ((64, 0), (7, 2)))
+    config = LinearProbe(epochs=5, batch_size=16, least_steps=1)
+    one = config.run(small_encoder(), data, Work(progress=False, batch_size=64))
+    other = config.run(small_encoder(), data, Work(progress=False, batch_size=7, workers=2))
     assert one.numbers == other.numbers
     assert one.rows == other.rows
     assert any("skipped 1" in note for note in one.notes)
@@ -89,7 +91,7 @@ def test_probe_is_independent_of_batch_size_and_workers() -> None:
 
 def test_the_test_images_never_decide() -> None:
     train, test = coloured(60, 3, name="train"), coloured(30, 3, seed=1, name="test")
-    config = LinearProbe(epochs=5, batch_size=16)
+    config = LinearProbe(epochs=5, batch_size=16, least_steps=1)
     honest = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
     test.labels = np.roll(test.labels, 1)
     wrong = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
@@ -117,7 +119,7 @@ def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
     config = LowShot(shares=(0.2,), per_class=(2,), seeds=2, strengths=(1.0,))
     result = config.run(encoder, {"train": train, "test": test}, QUIET)
     assert set(result.numbers) == {"20_percent_top1", "20_percent_top1_std", "2_per_class_top1", "2_per_class_top1_std"}
-    assert result.numbers["20_percent_top1"] > result.numbers["2_per_class_top1"] > 30
+    assert min(result.numbers["20_percent_top1"], result.numbers["2_per_class_top1"]) > 35  # chance is 25
     scores = [row["top1"] for row in result.rows if row["shots"] == "20_percent"]
     assert np.isclose(result.numbers["20_percent_top1"], np.mean(scores))
     assert np.isclose(result.numbers["20_percent_top1_std"], np.std(scores, ddof=1))

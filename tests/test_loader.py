@@ -8,6 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from glocal.errors import ConfigError, DataError, TrainingError, UnreadableImageError
 from glocal.views.geometry import draw_geometry
 from glocal.views.groups import ViewGroup
@@ -15,9 +19,6 @@ from glocal.views.loader import LoadedBatch, ViewDataset, make_loader
 from glocal.views.randomness import hash_seed
 from glocal.views.render import crop_and_resize
 from glocal.views.sampling import EpochSampler, shuffled
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 GROUPS = {
     "global": ViewGroup(count=2, size=(16, 24), area=(0.4, 1.0)),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 from glocal.errors import ConfigError
-from glocal.objectives import ImageLevelConfig, InstanceConfig, LocalGlobalReferenceConfig, LocalGroupConfig, MatchedPatchesConfig
+from glocal.objectives import ImageLevelConfig, InstanceConfig, LocalGlobalReferenceConfig, LocalGroupConfig, MatchedPatchesConfig, SelfPatchConfig
 from glocal.objectives.centring import CentringConfig
 from glocal.objectives.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.relation import TokenMean
@@ -28,6 +28,12 @@ TERMS = {
     "patch-share": MatchedPatchesConfig(head=SMALL_HEAD, share=0.5),
     "reference": LocalGlobalReferenceConfig(head=SMALL_HEAD),
     "reference-lambda": LocalGlobalReferenceConfig(head=SMALL_HEAD, image_share=0.9),
+    "neighbours": SelfPatchConfig(head=SMALL_HEAD),
+    "neighbours-sinkhorn": SelfPatchConfig(head=SMALL_HEAD, centring=CentringConfig(method="sinkhorn")),
+    "neighbours-torus": SelfPatchConfig(head=SMALL_HEAD, border="torus", include_self=True, match_on="normed"),
+    "neighbours-share": SelfPatchConfig(head=SMALL_HEAD, share=0.4),
+    "neighbours-attention": SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention"),
+    "neighbours-all-views": SelfPatchConfig(head=SMALL_HEAD, views="all", average="view", window=1, k=1, include_self=True),
 }
 _QUEUE = {"head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24), "queue": 32, "storage": "fp32"}
 _GROUP = _QUEUE | {"memory": 24, "neighbours": 3}

@@ -106,16 +106,34 @@ def test_plain_pickles_come_back(tmp_path: Path, protocol: int) -> None:
 
 class _Runs:
     def __reduce__(self) -> object:
-        return (Path.touch, (Path("/tmp/glocal-pickle-ran"),))
+        return (Path.touch, (Path("pickle-ran"),))
 
 
 @pytest.mark.parametrize("payload", [_Runs(), np.array([{"a": 1}], dtype=object), Path("a"), np.array(["text"]), print])
-def test_pickles_that_name_anything_else_are_refused_and_nothing_runs(tmp_path: Path, payload: object) -> None:
+def test_pickles_that_name_anything_else_are_refused_and_nothing_runs(
+    tmp_path: Path, payload: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "gnd.pkl"
     path.write_bytes(pickle.dumps({"imlist": payload}))
     with pytest.raises(DataError, match="no pickle of plain"):
         load_plain_pickle(path)
-    assert not Path("/tmp/glocal-pickle-ran").exists()
+    assert not Path("pickle-ran").exists()
+
+
+def test_damaged_pickles_are_read_or_refused_never_anything_else(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = pickle.dumps({"imlist": ["a"], "gnd": [{"easy": np.arange(3)}], "x": np.float32(1)}, 4)
+    path, refused = tmp_path / "gnd.pkl", 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] = rng.integers(256)
+        path.write_bytes(bytes(damaged))
+        try:
+            load_plain_pickle(path)
+        except DataError:
+            refused += 1
+    assert 50 < refused < 300
 
 
 def test_broken_and_python_2_pickles(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import coloured, small_encoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from glocal.errors import DataError
 from glocal.evaluation import statistics
 from glocal.evaluation.base import Work
@@ -18,8 +21,6 @@ from glocal.evaluation.statistics import (
     patch_similarity,
     uniformity,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from glocal.views.render import crop_and_resize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from glocal.views.render import crop_and_resize
 
 
 def _picture(height: int, width: int, seed: int = 0) -> np.ndarray:

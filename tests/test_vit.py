@@ -18,12 +18,20 @@ from glocal.models.vit import BackboneConfig, VisionTransformer
 
 def micro(**settings: object) -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(BackboneConfig.model_validate({"size": "micro", "patch_size": 8, "image_size": 32} | settings))
+    return VisionTransformer(
+        BackboneConfig.model_validate({"size": "micro", "patch_size": 8, "image_size": 32} | settings)
+    )
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"registers": 4}, {"position": "rope"}, {"pooling": "class_attention"}, {"ffn": "swiglu", "layer_scale": 1e-5}],
+    [
+        {},
+        {"registers": 4},
+        {"position": "rope"},
+        {"pooling": "class_attention"},
+        {"ffn": "swiglu", "layer_scale": 1e-5},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("size", [(32, 32), (16, 56)])
@@ -190,7 +198,7 @@ def test_auto_initialisation_follows_the_width(size: str, scheme: str) -> None:
 
 def test_wrong_input_is_explained() -> None:
     model = micro()
-    with pytest.raises(ModelError, match="36x40 image can't be cut into 8-pixel patches.*32x40"):
+    with pytest.raises(ModelError, match=r"36x40 image can't be cut into 8-pixel patches.*32x40"):
         model(torch.randn(1, 3, 36, 40))
     with pytest.raises(ModelError, match="takes 3 channels; the pixels have 1"):
         model(torch.randn(1, 1, 32, 32))

@@ -1,4 +1,4 @@
-"""Data sets that need no network: scikit-learn's digits, and the photographs bundled in scikit-image and scikit-learn."""
+"""Data sets that need no network: the digits of scikit-learn, the photographs of its wheel and scikit-image's."""
 
 from __future__ import annotations
 
@@ -175,6 +175,6 @@ def _package_folder(package: str) -> Path:
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise DataError(
-            "The bundled photographs need scikit-image, which is not installed. Install it: pip install 'glocal[photos]'."
+            f"The bundled photographs need {package}, which is not installed. Run: pip install 'glocal[photos]'."
         )
     return Path(next(iter(found.submodule_search_locations)))

@@ -110,7 +110,7 @@ def _to_eight_bits(values: Integer[np.ndarray, "h w"] | Float[np.ndarray, "h w"]
     low, high = float(wide.min()), float(wide.max())
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
         wide = wide * 255
-    elif values.dtype.kind != "f" and values.dtype.itemsize == 2 or (low >= 0 and 255 < high <= 65535):
+    elif (values.dtype.kind != "f" and values.dtype.itemsize == 2) or (low >= 0 and 255 < high <= 65535):
         wide = wide / 257
     elif low < 0 or high > 255:
         wide = (wide - low) * (255 / max(high - low, 1e-12))

@@ -49,18 +49,22 @@ class FileSource(ImageSource):
 
     def path(self, index: int) -> Path:
         """Return the path of the file itself."""
-        return Path(os.fsdecode(os.path.join(self._root, self._relative(index))))  # noqa: PTH118 (bytes)
+        return Path(os.fsdecode(self._absolute(index)))
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Decode one file (see `ImageSource.read`)."""
-        return decode_image(self.path(index), at_least, name=self.key(index))
+        return decode_image(os.fsdecode(self._absolute(index)), at_least, name=self.key(index))
 
     def fingerprint(self) -> str:
         """Names and sizes of all files. Cost: one `stat` a file at the first call, kept from then on."""
         if self._fingerprint is None:
-            sizes = np.fromiter((_size(self.path(i)) for i in range(len(self))), dtype=np.int64, count=len(self))
+            files = (self._absolute(i) for i in range(len(self)))
+            sizes = np.fromiter(map(_size, files), dtype=np.int64, count=len(self))
             self._fingerprint = short_hash(self._paths, self._offsets.tobytes(), sizes.tobytes())
         return self._fingerprint
+
+    def _absolute(self, index: int) -> bytes:
+        return os.path.join(self._root, self._relative(index))  # noqa: PTH118 (bytes)
 
     def _relative(self, index: int) -> bytes:
         check_index(index, len(self), self.name)
@@ -196,7 +200,7 @@ def _labels(
 def _shared_classes(root: Path, folders: Sequence[str]) -> list[str]:
     """Return the classes of all splits together, so that one missing from a split does not shift the numbers of others.
 
-    A split whose folders are not classes of `train` (say `test/images`) adds none.
+    A split that shares no folder name with the largest one (say `test/images`) adds none.
     """
     found: dict[str, set[str]] = {}
     for folder in folders:
@@ -230,9 +234,9 @@ def _identity(folder: bytes) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _size(path: Path) -> int:
+def _size(path: bytes) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size  # noqa: PTH116 (bytes)
     except OSError:
         return -1
 
@@ -242,5 +246,5 @@ def _nothing_found(where: str, walk: _Walk) -> str:
     others = ", ".join(sorted("." + ending.decode("utf-8", "backslashreplace") for ending in walk.other_endings))
     return (
         f"No images in {where}: {searched} searched" + (f", with files ending in {others}" if others else "") + ". "
-        f"Allowed endings: {', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)}; or give parquet files or a list file."
+        f"Allowed endings: {', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)}. Or give parquet or a list file."
     )

@@ -95,9 +95,12 @@ def _open_path(path: Path, split: str | None) -> ImageSource:
         files = sorted(Path(file) for file in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
         if not files:
             raise DataError(f"No file fits data='{path}'. Check it with: ls {path}.")
-        if any(file.suffix.lower() != ".parquet" for file in files):
-            raise DataError(f"data='{path}' also fits '{next(f for f in files if f.suffix.lower() != '.parquet')}'. "
-                            "A pattern must fit parquet files only; give images as a folder or a list file.")  # fmt: skip
+        other = next((file for file in files if file.suffix.lower() != ".parquet"), None)
+        if other is not None:
+            raise DataError(
+                f"data='{path}' also fits '{other}'. A pattern must fit parquet files only; give images as a folder or "
+                "a list file."
+            )
         return open_parquet(files, split)
     if not path.exists():
         raise DataError(_missing(path))

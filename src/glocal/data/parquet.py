@@ -66,6 +66,8 @@ class ParquetSource(ImageSource):
         groups = [(i, g, f.row_group(g).num_rows) for i, f in enumerate(footers) for g in range(f.num_row_groups)]
         self._group_places = np.array([place[:2] for place in groups], dtype=np.int64).reshape(-1, 2)
         self._group_starts = np.concatenate([[0], np.cumsum([rows for *_, rows in groups], dtype=np.int64)])
+        self._file_starts = np.concatenate([[0], np.cumsum([f.num_rows for f in footers], dtype=np.int64)])
+        self._file_names = [file.name for file in files]
         if len(self) == 0:
             raise DataError(f"{', '.join(self._files)}: no rows.")
         self.labels, self.class_names = _read_labels(files, schema)
@@ -162,10 +164,8 @@ class ParquetSource(ImageSource):
             raise UnreadableImageError(f"{self._files[file]}, row group {number}: {error}") from error
 
     def _row_name(self, index: int) -> str:
-        group = int(np.searchsorted(self._group_starts, index, side="right")) - 1
-        file = int(self._group_places[group, 0])
-        first = int(self._group_starts[int(np.argmax(self._group_places[:, 0] == file))])
-        return f"{Path(self._files[file]).name}#{index - first}"
+        file = int(np.searchsorted(self._file_starts, index, side="right")) - 1
+        return f"{self._file_names[file]}#{index - int(self._file_starts[file])}"
 
     def _read_paths(self) -> pa.ChunkedArray:
         column = f"{self._image}.path"
@@ -205,7 +205,7 @@ def open_parquet(files: Sequence[Path], split: str | None = None, name: str | No
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """Return the parquet files of a folder: directly in it, in `data/`, or in split folders; empty when there are none."""
+    """Return the parquet files of a folder: directly in it, else in `data/`, else in split folders; maybe none."""
     spots = [folder, folder / "data", *(folder / s for spellings in SPELLINGS.values() for s in spellings)]
     for spot in (spots[:1], spots[1:2], spots[2:]):
         files = sorted(f for place in spot for f in place.glob("*.parquet") if not f.name.startswith("."))

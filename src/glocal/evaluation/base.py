@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Layout version of results.json."""
 
+SPLITS = ("train", "val", "test", "all")
+"""Splits that a path is asked for."""
+
 DataLike = str | Path | Mapping[str, ImageSource]
 """Where a protocol's images are: a path that it opens itself, or open sources by split name (`train`, `test`, ...)."""
 
@@ -84,7 +87,9 @@ class Result:
         from rich.table import Table
 
         title = f"{self.protocol} v{self.version}: {self.model.get('name', '?')} on {', '.join(self.data) or '?'}"
-        table = Table(title=title, caption="\n".join([_caption(self.settings), *self.notes]), title_justify="left")
+        caption = "\n".join([_caption(self.settings), *self.notes])
+        width = min(110, max(map(len, [title, *caption.splitlines()])))
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", min_width=width)
         table.add_column("measure")
         table.add_column("value", justify="right")
         for name, value in self.numbers.items():
@@ -143,7 +148,7 @@ class ProtocolConfig(Config, ABC):
 
 
 class _Protocols(Mapping[str, type[ProtocolConfig]]):
-    """Protocol name to config class. A class is imported when it is asked for: scikit-learn and friends cost seconds."""
+    """Protocol name to config class. A class is imported when asked for: scikit-learn and friends cost seconds."""
 
     _modules: ClassVar[dict[str, str]] = {
         "knn": "knn",
@@ -151,6 +156,17 @@ class _Protocols(Mapping[str, type[ProtocolConfig]]):
         "logistic": "logistic",
         "finetune": "finetune",
         "statistics": "statistics",
+        "copy_detection": "copy_detection",
+        "retrieval": "retrieval",
+        "correspondence": "correspondence",
+        "spair": "spair",
+        "linear-seg": "segmentation_linear",
+        "linear-seg-100": "segmentation_linear",
+        "knn-seg": "segmentation_knn",
+        "hummingbird": "hummingbird",
+        "overclustering": "clustering",
+        "discovery": "discovery",
+        "davis": "davis",
     }
 
     def __getitem__(self, name: str) -> type[ProtocolConfig]:
@@ -211,6 +227,8 @@ def evaluate(
 def open_split(data: DataLike, *names: str) -> ImageSource:
     """Open the first of these splits that the data has (`open_split(data, "test", "val")`); it must hold images.
 
+    Names that are no split (`queries`) are looked for among open sources only; `all` opens what has no splits.
+
     Raises:
         DataError: when there is none of them, or it is empty.
     """
@@ -227,7 +245,7 @@ def open_split(data: DataLike, *names: str) -> ImageSource:
 
 def _open_first(data: str | Path, names: Sequence[str]) -> ImageSource:
     failures: list[str] = []
-    for name in names:
+    for name in [name for name in names if name in SPLITS]:
         try:
             return open_source(data, name)
         except DataError as error:

@@ -77,7 +77,7 @@ def compare(runs: Sequence[str | Path]) -> Table:
         if head != last and last is not None:
             table.add_section()
         last = head
-        table.add_row(*shown, measure.name, *("–" if value is None else format_number(value) for value in values))
+        table.add_row(*shown, measure.name, *("-" if value is None else format_number(value) for value in values))
     return table
 
 

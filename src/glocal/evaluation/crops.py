@@ -45,7 +45,8 @@ class RandomCrops(ImageSource):
 
     def fingerprint(self) -> str:
         """The source's, with what decides the crops."""
-        return f"{self._source.fingerprint()}-crops-{self._seed}-{self._view}-{self._area[0]}-{self._area[1]}-{self._mirror}"
+        deciding = (self._source.fingerprint(), "crops", self._seed, self._view, *self._area, self._mirror)
+        return "-".join(map(str, deciding))
 
     def subset(self, indices: object) -> ImageSource:
         """Not offered: a crop depends on the image's number, which a subset would change."""

@@ -38,7 +38,7 @@ def frame_size(width: int, height: int, short_side: int, patch_size: int) -> tup
     >>> frame_size(854, 480, 480, 16)
     (832, 480)
     >>> frame_size(854, 480, 480, 14)
-    (840, 476)
+    (854, 476)
     """
     step = 64 if 64 % patch_size == 0 else patch_size
     short = max(patch_size, short_side // patch_size * patch_size)
@@ -165,7 +165,7 @@ def _row(score: SequenceScore) -> dict[str, Any]:
 
 
 def palette(colours: int = 256) -> UInt8[np.ndarray, "colours 3"]:
-    """Colours of object numbers as PASCAL VOC and DAVIS draw them: the number's bits, dealt to the high bits of R, G, B.
+    """Colours of object numbers as PASCAL VOC and DAVIS draw them: the number's bits dealt to the high bits of RGB.
 
     >>> palette()[:3].tolist()
     [[0, 0, 0], [128, 0, 0], [0, 128, 0]]

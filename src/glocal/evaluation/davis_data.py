@@ -31,7 +31,7 @@ class DavisVideos:
 
     def __init__(self, path: str | Path, split: str = "val") -> None:
         self.path = Path(path)
-        self._files = _open_files(self.path)
+        self._files, self._tar = _open_files(self.path)
         self.name = f"{self.path.name}/{split}"
         found = {str(PurePosixPath(name).parent) for name in self._files if f"{FRAMES}/" in name}
         if not found:
@@ -83,16 +83,7 @@ class DavisVideos:
         return short_hash("\n".join(entries).encode())
 
     def _read(self, name: str) -> bytes:
-        offset, size = self._files[name]
-        if offset is None:
-            return (self.path / name).read_bytes()
-        with self._tar.open("rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    @property
-    def _tar(self) -> Path:
-        return _tar_of(self.path) or self.path
+        return _read_file(self.path, self._tar, name, self._files[name])
 
     def _read_list(self, name: str) -> list[str]:
         return [line.split()[0] for line in self._read(name).decode().splitlines() if line.strip()]
@@ -117,23 +108,25 @@ def read_predictions(path: str | Path, sequences: Sequence[str]) -> dict[str, li
         DataError: when a sequence has none.
     """
     root = Path(path)
-    files = _open_files(root)
-    tar = _tar_of(root)
+    files, tar = _open_files(root)
     found = {}
     for sequence in sequences:
         names = sorted(n for n in files if n.endswith(".png") and PurePosixPath(n).parent.name == sequence)
         if not names:
             raise DataError(f"{root} holds no predictions {sequence}/*.png.")
-        contents = []
-        for name in names:
-            offset, size = files[name]
-            contents.append((root / name).read_bytes() if offset is None else _slice(tar or root, offset, size))
-        found[sequence] = [read_label_map(content, name) for content, name in zip(contents, names, strict=True)]
+        found[sequence] = [read_label_map(_read_file(root, tar, name, files[name]), name) for name in names]
     return found
 
 
-def _slice(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
+Place = tuple[int | None, int]
+"""A file's offset in the tar (None: a file of the folder) and its size."""
+
+
+def _read_file(root: Path, tar: Path | None, name: str, place: Place) -> bytes:
+    offset, size = place
+    if tar is None or offset is None:
+        return (root / name).read_bytes()
+    with tar.open("rb") as file:
         file.seek(offset)
         return file.read(size)
 
@@ -148,7 +141,7 @@ def _tar_of(path: Path) -> Path | None:
     return tars[0] if tars else None
 
 
-def _tar_index(path: Path) -> dict[str, tuple[int | None, int]]:
+def _tar_index(path: Path) -> dict[str, Place]:
     try:
         with tarfile.open(path, "r:") as tar:
             return {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isfile()}
@@ -156,12 +149,12 @@ def _tar_index(path: Path) -> dict[str, tuple[int | None, int]]:
         raise DataError(f"{path} is no uncompressed tar ({error}). Unpack it and give the folder.") from error
 
 
-def _open_files(path: Path) -> dict[str, tuple[int | None, int]]:
-    """Names with their size, and their place in the tar (None: a file of the folder)."""
+def _open_files(path: Path) -> tuple[dict[str, Place], Path | None]:
+    """Index the files by name, and say which tar they are in, if any."""
     if not path.exists():
         raise DataError(f"{path} doesn't exist. Check the path.")
     tar = _tar_of(path)
     if tar is not None:
-        return _tar_index(tar)
+        return _tar_index(tar), tar
     files = (file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): (None, file.stat().st_size) for file in files}
+    return {file.relative_to(path).as_posix(): (None, file.stat().st_size) for file in files}, None

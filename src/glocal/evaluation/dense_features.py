@@ -124,7 +124,7 @@ def check_patches(encoder: Encoder, features: Features) -> None:
     count = features.patches.shape[-2] if features.patches is not None and features.patches.ndim >= 2 else 0
     if count == 0 or count != rows * columns:
         raise ModelError(
-            f"{encoder.name} gives {count} patch tokens on a grid of {rows}x{columns}; dense protocols need one a cell. "
+            f"{encoder.name} gives {count} patch tokens on a grid of {rows}x{columns}; dense protocols need one each. "
             "Use a Vision Transformer with patch tokens, or an image-level protocol (knn, linear)."
         )
 

@@ -88,7 +88,8 @@ def region_box(region: Region, patch_size: int, size: tuple[int, int]) -> Float[
     """Box around a region of patches: left, top, right, bottom (exclusive) in pixels, clipped to `size` (h, w)."""
     rows, columns = (np.flatnonzero(region.any(axis)) for axis in (1, 0))
     box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float) * patch_size
-    return np.minimum(box, [size[1], size[0], size[1], size[0]])
+    clipped: np.ndarray = np.minimum(box, [size[1], size[0], size[1], size[0]])
+    return clipped
 
 
 def box_overlap(

@@ -1,4 +1,4 @@
-"""One vector an image, kept on disk: interrupted extraction goes on where it stopped, a second protocol reads the first's.
+"""One vector an image, kept on disk: interrupted work goes on where it stopped, and protocols read each other's.
 
 Embeddings are stored in shards of 512 images under a folder named by what decides them: model, data, transform and
 format. Each readout (`cls@-1`) has files of its own, so a protocol that needs one more computes only that.
@@ -31,7 +31,7 @@ from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 
 SHARD = 512
-"""Images a file: at most this much work is lost. A multiple of every tile, so that tiles never depend on what is cached."""
+"""Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
 FORMAT = 1
 """Layout and arithmetic of the cache; part of its key."""
 

@@ -31,7 +31,7 @@ LARGEST_TILE = 256
 
 
 class Placement(NamedTuple):
-    """Where an image goes: resized to `size`, then cut to `crop`. Pixels; (height, width), (top, left, height, width)."""
+    """Where an image goes: resized to `size`, then cut to `crop`. (height, width) and (top, left, height, width)."""
 
     size: tuple[int, int]
     crop: tuple[int, int, int, int]

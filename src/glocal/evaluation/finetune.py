@@ -64,7 +64,7 @@ class FineTune(ProtocolConfig):
             DataError: without labels or with one class.
             TrainingError: when the loss stops being a number.
         """
-        train, test = open_split(data, "train"), open_split(data, "test", "val", "validation")
+        train, test = open_split(data, "train"), open_split(data, "test", "val")
         labels = align_labels(train, test)
         skipped = Skipped()
         tuned, head = self._train(encoder, train, labels, work, skipped)
@@ -105,7 +105,7 @@ class FineTune(ProtocolConfig):
                 if not bool(loss.isfinite()):
                     raise TrainingError(f"The loss is {loss.item()} at step {step} of {steps}. Lower learning_rate.")
                 optimiser.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(parameters, self.clip)
                 optimiser.step()
                 step += 1

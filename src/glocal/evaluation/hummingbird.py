@@ -1,8 +1,8 @@
 """Hummingbird: segmentation by retrieval from a memory of labelled patches, with exact search.
 
 Balazevic et al. 2023, "Towards in-context scene understanding", section 3.1 and appendix; the memory follows the
-open re-implementation, whose defects (crop areas above 1, a mistyped deviation, relabelling of predictions that are class ids
-already, the ignored class counted in the mean) are not repeated.
+open re-implementation, whose defects (crop areas above 1, a mistyped deviation, relabelling of predictions that are
+class ids already, the ignored class counted in the mean) are not repeated.
 """
 
 from __future__ import annotations

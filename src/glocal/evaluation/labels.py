@@ -107,7 +107,8 @@ def _notes(
     unknown = np.setdiff1d(tested, trained)
     if len(unknown):
         count = int(np.isin(asked, unknown).sum())
-        notes.append(f"{train.name} lacks classes of {test.name}: {_named(unknown, names)}; {count} images count as wrong")
+        lacking = f"{train.name} lacks classes of {test.name}: {_named(unknown, names)}"
+        notes.append(f"{lacking}; {count} images count as wrong")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""The linear probe: every learning rate and every choice of layers trained at once, the best picked on held-out images."""
+"""The linear probe: all learning rates and choices of layers trained at once, the best picked on held-out images."""
 
 from __future__ import annotations
 
@@ -76,14 +76,15 @@ def train_heads(
     """
     choices = columns if columns is not None else [[slice(0, inputs.shape[1])]]
     rates = inputs.new_tensor(learning_rates).repeat_interleave(num_classes)
-    heads = [_start(sum(c.stop - c.start for c in choice), len(learning_rates), num_classes, seed, inputs) for choice in choices]
+    widths = [sum(part.stop - part.start for part in choice) for choice in choices]
+    heads = [_start(width, len(learning_rates), num_classes, seed, inputs) for width in widths]
     speeds = [Heads(torch.zeros_like(h.weight), torch.zeros_like(h.bias)) for h in heads]
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(inputs) // batch_size)
     step = 0
     with progress_bar("linear probe", steps, progress, unit="steps") as advance:
         for _ in range(epochs):
-            for rows in torch.randperm(len(inputs), generator=generator).to(inputs.device).split(batch_size):
+            for rows in torch.split(torch.randperm(len(inputs), generator=generator).to(inputs.device), batch_size):
                 factor = 0.5 * (1 + np.cos(np.pi * step / steps))
                 x, y = inputs[rows], labels[rows]
                 for choice, head, speed in zip(choices, heads, speeds, strict=True):
@@ -103,8 +104,8 @@ def rank_classes(
 ) -> Int64[Tensor, "rates rows top"]:
     """The best classes of each row under each head, best first, at most 5."""
     parts = []
-    for x in inputs.split(EVALUATION_CHUNK):
-        logits = torch.addmm(heads.bias, x, heads.weight).unflatten(1, (-1, num_classes)).transpose(0, 1)
+    for x in torch.split(inputs, EVALUATION_CHUNK):
+        logits = torch.addmm(heads.bias, x, heads.weight).view(len(x), -1, num_classes).transpose(0, 1)
         parts.append(logits.topk(min(TOP, num_classes), dim=2).indices)
     return torch.cat(parts, dim=1)
 
@@ -127,6 +128,8 @@ class LinearProbe(ProtocolConfig):
     epochs: Positive = 20
     batch_size: Positive = 1024
     """Rows a step. Changes results."""
+    least_steps: Positive = 1000
+    """More epochs than `epochs` are made where they give fewer steps than this: small sets need them."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of each class's training images on which the setting is picked."""
@@ -139,7 +142,7 @@ class LinearProbe(ProtocolConfig):
         Raises:
             DataError: without labels, with one class, or with too few images to hold any out.
         """
-        train, test = open_split(data, "train"), open_split(data, "test", "val", "validation")
+        train, test = open_split(data, "train"), open_split(data, "test", "val")
         labels = align_labels(train, test)
         what = readouts_for(self.inputs)
         fitted = extract_embeddings(encoder, train, self.transform, what, work)
@@ -162,16 +165,17 @@ class LinearProbe(ProtocolConfig):
     def measure(
         self, train: Embeddings, test: Embeddings, labels: LabelPair, device: torch.device, progress: bool = False
     ) -> tuple[dict[str, float], list[dict[str, Any]], list[str], dict[str, Any]]:
-        """Probe embeddings that hold all readouts of `inputs`; return numbers, grid rows, notes and the picked setting."""
+        """Probe embeddings that hold all readouts of `inputs`; return numbers, grid rows, notes and the choice."""
         x, y = labelled_rows(train, labels.train, device)
         test_x, test_y = labelled_rows(test, labels.test, device)
         fit, held = split_held_out(y.cpu().numpy(), self.held_out, self.seed)
         if len(held) == 0:
             raise DataError("No class of the training images has 2 images, so none can be held out to pick a setting.")
-        places = dict(zip(train.vectors, np.arange(len(train.vectors)), strict=True))
+        places = {item: place for place, item in enumerate(train.vectors)}
         columns = [_slices([places[item] for item in INPUTS[name]], train) for name in self.inputs]
         scaled = [rate * self.batch_size / 256 for rate in self.learning_rates]
-        common = {"epochs": self.epochs, "batch_size": self.batch_size, "momentum": self.momentum, "seed": self.seed}
+        epochs = max(self.epochs, -(-self.least_steps // -(-len(fit) // self.batch_size)))
+        common = {"epochs": epochs, "batch_size": self.batch_size, "momentum": self.momentum, "seed": self.seed}
         fit_rows, held_rows = torch.from_numpy(fit).to(device), torch.from_numpy(held).to(device)
         grid = train_heads(
             x[fit_rows], y[fit_rows], labels.classes, scaled, columns=columns, progress=progress, **common  # type: ignore[arg-type]
@@ -198,7 +202,7 @@ class LinearProbe(ProtocolConfig):
         rows: list[dict[str, Any]] = []
         for name, heads, choice in zip(self.inputs, grid, columns, strict=True):
             ranked = rank_classes(heads, _columns(x, choice), classes)
-            finite = heads.weight.isfinite().all(0).unflatten(0, (-1, classes)).all(1)
+            finite = heads.weight.isfinite().all(0).view(-1, classes).all(1)
             for rate, own, sound in zip(self.learning_rates, ranked, finite.tolist(), strict=True):
                 accuracy = top_accuracies(own, y)["top1"] if sound else -np.inf
                 rows.append({"input": name, "learning_rate": rate, "held_out_top1": accuracy})
@@ -242,14 +246,15 @@ def _error(
     logits: Float[Tensor, "batch rates*classes"], labels: Int64[Tensor, " batch"], classes: int
 ) -> Float[Tensor, "batch rates*classes"]:
     """Gradient of each head's mean cross-entropy by its logits."""
-    probabilities = logits.unflatten(1, (-1, classes)).softmax(2)
+    probabilities = logits.view(len(labels), -1, classes).softmax(2)
     target = labels[:, None, None].expand(-1, probabilities.shape[1], 1)
     probabilities.scatter_add_(2, target, probabilities.new_full((1, 1, 1), -1.0).expand(target.shape))
-    return probabilities.flatten(1).div_(len(labels))
+    error: Tensor = probabilities.flatten(1).div_(len(labels))
+    return error
 
 
 def _slices(places: Sequence[int], embeddings: Embeddings) -> list[slice]:
-    """Columns of some readouts within all of them side by side; neighbours are joined, so that most choices are views."""
+    """Columns of some readouts within all of them side by side; adjacent ones are joined: such a choice is a view."""
     ends: NDArray[np.int64] = np.cumsum([v.shape[1] for v in embeddings.vectors.values()])
     found: list[slice] = []
     for place in sorted(places):

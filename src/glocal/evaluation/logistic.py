@@ -81,7 +81,7 @@ class LowShot(ProtocolConfig):
         Raises:
             DataError: without labels, with one class, or without settings that leave images to fit.
         """
-        train, test = open_split(data, "train"), open_split(data, "test", "val", "validation")
+        train, test = open_split(data, "train"), open_split(data, "test", "val")
         labels = align_labels(train, test)
         fitted = extract_embeddings(encoder, train, self.transform, [self.features], work)
         tested = extract_embeddings(encoder, test, self.transform, [self.features], work)

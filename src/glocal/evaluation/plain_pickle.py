@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from glocal.errors import DataError
 
-
 # What the standard unpickler, or a stand-in, raises on bytes that make no sense.
-_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, MemoryError, OverflowError)
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, MemoryError, OverflowError, RecursionError)
 
 
 def load_plain_pickle(path: Path) -> Any:

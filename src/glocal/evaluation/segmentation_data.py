@@ -22,8 +22,8 @@ from glocal.evaluation.paired_folders import open_paired_folders
 from glocal.evaluation.segmentation_metrics import IGNORED
 from glocal.views.randomness import hash_seed, uniform_array
 
-TRAIN = ("train", "training")
-TEST = ("test", "val", "validation")
+TRAIN = ("train",)
+TEST = ("test", "val")
 """Names of the splits to learn from and to score on, in order of preference."""
 
 

@@ -196,6 +196,11 @@ class LinearSegmentation(_Linear):
     mask_side: int | None = None
     """Side of the masks in the loss; null: `size`. Smaller is faster."""
 
+    @classmethod
+    def fast(cls) -> LinearSegmentation:
+        """Frozen features of the squashed image, 1000 steps, loss at 56x56."""
+        return cls(augment=False, size=224, steps=1000, mask_side=56)
+
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Train the head on train, score it on the test split."""
         if min(self.steps, self.batch) < 1 or not 0 < self.scales[0] <= self.scales[1]:
@@ -259,6 +264,11 @@ class LinearSegmentation100(_Linear):
     """SGD's."""
     output: int = 100
     """Side of the map that the loss is taken and the score counted at."""
+
+    @classmethod
+    def fast(cls) -> LinearSegmentation100:
+        """Frozen features of the squashed image: every image passes the model once instead of 25 times."""
+        return cls(augment=False, size=224)
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Train the head on train, score it on the test split."""

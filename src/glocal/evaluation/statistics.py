@@ -28,7 +28,7 @@ PAIR_CHUNK = 1024
 
 
 def effective_rank(embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
-    """RankMe (Garrido et al. 2023, eq. 1-2): exp of the entropy of the normalised singular values, in 1..min(rows, dim).
+    """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values, in 1..min(rows, dim).
 
     Embeddings are taken as they are, not centred, as in the paper, so a constant offset lowers it. Departure: computed
     from eigenvalues of the Gram matrix of the smaller side in float64, where the paper takes an SVD; equal up to
@@ -41,18 +41,19 @@ def effective_rank(embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=torch.finfo(x.dtype).tiny)
-    return torch.special.entr(share).sum().exp()
+    rank: Tensor = torch.special.entr(share).sum().exp()
+    return rank
 
 
 def alignment(
     one: Float[Tensor, "rows dim"], other: Float[Tensor, "rows dim"]
 ) -> Float[Tensor, ""]:
-    """Mean squared distance of unit embeddings of two views of each image (Wang and Isola 2020, alpha = 2); 0 is best."""
+    """Mean squared distance of unit embeddings of two views of an image (Wang and Isola 2020, alpha 2); 0 is best."""
     return (normalize(one.double(), dim=1) - normalize(other.double(), dim=1)).square().sum(1).mean()
 
 
 def uniformity(embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
-    """log mean exp(-2 |x - y|^2) over pairs of different rows (Wang and Isola 2020, t = 2); lower is more spread.
+    """Log of the mean of exp(-2 |x - y|^2) over pairs of rows (Wang and Isola 2020, t = 2); lower is more spread.
 
     0 when all embeddings agree, about -4 when spread evenly over a sphere of many dimensions.
 
@@ -64,15 +65,15 @@ def uniformity(embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
         raise DataError(f"Uniformity compares images with each other and needs 2 or more; got {rows}.")
     x = normalize(embeddings.double(), dim=1)
     # A row against itself adds exp(0) = 1, taken off again. The sum needs no log-sum-exp: its terms are in [e^-8, 1].
-    total = sum((4 * (part @ x.T) - 4).clamp(max=0).exp().sum() for part in x.split(PAIR_CHUNK))
+    total = sum((4 * (part @ x.T) - 4).clamp(max=0).exp().sum() for part in torch.split(x, PAIR_CHUNK))
     return ((torch.as_tensor(total) - rows) / (rows * (rows - 1))).clamp(min=torch.finfo(x.dtype).tiny).log()
 
 
 def dimension_std(embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, " dim"]:
-    """Standard deviation of each dimension of the unit embeddings, times sqrt(dim): about 1 when spread evenly, 0 when
-    collapsed."""
+    """Deviation of each dimension of unit embeddings, times sqrt(dim): about 1 when spread evenly, 0 when collapsed."""
     x = normalize(embeddings.double(), dim=1)
-    return x.std(0, correction=0) * x.shape[1] ** 0.5
+    spread: Tensor = x.std(0, correction=0) * x.shape[1] ** 0.5
+    return spread
 
 
 def patch_class_similarity(
@@ -105,7 +106,7 @@ class Statistics(ProtocolConfig):
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Measure on the test split, or on whatever there is without one."""
-        source = open_split(data, "test", "val", "validation", "train", "images")
+        source = open_split(data, "test", "val", "images", "all", "train")
         chosen = np.unique(np.linspace(0, len(source) - 1, min(self.images, len(source))).round().astype(np.int64))
         source = source if len(chosen) == len(source) else source.subset(chosen)
         transform = self.transform.resolve(encoder)

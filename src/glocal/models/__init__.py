@@ -1,0 +1,1 @@
+"""Backbones, heads, the teacher; loading of released weights and export of ours."""

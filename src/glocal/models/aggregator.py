@@ -49,9 +49,7 @@ class ClassAttentionBlock(nn.Module):
         """Keys and values of the patches: they depend on the patch alone, so every query shares them."""
         return KeysValues(*self.attn.keys_values(self.norm1(tokens)))
 
-    def forward(
-        self, query: Float[Tensor, "batch dim"], context: KeysValues
-    ) -> Float[Tensor, "batch dim"]:
+    def forward(self, query: Float[Tensor, "batch dim"], context: KeysValues) -> Float[Tensor, "batch dim"]:
         """One query an image, over all its patches."""
         own = self.norm1(query)
         own_key, own_value = self.attn.keys_values(own)
@@ -60,9 +58,7 @@ class ClassAttentionBlock(nn.Module):
         gathered = attend(self.attn.split(self.attn.q(own))[:, :, None], key, value)
         return self._finish(query, gathered.flatten(1))
 
-    def weights(
-        self, query: Float[Tensor, "batch dim"], context: KeysValues
-    ) -> Float[Tensor, "batch heads patches"]:
+    def weights(self, query: Float[Tensor, "batch dim"], context: KeysValues) -> Float[Tensor, "batch heads patches"]:
         """Attention of the image's query to its patches (the share of the query slot itself is left out)."""
         own = self.norm1(query)
         key = torch.cat([self.attn.split(self.attn.k(own))[:, None], context.key], dim=1).transpose(1, 2)

@@ -138,9 +138,7 @@ class Block(nn.Module):
         kept = max(1, round(batch * (1.0 - self.drop_path)))
         if not self.training or self.drop_path == 0.0 or kept == batch:
             return None
-        return KeptSamples(
-            torch.randperm(batch, device=device)[:kept], torch.randperm(batch, device=device)[:kept]
-        )
+        return KeptSamples(torch.randperm(batch, device=device)[:kept], torch.randperm(batch, device=device)[:kept])
 
 
 def _add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,5 +25,7 @@ class Features:
 
     def unflatten(self, views: int) -> Features:
         """Split a leading (batch*views) axis into (batch, views)."""
-        cls, patches, tokens = (t.unflatten(0, (-1, views)) for t in (self.cls, self.patches, self.tokens_before_norm))
+        cls, patches, tokens = (
+            torch.unflatten(t, 0, (-1, views)) for t in (self.cls, self.patches, self.tokens_before_norm)
+        )
         return Features(cls, patches, self.grid, tokens)

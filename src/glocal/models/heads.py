@@ -70,14 +70,18 @@ class PrototypeHead(nn.Module):
 class ProjectionHead(nn.Module):
     """An MLP without biases onto the unit sphere (Zhou et al. 2022, Mugs: embedding -> 2048 -> 2048 -> 256).
 
+    `fan_in` as in `PrototypeHead`.
+
     >>> ProjectionHead(64)(torch.randn(5, 64)).shape
     torch.Size([5, 256])
     """
 
-    def __init__(self, embed_dim: int, *, hidden: int = 2048, out_dim: int = 256, layers: int = 3) -> None:
+    def __init__(
+        self, embed_dim: int, *, hidden: int = 2048, out_dim: int = 256, layers: int = 3, fan_in: bool = False
+    ) -> None:
         super().__init__()
         self.mlp = _mlp([embed_dim] + [hidden] * (layers - 1) + [out_dim], bias=False)
-        _initialise(self.mlp)
+        _initialise(self.mlp, fan_in)
 
     def forward(self, x: Float[Tensor, "*batch embed_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Unit vectors, float32."""
@@ -114,6 +118,8 @@ def _initialise(mlp: nn.Sequential, fan_in: bool = False) -> None:
     for module in mlp:
         if isinstance(module, nn.Linear):
             std = module.in_features**-0.5 if fan_in else 0.02
-            nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+            # The reference cuts at an absolute 2.0, which is no cut: at two deviations the std would be 0.0176.
+            bound = 2 * std if fan_in else 2.0
+            nn.init.trunc_normal_(module.weight, std=std, a=-bound, b=bound)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -127,9 +127,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(channels, dim, patch_size, patch_size)
 
-    def forward(
-        self, pixels: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch patches dim"]:
+    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
         """Embed patches row by row."""
         side = self.patch_size
         batch, channels, height, width = pixels.shape

@@ -12,9 +12,10 @@ from glocal.objectives.instance import Instance, InstanceConfig
 from glocal.objectives.local_global_reference import LocalGlobalReference, LocalGlobalReferenceConfig
 from glocal.objectives.local_group import LocalGroup, LocalGroupConfig
 from glocal.objectives.matched_patches import MatchedPatches, MatchedPatchesConfig
+from glocal.objectives.self_patch import SelfPatch, SelfPatchConfig
 
 AnyObjective = Annotated[
-    ImageLevelConfig | MatchedPatchesConfig | LocalGlobalReferenceConfig | InstanceConfig | LocalGroupConfig,
+    ImageLevelConfig | MatchedPatchesConfig | LocalGlobalReferenceConfig | SelfPatchConfig | InstanceConfig | LocalGroupConfig,
     Field(discriminator="kind"),
 ]
 
@@ -35,5 +36,7 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "Role",
+    "SelfPatch",
+    "SelfPatchConfig",
     "Term",
 ]

@@ -62,9 +62,9 @@ class GatheredMemory(RingMemory):
         self._waiting.clear()
         if rows.shape[0] > self.capacity:
             raise TrainingError(
-                f"One step writes {rows.shape[0]} rows into a queue or memory of {self.capacity}: some would be lost before "
-                f"they served once. Set the term's queue and memory to at least {rows.shape[0]} rows, better many times "
-                "that, or lower training.batch_size."
+                f"One step writes {rows.shape[0]} rows into a queue or memory of {self.capacity}: some would be lost "
+                f"before they served once. Set the term's queue and memory to at least {rows.shape[0]} rows, better "
+                "many times that, or lower training.batch_size."
             )
         self.write(rows, image)
 

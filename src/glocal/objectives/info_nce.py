@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from glocal.objectives.prototypes import Pairs
 
 # Elements of one chunk of logits (see prototypes.py): cache-sized on a CPU, large enough to fill a GPU.
-_CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+_CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 _FAR_BELOW = -1e30
 
 
@@ -56,7 +56,9 @@ def info_nce(
     >>> queue = Queue(torch.nn.functional.normalize(torch.randn(16, 8), dim=1), torch.full((16,), -1))
     >>> loss = info_nce(x, k, queue, Pairs(torch.arange(4), torch.arange(4), torch.full((4,), 0.25)), 0.2)
     """
-    loss: Tensor = _StreamedInfoNce.apply(student, teacher.detach(), queue, pairs, temperature, exclude)
+    loss: Tensor = _StreamedInfoNce.apply(  # type: ignore[no-untyped-call]
+        student, teacher.detach(), queue, pairs, temperature, exclude
+    )
     return loss
 
 
@@ -88,7 +90,7 @@ class _StreamedInfoNce(torch.autograd.Function):
 
 
 def _over_queue(x: Tensor, queue: Queue, temperature: float, exclude: Tensor | None) -> tuple[Tensor, Tensor]:
-    """logsumexp of the negatives' logits (students,) and the queue's mean under their softmax (students, dim)."""
+    """Logsumexp of the negatives' logits (students,) and the queue's mean under their softmax (students, dim)."""
     shift = torch.full((x.shape[0], 1), _FAR_BELOW, device=x.device)
     total = torch.zeros_like(shift)
     expected = torch.zeros_like(x, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Local-group discrimination: an image, seen together with its nearest neighbours, told from others. Mugs' middle term."""
+"""Local-group discrimination, Mugs' middle term: an image seen among its nearest neighbours, told from others."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LocalGroupHeads(nn.Module):
 
 
 class FoundNeighbours(NamedTuple):
-    """Images by their number in the data set: whose views asked, and whose rows the teacher's memory gave (-1: noise)."""
+    """Images by number in the data set: whose views asked, and whose rows the teacher's memory gave (-1: noise)."""
 
     image: Int64[Tensor, " queries"]
     neighbour: Int64[Tensor, "queries k"]
@@ -108,8 +108,8 @@ class LocalGroup(QueueContrast):
         """
         if not backbone.config.class_token and (self.config.query.class_token or self.config.row.class_token):
             raise ConfigError(
-                "local_group averages tokens with class_token=true, but backbone.pooling=class_attention has no class token "
-                "among them. Set query.class_token and row.class_token to false."
+                "local_group averages tokens with class_token=true, but backbone.pooling=class_attention has no class "
+                "token among them. Set query.class_token and row.class_token to false."
             )
         self.backbone_config = backbone.config
 
@@ -185,7 +185,8 @@ class LocalGroup(QueueContrast):
 
     def _keep_found(self, near: Nearest, image: Int64[Tensor, " batch"]) -> None:
         source = self.memory("teacher").payload[near.slot]
-        self.found = FoundNeighbours(image.repeat_interleave(len(self.teacher_views)), source, near.valid & (source >= 0))
+        asking = image.repeat_interleave(len(self.teacher_views))
+        self.found = FoundNeighbours(asking, source, near.valid & (source >= 0))
 
 
 def neighbour_purity(found: FoundNeighbours, labels: Int64[Tensor, " images"]) -> float:

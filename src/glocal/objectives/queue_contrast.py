@@ -30,6 +30,9 @@ class ContrastiveHeadConfig(Config):
     layers: Positive = 3
     out_dim: Positive = 256
     predictor_hidden: Positive = 4096
+    init: Literal["trunc_normal", "fan_in"] = "trunc_normal"
+    """Of the projection. `trunc_normal`: std 0.02 (Mugs). `fan_in`: std 1/sqrt(fan in), for small widths and high
+    learning rates."""
 
     def build(self, embed_dim: int, role: Role) -> ContrastiveHead:
         """A new head for embeddings of this size."""
@@ -39,19 +42,23 @@ class ContrastiveHeadConfig(Config):
 class ContrastiveHead(nn.Module):
     """Projection, then for the student prediction; either way onto the unit sphere.
 
+    >>> import torch
     >>> ContrastiveHead(ContrastiveHeadConfig(hidden=8, out_dim=4), 16, "teacher")(torch.randn(5, 16)).shape
     torch.Size([5, 4])
     """
 
     def __init__(self, config: ContrastiveHeadConfig, embed_dim: int, role: Role) -> None:
         super().__init__()
-        self.projection = ProjectionHead(embed_dim, hidden=config.hidden, out_dim=config.out_dim, layers=config.layers)
+        self.projection = ProjectionHead(
+            embed_dim, hidden=config.hidden, out_dim=config.out_dim, layers=config.layers,
+            fan_in=config.init == "fan_in",
+        )  # fmt: skip
         self.prediction = PredictionHead(config.out_dim, hidden=config.predictor_hidden) if role == "student" else None
 
     def forward(self, x: Float[Tensor, "*batch embed_dim"]) -> Float[Tensor, "*batch out_dim"]:
         """Unit vectors, float32: predictions of the student, keys of the teacher."""
         projected: Tensor = self.projection(x)
-        return projected if self.prediction is None else self.prediction(projected)  # type: ignore[no-any-return]
+        return projected if self.prediction is None else self.prediction(projected)
 
 
 class ContrastConfig(ObjectiveConfig):
@@ -63,7 +70,7 @@ class ContrastConfig(ObjectiveConfig):
     """`balanced`: views as large as the teacher's share one half, smaller ones the other (Mugs). `flat`: every pair
     counts alike."""
     skip_same_number: bool = False
-    """Leave out the pair of the student's and the teacher's n-th view also when they are different crops (reference)."""
+    """Leave out the pair of the student's and the teacher's n-th view though they are different crops (reference)."""
     queue: Positive = 65536
     """Keys to be told apart from; a step writes one a teacher view and image."""
     exclude_own: bool = True

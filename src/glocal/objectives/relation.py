@@ -72,8 +72,9 @@ class RelationBlock(nn.Module):
         weight, bias = attention.qkv.weight, attention.qkv.bias
         q = F.linear(tokens[:, 0], weight[:dim], None if bias is None else bias[:dim])
         kv = F.linear(tokens, weight[dim:], None if bias is None else bias[dim:])
-        key, value = kv.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
-        q = q.unflatten(1, (heads, 1, -1)) * (dim // heads) ** -0.5
+        batch, count, _ = tokens.shape
+        key, value = kv.view(batch, count, 2, heads, dim // heads).permute(2, 0, 3, 1, 4)
+        q = q.view(batch, heads, 1, dim // heads) * (dim // heads) ** -0.5
         logits = q @ key.transpose(-2, -1)
         hidden = torch.cat([valid.new_zeros(len(valid), 1), ~valid], dim=1)
         attended = logits.masked_fill(hidden[:, None, None], -torch.inf).softmax(dim=-1).to(value.dtype) @ value

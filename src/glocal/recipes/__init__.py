@@ -13,6 +13,8 @@ from glocal.config import apply_overrides, validate
 from glocal.errors import ConfigError, nearest_name
 from glocal.recipes import dino as _dino
 from glocal.recipes import local_global as _local_global
+from glocal.recipes import mugs as _mugs
+from glocal.recipes import self_patch as _self_patch
 from glocal.recipes.scales import SCALES, choose_scale
 from glocal.training.config import RunConfig
 from glocal.training.run_folder import read_run_config
@@ -50,6 +52,11 @@ RECIPES: dict[str, Recipe] = {
     "pw-self": Recipe(_local_global.pw_self, _SCALED),
     "local-global-reference": Recipe(_local_global.local_global_reference, _REFERENCE),
     "pw-self-reference": Recipe(_local_global.pw_self_reference, _REFERENCE),
+    "selfpatch": Recipe(_self_patch.selfpatch, _SCALED),
+    "pw-self-selfpatch": Recipe(_self_patch.pw_self_selfpatch, _SCALED),
+    "selfpatch-reference": Recipe(_self_patch.selfpatch_reference, tuple(_self_patch.REFERENCE_PRESETS)),
+    "mugs": Recipe(_mugs.mugs, _SCALED),
+    "mugs-reference": Recipe(_mugs.mugs_reference, tuple(_mugs.REFERENCE_PRESETS)),
 }
 
 

@@ -46,9 +46,11 @@ def mugs(preset: str, data: str, out: str) -> RunConfig:
 
 
 def contrastive_head(scale: Scale) -> ContrastiveHeadConfig:
-    """Projection as wide as the scale's prototype head, predictor twice as wide (Mugs' proportions)."""
+    """Projection as wide as the scale's prototype head and drawn alike, predictor twice as wide, as in Mugs."""
     head = scale.image_head
-    return ContrastiveHeadConfig(hidden=head.hidden, out_dim=head.bottleneck, predictor_hidden=2 * head.hidden)
+    return ContrastiveHeadConfig(
+        hidden=head.hidden, out_dim=head.bottleneck, predictor_hidden=2 * head.hidden, init=head.init
+    )
 
 
 def weak_and_strong(views: Mapping[str, ViewGroup]) -> dict[str, ViewGroup]:
@@ -111,10 +113,10 @@ def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
         out=out,
         views=weak_and_strong(views),
         backbone=BackboneConfig(
-            size=published.size, patch_size=16, image_size=224, drop_path=published.drop_path,  # type: ignore[arg-type]
+            size=published.size, patch_size=16, image_size=224, drop_path=published.drop_path,
             position_antialias=False, position_offset=0.1,
         ),
-        objectives=_reference_objectives(published),  # type: ignore[arg-type]
+        objectives=_reference_objectives(published),
         optimiser=OptimiserConfig(
             learning_rate=published.learning_rate, final_learning_rate=published.final_learning_rate,
             weight_decay=Schedule(start=published.decay[0], end=published.decay[1]), patch_embed_factor=0.2,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from glocal.views.batch import ViewBatch, Views
@@ -16,9 +16,12 @@ from glocal.views.randomness import fold_in
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# On a CPU, views pass through a pipeline in portions whose float pixels take about this much, so that every operation
-# finds them in the second-level cache.
-CHUNK_BYTES = 1_200_000
+# On a CPU, views are processed in portions of about this many bytes of float pixels. Temporary tensors then stay small
+# enough to be recycled by the allocator: fresh memory costs 0.4 ms a megabyte in page faults on some virtual machines.
+PORTION_BYTES = 8_000_000
+
+# Which views of a group: all of them, one by number, or some by flat number (image * views + view).
+Selection = int | Int64[Tensor, " rows"] | None
 
 
 def augment(
@@ -33,103 +36,93 @@ def augment(
     A view's random numbers come from `fold_in(fold_in(seed, number of its group), number of the view)`: pure in the
     image's seed, whatever the batch, the device or the process. Where an operation is meant for the student only,
     `teacher_pixels` holds the view without it, all other operations drawn alike; a group that only the teacher sees
-    goes without such operations altogether.
+    goes without such operations altogether. `patch_size` is the cell of operations with `unit: patch`.
 
-    Views of one pipeline are processed together; `patch_size` is the cell of operations with `unit: patch`.
-
-    >>> from glocal.views.groups import ViewGroup
-    >>> # augment(loaded.views.to(device), {"global": ViewGroup(count=2, size=224, area=(0.4, 1.0))}, patch_size=16)
+    >>> from glocal.views.geometry import draw_geometry  # doctest: +SKIP
+    >>> augment(batch.views.to(device), config.views, patch_size=16).groups["global"].pixels.dtype  # doctest: +SKIP
+    torch.float32
     """
+    first = next(iter(views.groups.values())).pixels
+    scale = 1.0 / torch.tensor(std).view(3, 1, 1)
+    shift = -torch.tensor(mean).view(3, 1, 1) * scale
+    normalisation = scale.to(first.device, non_blocking=True), shift.to(first.device, non_blocking=True)
     done = {}
     for number, (name, group) in enumerate(groups.items()):
-        batch = views.groups[name]
-        seeds = _view_seeds(views.seed, number, group.count).to(batch.pixels.device)
-        done[name] = _augment_group(batch, group, seeds, patch_size, _Normalisation(mean, std, batch.pixels.device))
+        seeds = view_seeds(views.seed, number, group.count).to(first.device)
+        done[name] = _augment_group(views.groups[name], group, seeds, patch_size, normalisation)
     return views.with_groups(done)
 
 
-class _Normalisation:
-    """(pixels - mean) / std, per channel."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        self.scale = (1.0 / torch.tensor(std)).view(3, 1, 1).to(device, non_blocking=True)
-        self.shift = (-torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1).to(device, non_blocking=True)
-
-    def write(self, pixels: Float[Tensor, "n 3 height width"], out: Float[Tensor, "n 3 height width"]) -> None:
-        torch.addcmul(self.shift, pixels, self.scale, out=out)
-
-
-def _view_seeds(seed: Int64[Tensor, " batch"], group: int, views: int) -> Int64[Tensor, "batch views"]:
-    of_group = fold_in(seed, group)
-    return fold_in(of_group[:, None], torch.arange(views, device=seed.device)[None, :])
+def view_seeds(seed: Int64[Tensor, " batch"], group: int, views: int) -> Int64[Tensor, "batch views"]:
+    """Derive the seed of every view of group number `group` from the images' seeds."""
+    return fold_in(fold_in(seed, group)[:, None], torch.arange(views, device=seed.device))
 
 
 def _augment_group(
-    batch: ViewBatch, group: ViewGroup, seeds: Int64[Tensor, "batch views"], patch_size: int, norm: _Normalisation
+    batch: ViewBatch,
+    group: ViewGroup,
+    seeds: Int64[Tensor, "batch views"],
+    patch_size: int,
+    normalisation: tuple[Tensor, Tensor],
 ) -> ViewBatch:
-    pixels = batch.pixels.flatten(0, 1)
-    student = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-    both = group.seen_by == "both" and any(op.seen_by == "student" for pipeline in _pipelines(group) for op in pipeline)
+    """Run every share of the group's views through its pipeline, in portions, and write the results in place."""
+    shares = _shares(batch, group)
+    student = torch.empty(batch.pixels.shape, dtype=torch.float32, device=batch.pixels.device)
+    both = group.seen_by == "both" and any(op.seen_by == "student" for pipeline, _ in shares for op in pipeline)
     teacher = torch.empty_like(student) if both else None
-    for pipeline, rows in _shares(batch, group):
-        if rows is None:
-            _run(pixels, pipeline, seeds.flatten(), patch_size, norm, group.seen_by, student, teacher)
-            continue
-        some = torch.empty((len(rows), *pixels.shape[1:]), dtype=torch.float32, device=pixels.device)
-        some_teacher = torch.empty_like(some) if both else None
-        rows = rows.to(pixels.device, non_blocking=True)
-        _run(pixels[rows], pipeline, seeds.flatten()[rows], patch_size, norm, group.seen_by, some, some_teacher)
-        student[rows] = some
-        if teacher is not None and some_teacher is not None:
-            teacher[rows] = some_teacher
-    shape = batch.pixels.shape
-    return replace(batch, pixels=student.view(shape), teacher_pixels=None if teacher is None else teacher.view(shape))
+    for pipeline, selection in shares:
+        pixels, its_seeds = _select(batch.pixels, selection), _select(seeds, selection)
+        portion = max(1, PORTION_BYTES // (4 * pixels[0].numel())) if pixels.device.type == "cpu" else len(pixels)
+        for start in range(0, len(pixels), portion):
+            part = slice(start, start + portion)
+            if group.seen_by == "student":
+                for_student = apply_pipeline(pixels[part], pipeline, its_seeds[part], patch_size)
+                for_teacher: Tensor | None = None
+            else:
+                for_student, for_teacher = apply_pipeline_both(pixels[part], pipeline, its_seeds[part], patch_size)
+                if group.seen_by == "teacher" and for_teacher is not None:
+                    for_student = for_teacher
+            _write(for_student, normalisation, student, selection, part)
+            if teacher is not None:
+                _write(for_student if for_teacher is None else for_teacher, normalisation, teacher, selection, part)
+    return replace(batch, pixels=student, teacher_pixels=teacher)
 
 
-def _pipelines(group: ViewGroup) -> list[Pipeline]:
-    return [*group.photometric, *([group.strong] if group.strong is not None else [])]
+def _shares(batch: ViewBatch, group: ViewGroup) -> list[tuple[Pipeline, Selection]]:
+    """Pair pipelines with the views they apply to.
 
-
-def _shares(batch: ViewBatch, group: ViewGroup) -> list[tuple[Pipeline, Int64[Tensor, " rows"] | None]]:
-    """Every distinct pipeline with the flat numbers of its views; None stands for all of them.
-
-    Coins live on the CPU like all geometry, so that counting takes no wait for the device.
+    Coins live on the CPU like all geometry, so that counting them takes no wait for the device.
     """
     per_view = group.photometric * (group.count // len(group.photometric))
-    if group.strong is None and len(set(per_view)) == 1:
-        return [(per_view[0], None)]
+    if group.strong is None:
+        return [(per_view[0], None)] if len(set(per_view)) == 1 else [(p, view) for view, p in enumerate(per_view)]
     strong = batch.strong.cpu()
     number = torch.arange(strong.numel()).view(strong.shape)
-    shares = []
-    for pipeline in dict.fromkeys(_pipelines(group)):
-        weak = torch.tensor([p == pipeline for p in per_view])
-        taken = (weak & ~strong) | (strong if pipeline == group.strong else torch.zeros_like(strong))
-        if taken.any():
-            shares.append((pipeline, number[taken]))
-    return shares
+    shares = [(group.strong, number[strong])]
+    for pipeline in dict.fromkeys(per_view):
+        takes = torch.tensor([p == pipeline for p in per_view])
+        shares.append((pipeline, number[takes & ~strong]))
+    device = batch.pixels.device
+    return [(pipeline, rows.to(device, non_blocking=True)) for pipeline, rows in shares if len(rows)]
 
 
-def _run(
-    pixels: UInt8[Tensor, "n 3 height width"],
-    pipeline: Pipeline,
-    seeds: Int64[Tensor, " n"],
-    patch_size: int,
-    norm: _Normalisation,
-    seen_by: str,
-    student: Float[Tensor, "n 3 height width"],
-    teacher: Float[Tensor, "n 3 height width"] | None,
+def _select(x: Shaped[Tensor, "batch views *rest"], selection: Selection) -> Shaped[Tensor, "rows *rest"]:
+    """The selected views along one axis; a view of `x` unless chosen by flat number."""
+    if isinstance(selection, int):
+        return x[:, selection]
+    return x.flatten(0, 1) if selection is None else x.flatten(0, 1)[selection]
+
+
+def _write(
+    pixels: Float[Tensor, "rows 3 height width"],
+    normalisation: tuple[Tensor, Tensor],
+    out: Float[Tensor, "batch views 3 height width"],
+    selection: Selection,
+    part: slice,
 ) -> None:
-    """One pipeline on its views, written normalised to `student` and, where it differs, to `teacher`."""
-    student_only = any(op.seen_by == "student" for op in pipeline)
-    chunk = max(1, CHUNK_BYTES // (4 * pixels[0].numel())) if pixels.device.type == "cpu" else len(pixels)
-    for start in range(0, len(pixels), chunk):
-        rows = slice(start, start + chunk)
-        unit = pixels[rows].to(torch.float32).mul_(1 / 255)
-        if student_only and seen_by != "student":
-            for_student, for_teacher = apply_pipeline_both(unit, pipeline, seeds[rows], patch_size)
-            norm.write(for_teacher if seen_by == "teacher" else for_student, student[rows])
-        else:
-            for_student = for_teacher = apply_pipeline(unit, pipeline, seeds[rows], patch_size)
-            norm.write(for_student, student[rows])
-        if teacher is not None:
-            norm.write(for_teacher, teacher[rows])
+    """Write (pixels - mean) / std to one portion of the selected views of `out`."""
+    scale, shift = normalisation
+    if isinstance(selection, Tensor):
+        out.view(-1, *out.shape[2:])[selection[part]] = torch.addcmul(shift, pixels, scale)
+    else:
+        torch.addcmul(shift, pixels, scale, out=_select(out, selection)[part])

@@ -26,8 +26,11 @@ class ViewBatch:
     teacher_pixels: Float[Tensor, "batch views 3 height width"] | None = None
 
     def to(self, device: torch.device) -> ViewBatch:
-        """Move the pixels, asynchronously from pinned memory. Geometry stays on the CPU: matching runs there in
-        milliseconds and so knows its counts without waiting for the device."""
+        """Move the pixels, asynchronously from pinned memory.
+
+        Geometry stays on the CPU: matching runs there in milliseconds and so knows its counts without waiting for the
+        device.
+        """
         return replace(self, pixels=self.pixels.to(device, non_blocking=True))
 
 
@@ -73,9 +76,12 @@ class Views:
     def _rows(self, rows: slice) -> Views:
         groups = {
             name: ViewBatch(
-                g.pixels[rows], g.box[rows], g.flip[rows], g.strong[rows],
+                g.pixels[rows],
+                g.box[rows],
+                g.flip[rows],
+                g.strong[rows],
                 None if g.teacher_pixels is None else g.teacher_pixels[rows],
-            )  # fmt: skip
+            )
             for name, g in self.groups.items()
         }
         return Views(groups, self.seed[rows], self.index[rows], self.source_size[rows])

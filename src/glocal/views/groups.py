@@ -43,8 +43,11 @@ class ViewGroup(Config):
     @model_validator(mode="after")
     def _check(self) -> ViewGroup:
         if len(self.photometric) not in (1, self.count):
-            raise ValueError(f"photometric holds {len(self.photometric)} pipelines; give 1, or one for each of {self.count} views")
+            raise ValueError(
+                f"photometric holds {len(self.photometric)} pipelines; give 1, or one for each of {self.count} views"
+            )
         for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
             if not 0 < low <= high or (name == "area" and high > 1):
-                raise ValueError(f"{name} is ({low}, {high}); it must rise from above 0" + (" to at most 1" if name == "area" else ""))
+                limit = " to at most 1" if name == "area" else ""
+                raise ValueError(f"{name} is ({low}, {high}); it must rise from above 0{limit}")
         return self

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from glocal.errors import DataError, GlocalError, TrainingError, UnreadableImageError
 from glocal.views.batch import ViewBatch, Views
@@ -69,7 +70,7 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         """
         draws = self.law.draw(key.seeds)
         images, views = draws.flip.shape
-        pixels = {name: torch.empty(images, g.count, 3, *g.height_width, dtype=torch.uint8) for name, g in self.groups.items()}
+        pixels = {name: _empty_bytes(images, g.count, 3, *g.height_width) for name, g in self.groups.items()}
         box = np.empty((images, views, 4), dtype=np.float32)
         index, size = key.indices.copy(), np.empty((images, 2), dtype=np.int64)
         unreadable: list[tuple[str, str]] = []
@@ -159,7 +160,7 @@ def make_loader(
     if workers:
         _check_shared_memory(groups, batch_size // world_size, workers)
     return ViewLoader(
-        ViewDataset(source, groups, at_least),
+        cast("Dataset[LoadedBatch]", ViewDataset(source, groups, at_least)),
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
@@ -169,6 +170,14 @@ def make_loader(
         # A loader draws a seed for its workers when iterated; from the global generator if it has none of its own.
         generator=torch.Generator(),
     )
+
+
+def _empty_bytes(*shape: int) -> Tensor:
+    """An uint8 tensor to fill; in a worker, memory that the main process reads without a copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _check_shared_memory(groups: Mapping[str, ViewGroup], images: int, workers: int) -> None:

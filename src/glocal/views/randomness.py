@@ -34,8 +34,9 @@ def mix(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
 
 def fold_in(seed: Int64[Tensor, "*shape"], data: int | Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     """Derive an independent seed, for example one a view from one an image: `fold_in(seed, view)`."""
-    step = torch.as_tensor(data, dtype=torch.int64, device=seed.device) + 1
-    return mix(mix(seed + _GOLDEN) ^ step * _GOLDEN)
+    # A plain integer is multiplied here, modulo 2**64: as a tensor it would have to travel to the device.
+    step = _signed((data + 1) * _GOLDEN) if isinstance(data, int) else (data + 1) * _GOLDEN
+    return mix(mix(seed + _GOLDEN) ^ step)
 
 
 def uniforms(seed: Int64[Tensor, " units"], count: int) -> Float[Tensor, "units count"]:
@@ -58,7 +59,12 @@ def hash_seed(*parts: int) -> int:
     seed = 0
     for part in parts:
         seed = _mix_integer(_mix_integer(seed + _GOLDEN) ^ ((part + 1) * _GOLDEN))
-    return seed - 2**64 if seed >= 2**63 else seed
+    return _signed(seed)
+
+
+def _signed(x: int) -> int:
+    """The signed 64-bit integer with the last 64 bits of `x`."""
+    return ((x + 2**63) & _MASK) - 2**63
 
 
 def _mix_integer(x: int) -> int:
@@ -89,4 +95,4 @@ def fold_in_array(seed: NDArray[np.uint64], data: NDArray[np.uint64]) -> NDArray
 def uniform_array(seed: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     """Draw `count` float64 uniforms in [0, 1) for every seed, along a new last axis (`uniforms` with more bits)."""
     counter = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN_U
-    return (mix_array(seed[..., None] + counter) >> _SHIFT_11) * 2.0**-53
+    return (mix_array(seed[..., None] + counter) >> _SHIFT_11).astype(np.float64) * 2.0**-53

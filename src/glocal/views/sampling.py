@@ -1,4 +1,4 @@
-"""Which image comes when: batches as a pure function of (seed, step), so that a position is nothing but a step number."""
+"""Which image comes when: batches as a pure function of (seed, step), so that a position is just a step number."""
 
 from __future__ import annotations
 

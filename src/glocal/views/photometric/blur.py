@@ -12,7 +12,7 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
@@ -55,18 +55,25 @@ def gaussian_blur(pixels: Pixels, sigma: Float[Tensor, " units"], largest: float
     if max(height, width) <= SMALL:
         taps = gaussian_taps(sigma, blur_radius(largest))
         return filter_cells(pixels, taps, taps)
-    if pixels.device.type != "cpu":
-        taps = gaussian_taps(sigma, min(blur_radius(largest), height - 1, width - 1))
-        return filter_views(pixels, taps, taps)
-    # Short kernels for small sigma halve the work; a piece at a time keeps every pass over the pixels in the cache.
+    if pixels.device.type == "cpu":
+        return _blur_by_radius(pixels.clone(), sigma, torch.ones_like(sigma, dtype=torch.bool))
+    taps = gaussian_taps(sigma, min(blur_radius(largest), height - 1, width - 1))
+    return filter_views(pixels, taps, taps)
+
+
+def _blur_by_radius(pixels: Pixels, sigma: Float[Tensor, " units"], chosen: Bool[Tensor, " units"]) -> Pixels:
+    """Blur the chosen units in place, those with kernels of one length together.
+
+    Short kernels for small sigma halve the work; a piece at a time keeps every pass over the pixels in the cache.
+    """
+    height, width = pixels.shape[-2:]
     piece = max(1, PIECE_BYTES // (12 * height * width))
-    out = torch.empty_like(pixels)
     radii = (sigma * REACH).ceil().clamp(1, min(height, width) - 1)
-    for radius in radii.unique().int().tolist():
-        for rows in (radii == radius).nonzero()[:, 0].split(piece):
+    for radius in radii[chosen].unique().int().tolist():
+        for rows in ((radii == radius) & chosen).nonzero()[:, 0].split(piece):
             taps = gaussian_taps(sigma[rows], radius)
-            out.index_copy_(0, rows, filter_views(pixels.index_select(0, rows), taps, taps))
-    return out
+            pixels.index_copy_(0, rows, filter_views(pixels.index_select(0, rows), taps, taps))
+    return pixels
 
 
 def filter_views(
@@ -198,6 +205,15 @@ class GaussianBlur(OperationBase):
         if max(pixels.shape[-2:]) <= SMALL:
             return filter_cells(pixels, vertical, horizontal)
         return filter_views(pixels, vertical, horizontal)
+
+
+    def transform_chosen(
+        self, pixels: Pixels, draws: Float[Tensor, "units draws"], chosen: Bool[Tensor, " units"]
+    ) -> Pixels:
+        """On a CPU, go straight from the views to their groups by kernel length."""
+        if self.kernel is None and pixels.device.type == "cpu" and max(pixels.shape[-2:]) > SMALL:
+            return _blur_by_radius(pixels, between(draws[:, 0], *self.sigma), chosen)
+        return super().transform_chosen(pixels, draws, chosen)
 
 
 class Sharpness(OperationBase):

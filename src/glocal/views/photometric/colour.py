@@ -63,9 +63,10 @@ class ColourMap:
             torch.where(chosen, self.imaginary, zero),
         )
 
-    def rows(self, rows: slice) -> ColourMap:
-        """The maps of some units."""
-        return ColourMap(self.gain[rows], self.mean_gain[rows], self.real[rows], self.imaginary[rows])
+    def matrix(self) -> Float[Tensor, "units 3 3"]:
+        """What multiplies RGB; `mean_gain` times the unit's mean luma is added to all three channels."""
+        weights = torch.stack([self.gain, self.real, self.imaginary], dim=1)
+        return (weights @ _basis(weights.device, weights.dtype).view(3, 9)).view(-1, 3, 3)
 
 
 def jitter_map(brightness: Factor, contrast: Factor, saturation: Factor, hue: Factor) -> ColourMap:
@@ -82,21 +83,25 @@ def grayscale_map(like: Factor) -> ColourMap:
     return ColourMap(torch.ones_like(like), zero, zero, zero)
 
 
-def apply_colour_map(pixels: Pixels, colours: ColourMap) -> Pixels:
-    """Apply one map to every unit and clip once at the end.
+def apply_colour_map(pixels: Pixels, colours: ColourMap, out: Pixels | None = None) -> Pixels:
+    """Apply one map to every unit and clip once at the end; `out` may be `pixels`.
 
     >>> half = torch.full((1,), 0.5)
     >>> apply_colour_map(torch.ones(1, 3, 2, 2), jitter_map(half, half * 2, half * 2, half * 0))[0, 0, 0, 0].item()
     0.5
     """
-    basis = _basis(pixels.device, pixels.dtype)
-    weights = torch.stack([colours.gain, colours.real, colours.imaginary], dim=1)
-    matrix = (weights @ basis.view(3, 9)).view(-1, 3, 3)
+    return apply_colour_matrix(pixels, colours.matrix(), colours.mean_gain, out)
+
+
+def apply_colour_matrix(
+    pixels: Pixels, matrix: Float[Tensor, "units 3 3"], mean_gain: Factor, out: Pixels | None = None
+) -> Pixels:
+    """Multiply colours by a matrix, add `mean_gain` times the mean luma of the unit and clip; `out` may be `pixels`."""
     flat = pixels.flatten(2)
-    # A matrix-vector product would let the host's thread count change the last bit; the mean over rows does not.
-    offset = colours.mean_gain[:, None] * (flat.mean(2) * basis[0, 0]).sum(1, keepdim=True)
-    mapped = torch.baddbmm(offset[:, :, None].expand(-1, 3, 1), matrix, flat)
-    return mapped.clamp_(0.0, 1.0).view_as(pixels)
+    luma = _basis(pixels.device, pixels.dtype)[0, 0]
+    offset = (flat.mean(2) * luma).sum(1) * mean_gain
+    mapped = torch.baddbmm(offset[:, None, None].expand(-1, 3, 1), matrix, flat)
+    return torch.clamp(mapped.view_as(pixels), 0.0, 1.0, out=out)
 
 
 @functools.cache

@@ -66,11 +66,7 @@ class SomeOf(OperationBase):
                 own = draws[:, start + 1 : start + 1 + member.draws]
                 chosen = (order[:, position] == number) & (draws[:, start] < member.probability)
                 start += 1 + member.draws
-
-                def change(part: Pixels, rows: Rows, member: OperationBase = member, own: Tensor = own) -> Pixels:
-                    return member.transform(part, own[rows])
-
-                pixels = transform_where(chosen, pixels, change)
+                pixels = member.transform_chosen(pixels, own, chosen)
         return pixels
 
 

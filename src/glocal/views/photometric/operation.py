@@ -47,6 +47,12 @@ class OperationBase(Config):
         """Apply to every unit with the parameters that its row of uniforms in [0, 1) gives. Leaves `pixels` alone."""
         raise NotImplementedError(f"{type(self).__name__} has no transform")
 
+    def transform_chosen(
+        self, pixels: Pixels, draws: Float[Tensor, "units draws"], chosen: Bool[Tensor, " units"]
+    ) -> Pixels:
+        """Apply to the chosen units; the others pass unchanged. May overwrite `pixels`."""
+        return transform_where(chosen, pixels, lambda part, rows: self.transform(part, draws[rows]))
+
 
 def transform_where(
     chosen: Bool[Tensor, " units"], pixels: Pixels, transform: Callable[[Pixels, Rows], Pixels]

@@ -7,6 +7,7 @@ others the parameters. Nothing depends on the batch, and leaving out a step chan
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,30 +16,39 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from glocal.errors import ConfigError
-from glocal.views.photometric.colour import ColorJitter, ColourMap, Grayscale, apply_colour_map
-from glocal.views.photometric.operation import PIECE_BYTES, OperationBase, Pixels, Rows, transform_where
+from glocal.views.photometric.colour import ColorJitter, ColourMap, Grayscale, apply_colour_matrix
+from glocal.views.photometric.operation import PIECE_BYTES, OperationBase, Pixels
 from glocal.views.randomness import fold_in, uniforms
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An operation, or several colour maps fused into one, with what was drawn for every unit of the batch."""
+    """An operation with what was drawn for every unit of the batch."""
 
     operation: OperationBase
     chosen: Bool[Tensor, " units"]
     draws: Float[Tensor, "units draws"]
-    colours: ColourMap | None = None
 
     def apply(self, pixels: Pixels, units: slice) -> Pixels:
-        """Apply to the units `pixels` holds; may overwrite them."""
-        if self.colours is not None:
-            return apply_colour_map(pixels, self.colours.rows(units))
-        draws = self.draws[units]
+        """Apply to the units that `pixels` holds; may overwrite them."""
+        return self.operation.transform_chosen(pixels, self.draws[units], self.chosen[units])
 
-        def change(part: Pixels, rows: Rows) -> Pixels:
-            return self.operation.transform(part, draws[rows])
 
-        return transform_where(self.chosen[units], pixels, change)
+@dataclass(frozen=True)
+class _ColourStep(_Step):
+    """One colour map, or several neighbouring ones composed; the identity for units that no coin chose."""
+
+    colours: ColourMap
+
+    @functools.cached_property
+    def matrix(self) -> Float[Tensor, "units 3 3"]:
+        return self.colours.matrix()
+
+    def apply(self, pixels: Pixels, units: slice) -> Pixels:
+        return apply_colour_matrix(pixels, self.matrix[units], self.colours.mean_gain[units], out=pixels)
+
+    def then(self, after: _ColourStep) -> _ColourStep:
+        return _ColourStep(after.operation, after.chosen, after.draws, self.colours.then(after.colours))
 
 
 @dataclass(frozen=True)
@@ -148,22 +158,22 @@ def _draw(operation: OperationBase, seeds: Int64[Tensor, " views"], cells: int) 
     drawn = uniforms(seeds, 1 + operation.draws)
     chosen, draws = drawn[:, 0] < operation.probability, drawn[:, 1:]
     colours = operation.colour_map(draws) if isinstance(operation, ColorJitter | Grayscale) else None
-    return _Step(operation, chosen, draws, colours.where(chosen) if colours is not None else None)
+    if colours is None:
+        return _Step(operation, chosen, draws)
+    return _ColourStep(operation, chosen, draws, colours.where(chosen))
 
 
 def _append(steps: tuple[_Step, ...], step: _Step) -> tuple[_Step, ...]:
-    """Add a step to a stage, fusing neighbouring colour maps."""
+    """Add a step to a stage, composing neighbouring colour maps."""
     before = steps[-1]
-    if before.colours is None or step.colours is None:
-        return (*steps, step)
-    fused = _Step(step.operation, step.chosen, step.draws, before.colours.then(step.colours))
-    return (*steps[:-1], fused)
+    if isinstance(before, _ColourStep) and isinstance(step, _ColourStep):
+        return (*steps[:-1], before.then(step))
+    return (*steps, step)
 
 
 def _run(stages: Sequence[_Stage], pixels: Tensor, patch_size: int) -> Tensor:
     """Run stages one after another on new memory, piece by piece where that keeps the data in the cache."""
     views, _, height, width = pixels.shape
-    cells = (height // patch_size) * (width // patch_size) if patch_size > 0 else 0
     piece = max(1, PIECE_BYTES // (12 * height * width)) if pixels.device.type == "cpu" else max(1, views)
     out = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
     source = pixels
@@ -175,19 +185,25 @@ def _run(stages: Sequence[_Stage], pixels: Tensor, patch_size: int) -> Tensor:
         else:
             for start in range(0, views, piece):
                 here = slice(start, start + piece)
-                if stage.unit == "image":
-                    part = _to_float(source[here], out[here])
-                    for step in stage.steps:
-                        part = step.apply(part, here)
-                    if part.data_ptr() != out[here].data_ptr():
-                        out[here] = part
-                else:
-                    part = fold_cells(source[here] if source is out else _to_float(source[here], out[here]), patch_size)
-                    for step in stage.steps:
-                        part = step.apply(part, slice(start * cells, (start + piece) * cells))
-                    unfold_cells(part, out[here])
+                _run_piece(stage, _to_float(source[here], out[here]), here, patch_size)
         source = out
     return out
+
+
+def _run_piece(stage: _Stage, pixels: Pixels, views: slice, patch_size: int) -> None:
+    """Run a stage on some views, in place."""
+    if stage.unit == "image":
+        part, units = pixels, views
+    else:
+        part = fold_cells(pixels, patch_size)
+        cells = part.shape[0] // pixels.shape[0]
+        units = slice(views.start * cells, views.stop * cells)
+    for step in stage.steps:
+        part = step.apply(part, units)
+    if stage.unit == "patch":
+        unfold_cells(part, pixels)
+    elif part is not pixels:
+        pixels.copy_(part)
 
 
 def _to_float(pixels: Tensor, out: Tensor) -> Tensor:

@@ -1,0 +1,174 @@
+"""What the demo asks of a model, in words a visitor understands; and the same asked of raw pixels and random weights.
+
+Global: tiles of 18 photographs are the gallery; a distorted crop of a tile (a part of it, mirrored or not, recoloured,
+blurred) is the query. From which photograph does the nearest tile come? Local: the same patch in two crops of a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from glocal.data import ImageSource, open_source
+from glocal.evaluation.base import Work
+from glocal.evaluation.correspondence import Correspondence
+from glocal.models.encoder import Encoder
+from glocal.models.loading import load
+from glocal.models.vit import VisionTransformer
+from glocal.recipes import configure
+from glocal.report.model_pictures import draw_attention, draw_neighbours, draw_patch_matches
+from glocal.report.views import draw_matches, draw_views
+from glocal.training.config import RunConfig
+from glocal.views.augment import augment
+from glocal.views.groups import ViewGroup
+from glocal.views.loader import ViewDataset
+from glocal.views.photometric.blur import GaussianBlur
+from glocal.views.photometric.colour import ColorJitter
+from glocal.views.randomness import hash_seed
+from glocal.views.sampling import BatchKey
+
+Pixels = UInt8[Tensor, "images 3 side side"]
+Embed = Callable[[Pixels], Float[Tensor, "images dim"]]
+
+
+class Retrieval(NamedTuple):
+    """Nearest gallery tiles of every query, and the share whose nearest tile is of the right photograph (0..1)."""
+
+    nearest: Int64[Tensor, "queries shown"]
+    right: Float[Tensor, "queries shown"]
+    accuracy: float
+
+
+class Answers(NamedTuple):
+    """The table of the demo, and what its pictures show."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, list[float]]]
+    queries: Pixels
+    tiles: Pixels
+    found: dict[str, Retrieval]
+    trained: Encoder
+
+
+# Small and mild for so little data: no local views, which cost accuracy in the same time at this size.
+SETTINGS = (
+    "training.steps=1500",
+    "training.batch_size=64",
+    "training.log_every=100",
+    "probe.enabled=false",
+)
+
+
+def demo_configuration(out: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """PW-Self on tiles of the bundled photographs, for two cores and two minutes."""
+    return configure("pw-self", data="photos-tiles", out=out, preset="cifar", overrides=[*SETTINGS, *overrides])
+
+
+def free_folder(wanted: Path) -> Path:
+    """The folder, or its first free numbered sibling, so that the demo can be run again."""
+    path, number = wanted, 2
+    while path.exists() and any(path.iterdir()):
+        path, number = wanted.with_name(f"{wanted.name}-{number}"), number + 1
+    return path
+
+
+def measure(config: RunConfig) -> Answers:
+    """Ask raw pixels, a model of random weights and the trained model both questions; figures in per cent."""
+    source = open_source(config.data)
+    assert source.labels is not None
+    side = config.backbone.image_size
+    tiles, queries = gallery(source, side), distorted(source, side)
+    trained, untrained = load(config.out), _random_encoder(config)
+    embeds: dict[str, Embed] = {"raw pixels": raw_pixels, "random weights": by_encoder(untrained), "trained": by_encoder(trained)}
+    found = {name: retrieve(embed, queries, tiles, source.labels) for name, embed in embeds.items()}
+    local = Correspondence(images=300)
+    work = Work(progress=False)
+    patches = [local.run_on_pixels(source, side, config.backbone.patch_size, work)]
+    patches += [local.run(encoder, {"test": source}, work).numbers for encoder in (untrained, trained)]
+    rows = [
+        ("global: which of 18 photographs is this distorted crop from?", [100 * r.accuracy for r in found.values()]),
+        ("local: which of 64 patches of another crop shows the same place?", [p["accuracy"] for p in patches]),
+        ("local: the same, one patch off allowed", [p["accuracy_within_one"] for p in patches]),
+    ]
+    return Answers(tuple(embeds), rows, queries, tiles, found, trained)
+
+
+def draw_pictures(config: RunConfig, answers: Answers, folder: Path, shown: int = 6) -> list[Path]:
+    """Views, matches, attention, neighbours and patches that find each other; return the files."""
+    source = open_source(config.data)
+    some = np.linspace(0, len(source) - 1, shown).astype(int)
+    ranks = {name: r.nearest[some] for name, r in answers.found.items()}
+    right = {name: r.right[some] for name, r in answers.found.items()}
+    pictures = {
+        "views": draw_views(source, int(some[1]), config),
+        "matches": draw_matches(source, int(some[1]), config),
+        "attention": draw_attention(answers.trained, list(answers.tiles[some])),
+        "neighbours": draw_neighbours(list(answers.queries[some]), list(answers.tiles), ranks, right),
+        "patches": draw_patch_matches(answers.trained, answers.tiles[some[1]], answers.queries[some[1]]),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in pictures]
+
+
+def _random_encoder(config: RunConfig) -> Encoder:
+    """The run's architecture before any training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = VisionTransformer(config.backbone)
+    return Encoder("random weights", backbone, backbone.embed_dim, config.backbone.patch_size, config.backbone.image_size)
+
+
+def gallery(source: ImageSource, side: int) -> Pixels:
+    """Every tile, whole, at this size."""
+    return _views(source, ViewGroup(count=1, size=side, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0))
+
+
+def distorted(source: ImageSource, side: int, seed: int = 7) -> Pixels:
+    """A distorted crop of every tile: 45 to 85 % of it, mirrored or not, recoloured, blurred."""
+    colours = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+    group = ViewGroup(
+        count=1, size=side, area=(0.45, 0.85), photometric=((colours, GaussianBlur(sigma=(0.1, 1.0), probability=0.5)),)
+    )
+    return _views(source, group, seed)
+
+
+def retrieve(embed: Embed, queries: Pixels, tiles: Pixels, photographs: Int64[np.ndarray, " tiles"], shown: int = 4) -> Retrieval:
+    """Nearest tiles by cosine; a query's own tile is in the gallery, as in any search for a picture's source."""
+    similarity = F.normalize(embed(queries), dim=1) @ F.normalize(embed(tiles), dim=1).T
+    nearest = similarity.topk(shown, dim=1).indices
+    labels = torch.from_numpy(photographs)
+    right = (labels[nearest] == labels[:, None]).float()
+    return Retrieval(nearest, right, float(right[:, 0].mean()))
+
+
+def raw_pixels(pixels: Pixels) -> Float[Tensor, "images dim"]:
+    """The picture itself as a vector, its mean taken off so that cosine is correlation."""
+    flat = pixels.flatten(1).float()
+    return flat - flat.mean(dim=1, keepdim=True)
+
+
+def by_encoder(encoder: Encoder, batch: int = 256) -> Embed:
+    """The class embedding of a model."""
+
+    def embed(pixels: Pixels) -> Float[Tensor, "images dim"]:
+        return torch.cat([encoder.features(encoder.normalise(part.to(encoder.device))).cls.float().cpu() for part in pixels.split(batch)])
+
+    return embed
+
+
+def _views(source: ImageSource, group: ViewGroup, seed: int = 0) -> Pixels:
+    """One view of every image through the training pipeline, back as bytes."""
+    indices = np.arange(len(source), dtype=np.int64)
+    seeds = np.array([hash_seed(seed, int(i)) for i in indices], dtype=np.int64)
+    loaded = ViewDataset(source, {"view": group}).render(BatchKey(indices, seeds))
+    pixels = augment(loaded.views, {"view": group}, 1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).groups["view"].pixels
+    return (pixels[:, 0] * 255).round().clamp(0, 255).byte()

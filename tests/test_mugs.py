@@ -1,0 +1,457 @@
+"""Mugs' terms against slow NumPy versions, over one and two processes, and the recipes built from them."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SMALL_HEAD, make_views, small_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import multiprocessing
+
+from glocal.errors import ConfigError, TrainingError
+from glocal.models.blocks import Block
+from glocal.models.vit import BackboneConfig
+from glocal.objectives import ImageLevelConfig, InstanceConfig, LocalGroupConfig
+from glocal.objectives.gathered_memory import GatheredMemory
+from glocal.objectives.info_nce import Queue, info_nce
+from glocal.objectives.local_group import neighbour_purity
+from glocal.objectives.prototypes import Pairs
+from glocal.objectives.queue_contrast import ContrastiveHeadConfig
+from glocal.objectives.relation import RelationBlock, TokenMean
+from glocal.objectives.schedules import Progress
+from glocal.recipes import configure
+from glocal.training.network import StepInput, build_distillation
+from glocal.views.groups import ViewGroup
+
+PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
+GROUPS = {
+    "teacher": ViewGroup(count=2, size=32, area=(0.4, 1.0), seen_by="teacher"),
+    "global": ViewGroup(count=2, size=32, area=(0.4, 1.0), seen_by="student"),
+    "local": ViewGroup(count=3, size=16, area=(0.1, 0.4), seen_by="student"),
+}
+COMMON = {"head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24), "queue": 40, "storage": "fp32"}
+INSTANCE = InstanceConfig(**COMMON)
+LOCAL_GROUP = LocalGroupConfig(**COMMON, memory=20, neighbours=3)
+STUDENT_VIEWS = [("global", 0), ("global", 1), ("local", 0), ("local", 1), ("local", 2)]
+
+
+def build(groups=GROUPS, **objectives):
+    """Both networks, the teacher with weights of its own."""
+    model = build_distillation(small_config(views=groups, objectives=objectives))
+    with torch.no_grad():
+        for parameter in model.teacher.parameters():
+            noise = torch.Generator().manual_seed(parameter.numel())
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+    return model
+
+
+def run(model, views, watch=False):
+    return model(StepInput(views, PROGRESS, watch))
+
+
+def views_of(batch, seed, first=0, groups=GROUPS):
+    """Views of images `first` to `first + batch - 1`."""
+    views = make_views(batch, groups, seed=seed)
+    return type(views)(views.groups, views.seed, views.index + first, views.source_size)
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def array(x):
+    return x.detach().double().numpy()
+
+
+def slow_info_nce(x, k, negatives, temperature):
+    """One pair: the positive is class 0 of a plain softmax."""
+    logits = np.array([x @ k, *(x @ q for q in negatives)]) / temperature
+    return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0]
+
+
+def pair_weights(skip=False):
+    """Half to pairs of large views, half to pairs of small ones."""
+    pairs = [(s, t) for s in range(5) for t in range(2) if not (skip and s == t)]
+    large = sum(s < 2 for s, _ in pairs)
+    return {(s, t): 0.5 / (large if s < 2 else len(pairs) - large) for s, t in pairs}
+
+
+# ------------------------------------------------------------------------------------------------------- InfoNCE
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 700), st.integers(1, 6), st.floats(0.05, 1.0), st.booleans(), st.integers(0, 2**31))
+def test_streamed_info_nce_equals_the_plain_one(negatives, students, temperature, exclude, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, k, q = (F.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (students, 3, negatives))
+    image, own = torch.randint(4, (negatives,), generator=generator), torch.randint(4, (students,), generator=generator)
+    weight = torch.rand(9, generator=generator)
+    pairs = Pairs(torch.randint(students, (9,), generator=generator), torch.arange(9) % 3, weight)
+    x.requires_grad_()
+    loss = info_nce(x, k, Queue(q, image), pairs, temperature, own if exclude else None)
+    (gradient,) = torch.autograd.grad(3.0 * loss, x)
+    expected = sum(
+        w * slow_info_nce(array(x[s]), array(k[t]), array(q[image != own[s]] if exclude else q), temperature)
+        for s, t, w in zip(pairs.student.tolist(), pairs.teacher.tolist(), pairs.weight.tolist(), strict=True)
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+    logits = (x @ q.T).double() / temperature
+    if exclude:
+        logits = logits.masked_fill(own[:, None] == image, -torch.inf)
+    positive = (x[pairs.student] * k[pairs.teacher]).double().sum(1) / temperature
+    plain = torch.cat([positive[:, None], logits[pairs.student]], dim=1).log_softmax(dim=1)[:, 0]
+    (wanted,) = torch.autograd.grad(-3.0 * (pairs.weight * plain).sum(), x)
+    torch.testing.assert_close(gradient, wanted.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_queue_of_bfloat16_under_autocast_stays_close():
+    x, k, q = (F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(n)), dim=1) for n in (4, 5, 300))
+    pairs, none = Pairs(torch.arange(4), torch.arange(4), torch.full((4,), 0.25)), torch.full((300,), -1)
+    exact = info_nce(x, k, Queue(q, none), pairs, 0.2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = info_nce(x, k, Queue(q.bfloat16(), none), pairs, 0.2)
+    torch.testing.assert_close(rough, exact, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_instance_loss_equals_a_loop_over_images_and_pairs(reference):
+    choices = {"fill_random": reference, "skip_same_number": reference, "exclude_own": not reference}
+    term = INSTANCE.model_copy(update=choices)
+    model = build(instance=term)
+    run(model, views_of(4, seed=1))
+    model.finish_step()
+    views = views_of(3, seed=2, first=2)  # Images 2 and 3 have keys of their own in the queue.
+    loss, _ = run(model, views)
+    student = model.student.features(views, GROUPS, "student")
+    teacher = model.teacher.features(views, GROUPS, "teacher")
+    queue = model.objectives["instance"].queue
+    rows, image = array(queue.rows()), queue.images().numpy()
+    assert len(rows) == (40 if reference else 8)
+    total = 0.0
+    for i in range(3):
+        negatives = rows if reference else rows[image != views.index[i].item()]
+        for (s, t), weight in pair_weights(skip=reference).items():
+            name, number = STUDENT_VIEWS[s]
+            x = array(model.student.heads["instance"](student[name].cls[i, number]))
+            k = array(model.teacher.heads["instance"].projection(teacher["teacher"].cls[i, t]))
+            total += weight * slow_info_nce(unit(x), unit(k), negatives, 0.2)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+
+
+def test_first_step_of_an_empty_queue_is_zero_and_harmless():
+    model = build(instance=INSTANCE)
+    loss, _ = run(model, views_of(2, seed=3))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(p.grad is None or not p.grad.any() for p in model.student.parameters())
+
+
+def test_a_full_queue_of_noise_starts_near_the_logarithm_of_its_size():
+    """For a teacher that agrees with nobody yet, log(K + 1) is what telling K + 1 keys apart costs by guessing."""
+    head = ContrastiveHeadConfig(hidden=24, out_dim=256, predictor_hidden=24)
+    loss, _ = run(build(instance=InstanceConfig(head=head, queue=2000, fill_random=True)), views_of(4, seed=4))
+    assert loss.item() == pytest.approx(np.log(2001), rel=0.05)
+
+
+def test_keys_are_normalised_projections_of_both_teacher_views_image_by_image():
+    model = build(instance=INSTANCE)
+    views = views_of(3, seed=5)
+    run(model, views)
+    model.finish_step()
+    cls = model.teacher.features(views, GROUPS, "teacher")["teacher"].cls
+    expected = unit(array(model.teacher.heads["instance"].projection(cls.flatten(0, 1))))
+    queue = model.objectives["instance"].queue
+    np.testing.assert_allclose(queue.rows().numpy(), expected, atol=1e-5)
+    assert queue.images().tolist() == [0, 0, 1, 1, 2, 2]
+
+
+# ------------------------------------------------------------------------------------------------- local group
+
+
+def slow_mean(features, mean, view):
+    """A view's token, by image, in plain words: which tokens, before or behind the norm."""
+    tokens = array(features.tokens_before_norm[:, view])
+    if mean.norm == "after":
+        tokens = np.concatenate([array(features.cls[:, view])[:, None], array(features.patches[:, view])], axis=1)
+    return tokens[:, (0 if mean.class_token else 1) :].mean(axis=1)
+
+
+def slow_nearest(query, rows, image, own, k):
+    similarity = [(unit(query) @ unit(row), j) for j, row in enumerate(rows) if own is None or image[j] != own]
+    return [j for _, j in sorted(similarity, reverse=True)[:k]]
+
+
+MEANS = [TokenMean(norm=norm, class_token=token) for norm in ("before", "after") for token in (False, True)]
+
+
+@pytest.mark.parametrize(("query", "row"), [*zip(MEANS, MEANS, strict=True), (MEANS[1], MEANS[2])])
+def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row):
+    """The whole path: what is remembered, who is retrieved, what enters the relation block, what comes out."""
+    model = build(group=LOCAL_GROUP.model_copy(update={"query": query, "row": row}))
+    before = views_of(5, seed=6)
+    before.groups["global"].strong[:, 0] = torch.tensor([True, False, False, True, False])
+    run(model, before)
+    model.finish_step()
+    objective = model.objectives["group"]
+    memories = {}
+    for role, network, name in (("student", model.student, "global"), ("teacher", model.teacher, "teacher")):
+        kept = ~before.groups["global"].strong[:, 0].numpy() if role == "student" else np.ones(5, dtype=bool)
+        expected = slow_mean(network.features(before, GROUPS, role)[name], row, 0)[kept]
+        memory = objective.memory(role)
+        np.testing.assert_allclose(memory.rows().numpy(), expected, rtol=1e-5, atol=1e-5)
+        assert memory.images().tolist() == np.arange(5)[kept].tolist()
+        memories[role] = (array(memory.rows()), memory.images().numpy())
+
+    views = views_of(3, seed=7, first=4)
+    loss, _ = run(model, views)
+
+    def embeddings(role, network, seen):
+        features, heads = network.features(views, GROUPS, role), network.heads["group"]
+        rows, image = memories[role]
+        found = {}
+        for name, number in seen:
+            for i, token in enumerate(slow_mean(features[name], query, number)):
+                near = slow_nearest(token, rows, image, views.index[i].item(), 3)
+                sequence = torch.tensor(np.stack([token, *rows[near]]), dtype=torch.float32)
+                out = network.backbone.norm(heads.relation.block(sequence[None])[:, 0])
+                found[name, number, i] = unit(array(heads.contrast(out))[0])
+        return found
+
+    predictions = embeddings("student", model.student, STUDENT_VIEWS)
+    keys = embeddings("teacher", model.teacher, [("teacher", 0), ("teacher", 1)])
+    queue = objective.queue
+    total = 0.0
+    for i in range(3):
+        negatives = array(queue.rows())[queue.images().numpy() != views.index[i].item()]
+        for (s, t), weight in pair_weights().items():
+            total += weight * slow_info_nce(predictions[(*STUDENT_VIEWS[s], i)], keys["teacher", t, i], negatives, 0.2)
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_relation_block_is_the_whole_block_read_at_its_first_token(ffn):
+    config = BackboneConfig(size="micro", layer_scale=0.5, ffn=ffn)
+    relation = RelationBlock(config)
+    query, rows = torch.randn(6, 64, requires_grad=True), torch.randn(6, 4, 64)
+    expected = relation.block(torch.cat([query[:, None], rows], dim=1))[:, 0]
+    found = relation(query, rows, torch.ones(6, 4, dtype=torch.bool))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    a, b = (torch.autograd.grad(x.square().sum(), query)[0] for x in (found, expected))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert isinstance(relation.block, Block) and relation.block.drop_path == 0.0
+
+
+def test_missing_neighbours_are_not_attended_to():
+    relation = RelationBlock(BackboneConfig(size="micro"))
+    query, rows = torch.randn(2, 64), torch.randn(2, 5, 64)
+    valid = torch.tensor([[True, True, False, False, False], [False] * 5])
+    found = relation(query, rows, valid)
+    for i, kept in enumerate((2, 0)):
+        alone = relation.block(torch.cat([query[i : i + 1], rows[i, :kept]])[None])[0, 0]
+        torch.testing.assert_close(found[i], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_reaches_the_backbone_through_the_query_only():
+    """Rows are data: the gradient to the patches is that of the query with the rows held."""
+    model = build(group=LOCAL_GROUP.model_copy(update={"fill_random": True}))
+    loss, _ = run(model, views_of(2, seed=8))
+    loss.backward()
+    assert model.student.backbone.patch_embed.proj.weight.grad.abs().sum() > 0
+    assert all(not b.requires_grad for b in model.objectives.buffers())
+
+
+def test_watched_step_gives_fill_age_similarity_and_label_purity():
+    model = build(group=LOCAL_GROUP)
+    for number in range(2):
+        run(model, views_of(4, seed=number, first=4 * number))
+        model.finish_step()
+    _, scalars = run(model, views_of(2, seed=9, first=8), watch=True)
+    found = {name.removeprefix("group."): value.item() for name, value in scalars.items() if name.startswith("group.")}
+    assert found["queue_fill"] == pytest.approx(16 / 40) and found["queue_age"] == pytest.approx(0.5)
+    assert found["teacher_memory_fill"] == pytest.approx(8 / 20) and found["teacher_memory_age"] == pytest.approx(0.5)
+    assert -1 <= found["student_neighbour_similarity"] <= 1 and 0 < found["student_memory_fill"] < 8 / 20
+    neighbours = model.objectives["group"].found
+    assert neighbours.neighbour.shape == (4, 3) and neighbours.valid.all()
+    labels = torch.arange(10) % 2
+    rows = zip(neighbours.image, neighbours.neighbour, strict=True)
+    expected = np.mean([labels[a] == labels[b] for a, row in rows for b in row])
+    assert neighbour_purity(neighbours, labels) == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------------------------------------------- group
+
+
+def test_group_loss_equals_a_loop_over_images_and_pairs():
+    model = build(group=ImageLevelConfig(head=SMALL_HEAD, pair_weights="balanced", skip_same_number=True))
+    centre = torch.linspace(-0.2, 0.2, 24)
+    model.objectives["group"].centre.centre.copy_(centre)
+    views = views_of(3, seed=10)
+    loss, _ = run(model, views)
+    student = model.student.features(views, GROUPS, "student")
+    teacher = model.teacher.features(views, GROUPS, "teacher")
+    total = 0.0
+    for i in range(3):
+        for (s, t), weight in pair_weights(skip=True).items():
+            name, number = STUDENT_VIEWS[s]
+            z_t = (array(model.teacher.heads["group"](teacher["teacher"].cls[i, t])) - array(centre)) / 0.04
+            z_s = array(model.student.heads["group"](student[name].cls[i, number])) / 0.1
+            p = np.exp(z_t - z_t.max())
+            total -= weight * (p / p.sum()) @ (z_s - z_s.max() - np.log(np.exp(z_s - z_s.max()).sum()))
+    assert loss.item() == pytest.approx(total / 3, rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- processes
+
+
+def three_steps(rank: int, world: int):
+    """Losses of three steps of 8 images, of which this process has its part, and all state afterwards."""
+    model = build(instance=INSTANCE, group=LOCAL_GROUP)
+    losses = []
+    for number in range(3):
+        views = views_of(8, seed=number, first=8 * (number % 2))
+        part = 8 // world
+        losses.append(run(model, views._rows(slice(rank * part, (rank + 1) * part)))[0].item())
+        model.finish_step()
+    return losses, {name: value.clone() for name, value in model.objectives.state_dict().items()}
+
+
+def one_of_two(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.save(three_steps(rank, 2), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_give_the_loss_and_the_memories_of_one(tmp_path):
+    """The student's memory gets another number of rows from each process: weak images fall unevenly."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    multiprocessing.spawn(one_of_two, args=(port, str(tmp_path)), nprocs=2)
+    alone, state = three_steps(0, 1)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    np.testing.assert_allclose(np.mean([losses for losses, _ in parts], axis=0), alone, rtol=1e-5, atol=1e-6)
+    assert alone[1] > 0.5
+    for _, found in parts:
+        assert found.keys() == state.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
+# ------------------------------------------------------------------------------------------- cost and bad input
+
+
+@pytest.mark.parametrize("dim", [384, 768, 1024])
+def test_memories_and_queues_cost_at_most_a_third_of_the_references_three_copies(dim):
+    reference = 2 * 3 * 65536 * dim * 4
+    with torch.device("meta"):
+        terms = [config.build(dim, GROUPS) for config in (InstanceConfig(), LocalGroupConfig())]
+    ours = sum(b.numel() * b.element_size() for term in terms for b in term.buffers())
+    assert reference == {384: 603_979_776, 768: 1_207_959_552, 1024: 1_610_612_736}[dim]
+    assert ours <= reference / 3
+
+
+def test_a_queue_smaller_than_a_step_is_refused_with_its_size():
+    model = build(instance=InstanceConfig(**COMMON | {"queue": 7}))
+    run(model, views_of(4, seed=11))
+    with pytest.raises(TrainingError, match="8 rows into a queue or memory of 7"):
+        model.finish_step()
+
+
+def test_more_neighbours_than_rows_is_refused():
+    with pytest.raises(ConfigError, match="neighbours is 21, more than the memory's 20"):
+        build(group=LOCAL_GROUP.model_copy(update={"neighbours": 21}))
+
+
+def test_double_advance_without_noise_is_refused():
+    with pytest.raises(ConfigError, match="needs fill_random"):
+        build(group=LOCAL_GROUP.model_copy(update={"double_advance": True}))
+
+
+def test_class_token_means_need_a_class_token():
+    backbone = small_config().backbone.model_copy(update={"pooling": "class_attention"})
+    term = LOCAL_GROUP.model_copy(update={"query": TokenMean(class_token=True)})
+    with pytest.raises(ConfigError, match="class_token"):
+        build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": term}))
+    model = build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": LOCAL_GROUP}))
+    assert run(model, views_of(2, seed=12))[0].isfinite()
+
+
+def test_without_local_crops_all_weight_is_on_the_large_pairs():
+    groups = {name: group for name, group in GROUPS.items() if name != "local"}
+    model = build(groups, instance=INSTANCE.model_copy(update={"fill_random": True}), group=LOCAL_GROUP)
+    loss, _ = run(model, views_of(3, seed=13, groups=groups))
+    assert loss.isfinite()
+    pairs = model.objectives["instance"].pairs
+    assert len(pairs) == 4 and sum(weight for *_, weight in pairs) == pytest.approx(1.0)
+
+
+def test_no_weak_image_leaves_the_students_memory_as_it_was():
+    model = build(group=LOCAL_GROUP)
+    views = views_of(3, seed=14)
+    views.groups["global"].strong.fill_(True)
+    run(model, views)
+    model.finish_step()
+    objective = model.objectives["group"]
+    assert (objective.memory("student").filled, objective.memory("teacher").filled) == (0, 3)
+    assert run(model, views_of(3, seed=15))[0].isfinite()
+
+
+def test_a_step_writes_nothing_before_it_is_finished():
+    memory = GatheredMemory(4, 2, storage="fp32")
+    memory.gather(torch.ones(1, 1, 2), torch.tensor([3]))
+    assert memory.filled == 0
+    memory.finish_step()
+    memory.finish_step()
+    assert (memory.filled, memory.images().tolist(), memory.step) == (1, [3], 1)
+
+
+# ------------------------------------------------------------------------------------------------------ recipes
+
+
+@pytest.mark.parametrize("preset", ["imagenet", "cifar", "small"])
+def test_mugs_recipe_has_three_terms_and_crops_of_the_teachers_own(preset):
+    config = configure("mugs", data="DATA", out="unused", preset=preset)
+    assert list(config.active_objectives()) == ["instance", "local_group", "group"]
+    views = config.views
+    assert (views["teacher"].seen_by, views["teacher"].strong) == ("teacher", None)
+    assert (views["global"].strong_coin, views["local"].strong_coin) == ("image", "view")
+    assert views["global"].strong is not None and views["local"].strong_probability == 0.5
+    left = configure("mugs", data="DATA", out="unused", preset=preset, overrides=["objectives.local_group.weight=0"])
+    assert list(left.active_objectives()) == ["instance", "group"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "peak", "batch", "decay"),
+    [
+        ("s100", 1.6e-3, 512, 0.2),
+        ("s300", 3.2e-3, 1024, 0.1),
+        ("s800", 3.2e-3, 1024, 0.1),
+        ("b400", 3.15e-3, 1008, 0.1),
+        ("l250", 3.75e-3, 640, 0.08),
+    ],
+)
+def test_reference_presets_are_the_published_table(preset, peak, batch, decay):
+    config = configure("mugs-reference", data="DATA", out="unused", preset=preset)
+    assert config.optimiser.learning_rate * config.training.batch_size / 256 == pytest.approx(peak)
+    assert (config.training.batch_size, config.optimiser.weight_decay.end) == (batch, decay)
+    assert (config.optimiser.patch_embed_factor, config.views["local"].count) == (0.2, 10)
+    term = config.objectives["local_group"]
+    assert (term.double_advance, term.neighbours, term.memory, term.queue) == (True, 8, 65536, 65536)
+    # 22 pairs of 24, of which the two large ones weigh ten times a small one each.
+    pairs = config.objectives["instance"].build(384, config.views).pairs
+    weights = sorted({round(weight, 6) for *_, weight in pairs})
+    assert len(pairs) == 22 and weights == [0.025, 0.25]
+
+
+def test_a_teacher_temperature_warms_up_over_the_published_epochs():
+    config = configure("mugs-reference", data="DATA", out="unused", preset="s300")
+    schedule = config.objectives["group"].teacher_temperature
+    assert [round(schedule.at(Progress(e, 300, 1)), 3) for e in (0, 15, 30, 299)] == [0.04, 0.055, 0.07, 0.07]
