@@ -21,7 +21,6 @@ from glocal.models.teacher import MovingAverage
 from glocal.objectives.schedules import Progress
 from glocal.recipes import configure
 from glocal.training.config import RunConfig
-from glocal.training.metrics import peak_memory_gib
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 from glocal.training.optimiser import build_optimiser, clip_gradients
 from glocal.views.augment import augment
@@ -93,12 +92,18 @@ class Subject:
 
     def bare(self) -> None:
         """Teacher forward and student forward and backward at the same shapes; no heads, loss or update."""
-        views = augment(self.views, self.config.views, self.config.backbone.patch_size) if self._augmented is None else self._augmented
+        views = (
+            augment(self.views, self.config.views, self.config.backbone.patch_size)
+            if self._augmented is None
+            else self._augmented
+        )
         with torch.autocast(device().type, torch.bfloat16, enabled=self.model.autocast is not None):
             with torch.no_grad():
                 self.model.teacher.features(views, self.config.views, "teacher")
             features = self.model.student.features(views, self.config.views, "student")
-            total = sum(f.cls.float().square().sum() + f.patches.float().square().sum() * 1e-6 for f in features.values())
+            total = sum(
+                f.cls.float().square().sum() + f.patches.float().square().sum() * 1e-6 for f in features.values()
+            )
         total.backward()  # type: ignore[union-attr]
         self.optimiser.zero_grad(set_to_none=True)
 
@@ -136,7 +141,9 @@ def peak_of(recipe: str, size: str, batch: int, precision: str) -> float:
         "torch.set_float32_matmul_precision('medium'); before = peak_memory_gib();"
         f"s = Subject({recipe!r}, {size!r}, {batch}, {precision!r}); s.step(); s.step(); print(peak_memory_gib() - before)"
     )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1])
+    return float(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1]
+    )
 
 
 def main() -> None:
@@ -149,7 +156,9 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["local-global", "pw-self"])
     arguments = parser.parse_args()
     torch.set_float32_matmul_precision("medium")
-    print(f"torch {torch.__version__}, {device()}, {torch.get_num_threads()} threads, batch {arguments.batch}, medians of {arguments.repeats}")
+    print(
+        f"torch {torch.__version__}, {device()}, {torch.get_num_threads()} threads, batch {arguments.batch}, medians of {arguments.repeats}"
+    )
     for size in arguments.size:
         for precision in arguments.precision:
             one_table(size, precision, arguments.batch, arguments.repeats, arguments.recipes)
@@ -163,7 +172,9 @@ def one_table(size: str, precision: str, batch: int, repeats: int, recipes: list
     loss, _ = dino.model(StepInput(augment(dino.views, dino.config.views, 16), PROGRESS, False))
     loss.backward()
     update = alternate({"optimiser and average": lambda: (dino.optimiser.step(), dino.average.update(0.996))}, repeats)  # type: ignore[dict-item]
-    print(f"\nViT-{size} {precision}: dino step {seconds['dino']:.3f} s = {seconds['dino'] / seconds['bare']:.3f} x bare networks (bar 1.15)")
+    print(
+        f"\nViT-{size} {precision}: dino step {seconds['dino']:.3f} s = {seconds['dino'] / seconds['bare']:.3f} x bare networks (bar 1.15)"
+    )
     print(f"  optimiser and average {update['optimiser and average'] / seconds['dino']:.1%} of it (bar 5 %)")
     base = peak_of("dino", size, batch, precision)
     for recipe in recipes:

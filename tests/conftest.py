@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import HeadConfig, ImageLevelConfig, MatchedPatchesConfig
 from glocal.training.config import RunConfig

@@ -28,7 +28,9 @@ class MaskSource(MemorySource):
         return self.masks[index]
 
 
-def blocks(images: int, classes: int = 3, seed: int = 0, cells: int = 4, cell: int = 8, **settings: object) -> MaskSource:
+def blocks(
+    images: int, classes: int = 3, seed: int = 0, cells: int = 4, cell: int = 8, **settings: object
+) -> MaskSource:
     """Images of `cells` x `cells` flat cells, each of one class' colour with noise; masks say which."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, classes, (images, cells, cells))

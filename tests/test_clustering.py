@@ -59,4 +59,6 @@ def test_bad_input() -> None:
     source.bad = (2,)
     source.masks = [np.where(mask == 1, 255, mask).astype(np.uint8) for mask in source.masks]
     result = OverClustering(size=32, clusters=4, components=3, seeds=1).run(colour_encoder(), {"test": source}, QUIET)
-    assert any("2.png" in note for note in result.notes) and any("absent" in note and ": 1" in note for note in result.notes)
+    assert any("2.png" in note for note in result.notes) and any(
+        "absent" in note and ": 1" in note for note in result.notes
+    )

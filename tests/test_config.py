@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from conftest import small_config
+
 from glocal.config import apply_overrides, from_yaml, to_yaml
 from glocal.errors import ConfigError
 from glocal.objectives.schedules import Progress, Schedule
@@ -22,7 +23,10 @@ from glocal.training.config import RunConfig
         ("objectives.patch.weight={start: 0, end: 1}", lambda c: c.objectives["patch"].weight.end == 1.0),
         ("objectives.patch=null", lambda c: list(c.objectives) == ["image"]),
         ("optimiser.clip=null", lambda c: c.optimiser.clip is None),
-        ("views.global.photometric.0=[{op: grayscale, probability: 0.5}]", lambda c: c.views["global"].photometric[0][0].probability == 0.5),
+        (
+            "views.global.photometric.0=[{op: grayscale, probability: 0.5}]",
+            lambda c: c.views["global"].photometric[0][0].probability == 0.5,
+        ),
     ],
 )
 def test_overrides_are_typed(override, value):

@@ -167,7 +167,7 @@ def test_cifar_checks_what_it_finds(tmp_path: Path) -> None:
         open_cifar("cifar10", folder=tmp_path / "a")
     assert not (tmp_path / "a" / "cifar-10-batches-bin").exists()
     open_cifar("cifar10", folder=tmp_path / "a", verify=False)
-    with pytest.raises(DataError, match="wrong size. Delete this folder"):
+    with pytest.raises(DataError, match=r"wrong size. Delete this folder"):
         open_cifar("cifar10", folder=tmp_path / "a")
     (tmp_path / "a" / "cifar-10-batches-bin" / "data_batch_3.bin").unlink()
     with pytest.raises(DataError, match=r"lacks data_batch_3\.bin"):
@@ -219,7 +219,7 @@ def test_cifar_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
-    with pytest.raises(DataError, match="no route to host.*Check the network"):
+    with pytest.raises(DataError, match=r"no route to host.*Check the network"):
         open_source("cifar100:download")
     assert not list((tmp_path / "mine").glob("*.part"))
 

@@ -107,7 +107,9 @@ def write_video(root: Path, frames: int = 6, name: str = "moving") -> Path:
         mask = np.zeros((64, 128), np.uint8)
         mask[8:24, 8 * frame : 8 * frame + 24] = 1
         mask[40:56, 64 - 8 * frame : 96 - 8 * frame] = 2
-        Image.fromarray(COLOURS[mask]).save(base / f"JPEGImages/480p/{name}/{frame:05d}.jpg", quality=100, subsampling=0)
+        Image.fromarray(COLOURS[mask]).save(
+            base / f"JPEGImages/480p/{name}/{frame:05d}.jpg", quality=100, subsampling=0
+        )
         indexed = Image.fromarray(mask)
         indexed.putpalette(palette().tobytes())
         indexed.save(base / f"Annotations/480p/{name}/{frame:05d}.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,27 @@ def test_cache_continues_where_it_stopped(tmp_path) -> None:
     assert torch.equal(more.vectors["cls"], full.first)
     other = extract_embeddings(small_encoder(seed=1), source, work=work)
     assert not torch.equal(other.first, full.first)
+
+
+def _embed_a_share(rank: int, folder: Path) -> None:
+    file = torch.distributed.FileStore(str(folder / "meeting"), 2)
+    torch.distributed.init_process_group("gloo", store=file, rank=rank, world_size=2)
+    source = coloured(2 * SHARD + 5, 3, side=16, bad=(0, SHARD + 1))
+    found = extract_embeddings(small_encoder(), source, work=Work(progress=False, share=True))
+    assert source.reads < len(source)
+    torch.save((found.first, found.indices, found.skipped.notes()), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_the_work_and_agree(tmp_path) -> None:
+    torch.multiprocessing.start_processes(_embed_a_share, (tmp_path,), nprocs=2, start_method="spawn")
+    source = coloured(2 * SHARD + 5, 3, side=16, bad=(0, SHARD + 1))
+    alone = extract_embeddings(small_encoder(), source, work=QUIET)
+    for rank in (0, 1):
+        vectors, indices, notes = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert torch.equal(vectors, alone.first)
+        assert np.array_equal(indices, alone.indices)
+        assert notes == alone.skipped.notes()
 
 
 def test_an_interrupted_extraction_keeps_whole_shards(tmp_path, monkeypatch) -> None:

@@ -7,11 +7,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-import glocal
 import pytest
 
+import glocal
+
 ROOT = Path(glocal.__file__).parent
-FLOORS = ["cli", "report", "recipes", "training", "evaluation", "objectives", "models", "matching", "views", "data", "distributed", "config", "errors"]
+FLOORS = [
+    "cli",
+    "report",
+    "recipes",
+    "training",
+    "evaluation",
+    "objectives",
+    "models",
+    "matching",
+    "views",
+    "data",
+    "distributed",
+    "config",
+    "errors",
+]
 EXTRAS = {"timm", "transformers", "skimage", "tensorboard", "matplotlib", "huggingface_hub", "torchvision"}
 
 
@@ -34,7 +49,9 @@ def test_imports_go_down_only(path):
     for module in imports(path):
         if module.startswith("glocal."):
             other = module.split(".")[1]
-            assert FLOORS.index(other) >= FLOORS.index(room), f"{path.name} ({room}) imports {module}, which is above it"
+            assert FLOORS.index(other) >= FLOORS.index(room), (
+                f"{path.name} ({room}) imports {module}, which is above it"
+            )
         assert module.split(".")[0] not in EXTRAS, f"{path.name} imports the extra {module} for everybody"
 
 
@@ -46,11 +63,14 @@ def test_files_stay_readable():
 
 def test_importing_glocal_does_not_import_torch():
     code = "import sys, glocal, glocal.cli; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 def test_public_names_resolve():
     for name in glocal.__all__:
         assert getattr(glocal, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        glocal.nothing  # noqa: B018
+        glocal.nothing

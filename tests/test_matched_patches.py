@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
+
 from glocal.errors import ConfigError
 from glocal.matching.geometric import match_patches
 from glocal.objectives import LocalGlobalReferenceConfig, MatchedPatchesConfig
@@ -41,7 +42,14 @@ def every_pair(model, views, rule, weight="none"):
                         a = views.groups["global"]
                         one = slice(image, image + 1)
                         found = match_patches(
-                            a.box[one, t], a.flip[one, t], (4, 4), group.box[one, s], group.flip[one, s], grids[name], rule=rule, weight=weight
+                            a.box[one, t],
+                            a.flip[one, t],
+                            (4, 4),
+                            group.box[one, s],
+                            group.flip[one, s],
+                            grids[name],
+                            rule=rule,
+                            weight=weight,
                         )
                         yield image, t, name, s, found
 
@@ -58,7 +66,9 @@ def test_loss_equals_a_loop_over_everything(rule, weight):
     teacher = model.teacher.features(views, GROUPS, "teacher")
     total, weights = 0.0, 0.0
     for image, t, name, s, found in every_pair(model, views, rule, weight):
-        for patch_t, patch_s, w in zip(found.patch_a.tolist(), found.patch_b.tolist(), found.weight.tolist(), strict=True):
+        for patch_t, patch_s, w in zip(
+            found.patch_a.tolist(), found.patch_b.tolist(), found.weight.tolist(), strict=True
+        ):
             z_t = logits(model.teacher, "patch", teacher["global"].patches[image, t, patch_t])
             z_s = logits(model.student, "patch", student[name].patches[image, s, patch_s])
             total += w * cross_entropy(z_t, z_s, centre.numpy())
@@ -115,9 +125,23 @@ def test_bilinear_targets_equal_the_mixture_of_four_teachers():
     assert torch.equal(a["patch.matched_share"], b["patch.matched_share"])
     assert not torch.equal(a["patch"], b["patch"])
     # Identical boxes and no flips: the centre of a patch is the centre of its match, so both readings are one.
-    same = {n: type(g)(g.pixels, torch.tensor([0.0, 0, 64, 64]).expand(g.box.shape).contiguous(), torch.zeros_like(g.flip), g.strong) for n, g in views.groups.items() if n == "global"}
+    same = {
+        n: type(g)(
+            g.pixels,
+            torch.tensor([0.0, 0, 64, 64]).expand(g.box.shape).contiguous(),
+            torch.zeros_like(g.flip),
+            g.strong,
+        )
+        for n, g in views.groups.items()
+        if n == "global"
+    }
     only = {"global": GROUPS["global"]}
-    pair = [build_distillation(small_config(views=only, objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD, bilinear=b)})) for b in (False, True)]
+    pair = [
+        build_distillation(
+            small_config(views=only, objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD, bilinear=b)})
+        )
+        for b in (False, True)
+    ]
     losses = [m(StepInput(views.with_groups(same), PROGRESS, False))[0] for m in pair]
     torch.testing.assert_close(*losses)
 

@@ -7,8 +7,16 @@ import copy
 import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
+
 from glocal.errors import ConfigError
-from glocal.objectives import ImageLevelConfig, InstanceConfig, LocalGlobalReferenceConfig, LocalGroupConfig, MatchedPatchesConfig, SelfPatchConfig
+from glocal.objectives import (
+    ImageLevelConfig,
+    InstanceConfig,
+    LocalGlobalReferenceConfig,
+    LocalGroupConfig,
+    MatchedPatchesConfig,
+    SelfPatchConfig,
+)
 from glocal.objectives.centring import CentringConfig
 from glocal.objectives.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.relation import TokenMean
@@ -33,7 +41,9 @@ TERMS = {
     "neighbours-torus": SelfPatchConfig(head=SMALL_HEAD, border="torus", include_self=True, match_on="normed"),
     "neighbours-share": SelfPatchConfig(head=SMALL_HEAD, share=0.4),
     "neighbours-attention": SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention"),
-    "neighbours-all-views": SelfPatchConfig(head=SMALL_HEAD, views="all", average="view", window=1, k=1, include_self=True),
+    "neighbours-all-views": SelfPatchConfig(
+        head=SMALL_HEAD, views="all", average="view", window=1, k=1, include_self=True
+    ),
 }
 _QUEUE = {"head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24), "queue": 32, "storage": "fp32"}
 _GROUP = _QUEUE | {"memory": 24, "neighbours": 3}
@@ -44,7 +54,11 @@ TERMS |= {
     "group-local": LocalGroupConfig(**_GROUP),
     "group-local-full": LocalGroupConfig(**_GROUP, fill_random=True, student_rows="all"),
     "group-local-reference": LocalGroupConfig(
-        **_GROUP, fill_random=True, double_advance=True, exclude_own=False, query=TokenMean(norm="before", class_token=True)
+        **_GROUP,
+        fill_random=True,
+        double_advance=True,
+        exclude_own=False,
+        query=TokenMean(norm="before", class_token=True),
     ),
 }
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
@@ -55,7 +69,9 @@ def build(name: str, **update: object) -> SelfDistillation:
     # A teacher that differs from the student, and a centre that is not zero.
     with torch.no_grad():
         for parameter in model.teacher.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
     return model
 
 
@@ -154,7 +170,9 @@ def test_batch_without_any_match(name):
 def test_a_term_of_weight_zero_leaves_the_rest_as_it_was():
     """The image path with a patch term of weight 0 is numerically DINO: loss, gradients and centre, bit for bit."""
     both = small_config()
-    off = both.model_copy(update={"objectives": both.objectives | {"patch": both.objectives["patch"].model_copy(update={"weight": 0.0})}})
+    off = both.model_copy(
+        update={"objectives": both.objectives | {"patch": both.objectives["patch"].model_copy(update={"weight": 0.0})}}
+    )
     alone = both.model_copy(update={"objectives": {"image": both.objectives["image"]}})
     models = [build_distillation(config) for config in (off, alone)]
     views = make_views(4)
@@ -188,4 +206,8 @@ def test_sharing_a_head_that_comes_later_is_refused():
 
 def test_image_term_without_a_second_view_is_refused():
     with pytest.raises(ConfigError, match="another student view"):
-        build_distillation(small_config(views={"global": GROUPS["global"].model_copy(update={"count": 1})}, objectives={"image": TERMS["image"]}))
+        build_distillation(
+            small_config(
+                views={"global": GROUPS["global"].model_copy(update={"count": 1})}, objectives={"image": TERMS["image"]}
+            )
+        )

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
 from glocal.objectives import prototypes as module
 from glocal.objectives.prototypes import (
     Pairs,
@@ -13,7 +15,6 @@ from glocal.objectives.prototypes import (
     sinkhorn_centre,
     target_statistics,
 )
-from torch.nn import functional as F
 
 
 def softmax(x):

@@ -16,7 +16,7 @@ from glocal.evaluation.base import Work
 from glocal.evaluation.dense_features import class_shares, cut_mask, resize_mask, standardisation, upsample
 from glocal.evaluation.hummingbird import Hummingbird, rarity_scores, soft_vote
 from glocal.evaluation.segmentation_knn import KnnSegmentation, majority, nearest_entries
-from glocal.evaluation.segmentation_linear import LinearSegmentation, LinearSegmentation100, warmup_cosine
+from glocal.evaluation.segmentation_linear import LinearHead, LinearSegmentation, LinearSegmentation100, warmup_cosine
 from glocal.evaluation.sliding import window_starts
 
 PROTOCOLS = [
@@ -128,7 +128,9 @@ def test_knn_segmentation_equals_a_slow_version() -> None:
         for index in range(len(source)):
             pixels = encoder.normalise(torch.from_numpy(source.pixels[index]).permute(2, 0, 1)[None])
             features.append(encoder.features(pixels).patches[0].numpy())
-            labels += [source.masks[index][r : r + 8, c : c + 8].ravel() for r in range(0, 32, 8) for c in range(0, 32, 8)]
+            labels += [
+                source.masks[index][r : r + 8, c : c + 8].ravel() for r in range(0, 32, 8) for c in range(0, 32, 8)
+            ]
         return np.concatenate(features).astype(float), np.array(labels)
 
     memory, known = patches(sources["train"])
@@ -170,7 +172,9 @@ def test_hummingbird_equals_a_slow_version() -> None:
             weight = np.exp(cosine[best] / 0.02 - cosine[best].max() / 0.02)
             soft[row] = (weight / weight.sum()) @ np.array(shares)[best]
         image = torch.from_numpy(soft.T.reshape(1, 3, 4, 4))
-        large = torch.nn.functional.interpolate(image, (32, 32), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        large = (
+            torch.nn.functional.interpolate(image, (32, 32), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        )
         hits, total = hits + (large == sources["test"].masks[index]).sum(), total + large.size
     assert result.settings["entries"] == 64
     assert result.numbers["pixel_accuracy"] == pytest.approx(100 * hits / total, abs=0.05)
@@ -226,3 +230,13 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     values = [rate(step) for step in range(101)]
     assert values[9] == values[10] == 1 and values[100] == pytest.approx(0)
     assert all(a < b for a, b in itertools.pairwise(values[:10]))
+
+
+def test_enlarging_logits_equals_enlarging_features() -> None:
+    head = LinearHead(6, 3, 0.0, False, seed=0)
+    maps = torch.randn(2, 6, 4, 5)
+
+    def enlarge(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(x, (10, 10), mode="bilinear", align_corners=False)
+
+    assert torch.allclose(head(enlarge(maps)), enlarge(head(maps)), atol=1e-6)

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from glocal.errors import ConfigError, TrainingError
 from glocal.recipes import configure, continue_run
 from glocal.training import run_folder
 from glocal.training.loop import pretrain
 from glocal.training.monitor import CollapseMonitor, check_finite
 from glocal.training.optimiser import build_optimiser, clip_gradients
-from PIL import Image
 
 FAST = [
     "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=8", "backbone.image_size=16",
@@ -55,11 +56,29 @@ def records(out: Path) -> list[dict]:
 
 def test_a_run_leaves_everything_behind(folder, tmp_path):
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=12"))
-    assert {p.name for p in out.iterdir()} >= {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "export", "unreadable.txt"}
+    assert {p.name for p in out.iterdir()} >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "export",
+        "unreadable.txt",
+    }
     assert "broken.jpg" in (out / "unreadable.txt").read_text()
     found = records(out)
     assert [r["step"] for r in found] == [2, 4, 6, 8, 10, 12]
-    assert set(found[-1]) >= {"loss", "image", "patch", "image.target_entropy", "patch.matched_share", "effective_rank", "images_per_second", "waiting_share", "seconds_left", "gradient_norm"}
+    assert set(found[-1]) >= {
+        "loss",
+        "image",
+        "patch",
+        "image.target_entropy",
+        "patch.matched_share",
+        "effective_rank",
+        "images_per_second",
+        "waiting_share",
+        "seconds_left",
+        "gradient_norm",
+    }
     from glocal import load
 
     features = load(out).features(torch.zeros(1, 3, 16, 16))
@@ -117,7 +136,13 @@ def test_two_processes_give_the_loss_of_one(folder, tmp_path):
         config = config_for(folder, out, "training.steps=6", "backbone.drop_path=0", f"speed.devices={processes}")
         (plan / "config.yaml").write_text(run_folder.to_yaml(config))
         (tmp_path / "go.py").write_text(code)
-        subprocess.run([sys.executable, str(tmp_path / "go.py"), str(plan)], check=True, timeout=240, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            [sys.executable, str(tmp_path / "go.py"), str(plan)],
+            check=True,
+            timeout=240,
+            capture_output=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
         outs.append(out)
     for a, b in zip(records(outs[0]), records(outs[1]), strict=True):
         for key in ("loss", "image", "patch"):
@@ -126,10 +151,19 @@ def test_two_processes_give_the_loss_of_one(folder, tmp_path):
 
 def test_starting_from_weights(folder, tmp_path):
     first = pretrain(config_for(folder, tmp_path / "first", "training.steps=2"))
-    config = configure("dino", data=str(folder), out=str(tmp_path / "second"), preset="cifar", init=str(first), overrides=[*FAST, "training.steps=1", "optimiser.learning_rate=1e-12"])
+    config = configure(
+        "dino",
+        data=str(folder),
+        out=str(tmp_path / "second"),
+        preset="cifar",
+        init=str(first),
+        overrides=[*FAST, "training.steps=1", "optimiser.learning_rate=1e-12"],
+    )
     second = pretrain(config)
     start, end = weights(first), weights(second)
-    torch.testing.assert_close(start["backbone.blocks.0.attn.qkv.weight"], end["backbone.blocks.0.attn.qkv.weight"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        start["backbone.blocks.0.attn.qkv.weight"], end["backbone.blocks.0.attn.qkv.weight"], atol=1e-6, rtol=1e-6
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- bad input
@@ -194,7 +228,9 @@ def test_collapse_is_named_once_and_only_after_patience():
     constant = {"patch.target_entropy": 0.01, "patch.marginal_entropy": 0.01}
     assert "constant" in [monitor.look(constant, warm=True) for _ in range(3)][2][0]
     healthy = CollapseMonitor()
-    assert not any(healthy.look({"image.target_entropy": 0.3, "image.marginal_entropy": 0.9}, warm=True) for _ in range(9))
+    assert not any(
+        healthy.look({"image.target_entropy": 0.3, "image.marginal_entropy": 0.9}, warm=True) for _ in range(9)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- optimiser
@@ -215,9 +251,10 @@ def test_clipping_by_parameter_equals_the_definition():
 
 
 def test_decay_and_rates_by_group():
+    from conftest import small_config
+
     from glocal.training.config import OptimiserConfig
     from glocal.training.network import build_distillation
-    from conftest import small_config
 
     model = build_distillation(small_config())
     optimiser = build_optimiser(model, 2, OptimiserConfig(layer_decay=0.5, patch_embed_factor=0.2))
@@ -239,5 +276,3 @@ def test_a_checkpoint_of_other_data_is_refused(folder, tmp_path):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(other / f"{number}.png")
     with pytest.raises(TrainingError, match="41 images and data= now holds 9"):
         pretrain(continue_run(str(out), [f"data={other}"]), resume=True)
-
-

@@ -25,7 +25,7 @@ def all_reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return x
 
 
-def all_gather_rows(x: Shaped[Tensor, "rows *rest"]) -> Shaped[Tensor, "all_rows *rest"]:
+def all_gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows * rest]:
     """Concatenate the rows of all processes in rank order. Row counts may differ. No gradient flows."""
     if world_size() == 1:
         return x

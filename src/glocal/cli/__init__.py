@@ -21,12 +21,14 @@ app = typer.Typer(
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")]
 # The verbs below print their own help, made from the typed configuration.
-_OWN_HELP = {"help_option_names": []}
+_OWN_HELP: dict[str, list[str]] = {"help_option_names": []}
 Help = Annotated[bool, typer.Option("--help", "-h", help="Show this verb's settings.")]
 
 
 @app.command(context_settings=_OWN_HELP)
-def pretrain(recipe: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False) -> None:
+def pretrain(
+    recipe: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False
+) -> None:
     """Pretrain: glocal pretrain RECIPE data=FOLDER out=RUN [a.b=c ...]."""
     from glocal.cli.pretrain import run
 
@@ -42,7 +44,9 @@ def recipes(recipe: Annotated[str | None, typer.Argument()] = None, settings: Se
 
 
 @app.command(context_settings=_OWN_HELP)
-def evaluate(protocol: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False) -> None:
+def evaluate(
+    protocol: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False
+) -> None:
     """Evaluate: glocal evaluate PROTOCOL model=RUN data=DATA [out=FOLDER] [key=value ...]."""
     from glocal.cli.evaluate import run
 

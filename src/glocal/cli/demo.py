@@ -24,7 +24,9 @@ def run(words: Sequence[str]) -> None:
     began = time.perf_counter()
     console.print(f"Pretraining '{config.recipe}' on tiles of 18 bundled photographs, no labels, no network ...")
     pretrain(config)
-    console.print(f"Trained in {time.perf_counter() - began:.0f} s. Asking raw pixels, random weights and the model ...")
+    console.print(
+        f"Trained in {time.perf_counter() - began:.0f} s. Asking raw pixels, random weights and the model ..."
+    )
     answers = measure(config)
     table = Table("question", *answers.columns, title="What was learnt (per cent right)", title_justify="left")
     for question, row in answers.rows:

@@ -76,8 +76,12 @@ def _load(own: dict[str, str]):  # type: ignore[no-untyped-def]
 def _print_help(console: Console, protocol: str | None) -> None:
     from glocal.evaluation.base import PROTOCOLS
 
-    console.print("[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] [out=FOLDER] [workers=N] [device=cpu|cuda] [key=value ...]")
-    console.print("Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows.\n")
+    console.print(
+        "[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] [out=FOLDER] [workers=N] [device=cpu|cuda] [key=value ...]"
+    )
+    console.print(
+        "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows.\n"
+    )
     table = Table("protocol", "setting", "default", "meaning", box=None)
     for name in [protocol] if protocol in PROTOCOLS else PROTOCOLS:
         for row in describe(PROTOCOLS[str(name)]):

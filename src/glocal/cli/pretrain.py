@@ -26,7 +26,9 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
     if flag(own.get("resume", "false"), "resume"):
         for name in ("preset", "config", "init"):
             if name in own:
-                raise ConfigError(f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with.")
+                raise ConfigError(
+                    f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with."
+                )
         if "data" in own:
             overrides.append(f"data={own['data']}")
         pretrain(continue_run(own["out"], overrides, recipe), resume=True)
@@ -46,9 +48,13 @@ def _print_help() -> None:
     from glocal.views.groups import ViewGroup
 
     console = Console(width=140)
-    console.print("[bold]glocal pretrain RECIPE data=DATA out=FOLDER[/] [preset=...] [init=MODEL] [config=FILE.yaml] [resume=true] [a.b=c ...]\n")
+    console.print(
+        "[bold]glocal pretrain RECIPE data=DATA out=FOLDER[/] [preset=...] [init=MODEL] [config=FILE.yaml] [resume=true] [a.b=c ...]\n"
+    )
     console.print(f"Recipes: {', '.join(RECIPES)}. `glocal recipes RECIPE` shows one resolved, with reasons.")
-    console.print("Data: a folder of images, a list file, parquet files, or digits, photos, photos-tiles, cifar10, cifar100.\n")
+    console.print(
+        "Data: a folder of images, a list file, parquet files, or digits, photos, photos-tiles, cifar10, cifar100.\n"
+    )
     table = Table("setting", "default (a recipe may set another)", "meaning", box=None)
     rows = describe(RunConfig)
     rows += describe(ViewGroup, "views.NAME.") + describe(ImageLevelConfig, "objectives.NAME.")

@@ -21,7 +21,9 @@ def run(recipe: str | None, words: Sequence[str]) -> None:
         for name, entry in RECIPES.items():
             table.add_row(name, ", ".join(entry.presets), entry.summary)
         console.print(table)
-        console.print("\nglocal recipes RECIPE [preset=...] prints one, resolved. glocal pretrain RECIPE data=... out=... runs it.")
+        console.print(
+            "\nglocal recipes RECIPE [preset=...] prints one, resolved. glocal pretrain RECIPE data=... out=... runs it."
+        )
         return
     own, overrides = split_settings(words, ("data", "preset"))
     config = configure(recipe, data=own.get("data", "DATA"), out="RUN", preset=own.get("preset"), overrides=overrides)

@@ -23,7 +23,9 @@ def run(what: str, image: str, words: Sequence[str]) -> None:
 
     own, overrides = split_settings(words, OWN)
     source = open_source(image)
-    config = configure(own.get("recipe", "pw-self"), data=image, out="unused", preset=own.get("preset"), overrides=overrides)
+    config = configure(
+        own.get("recipe", "pw-self"), data=image, out="unused", preset=own.get("preset"), overrides=overrides
+    )
     seed, index, out = int(own.get("seed", "0")), int(own.get("index", "0")), Path(own.get("out", f"{what}.png"))
     if not 0 <= index < len(source):
         raise ConfigError(f"index={index}: {image} has images 0 to {len(source) - 1}.")

@@ -25,7 +25,7 @@ def region_similarity(truth: Bool[np.ndarray, "h w"], prediction: Bool[np.ndarra
     0.5
     """
     union = np.count_nonzero(truth | prediction)
-    return 1.0 if union == 0 else np.count_nonzero(truth & prediction) / union
+    return 1.0 if union == 0 else float(np.count_nonzero(truth & prediction) / union)
 
 
 def boundary_map(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

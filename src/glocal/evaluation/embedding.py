@@ -73,4 +73,4 @@ def _write_parquet(path: Path, keys: list[str], found: Embeddings) -> None:
 def _write_npz(path: Path, keys: list[str], found: Embeddings) -> None:
     arrays = {name: vectors.numpy() for name, vectors in found.vectors.items()}
     labels = {} if found.labels is None else {"label": found.labels}
-    np.savez(path, key=np.array(keys), **labels, **arrays)
+    np.savez(path, allow_pickle=False, **{"key": np.array(keys), **labels, **arrays})

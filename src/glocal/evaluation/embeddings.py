@@ -136,9 +136,7 @@ def _compute(
     parts = [np.arange(start, min(start + SHARD, len(source))) for start in starts]
     layers = tuple(sorted({layer for _, layer in items}))
     skipped = Skipped()
-    stream = iterate_features(
-        encoder, source, transform, SHARD, work.workers, np.concatenate(parts), layers, skipped
-    )
+    stream = iterate_features(encoder, source, transform, SHARD, work.workers, np.concatenate(parts), layers, skipped)
     total = sum(map(len, parts))
     with progress_bar(f"{source.name}: features", total, work.progress) as advance:
         for start, part in zip(starts, parts, strict=True):
@@ -168,9 +166,7 @@ def _gather(
     indices = np.concatenate([s.indices for s in shards]) if shards else np.empty(0, np.int64)
     bad = [entry for shard in shards for entry in shard.bad]
     empty = torch.empty(0, encoder.embed_dim)
-    vectors = {
-        name: torch.cat([s.vectors[item] for s in shards]) if shards else empty for name, item in asked.items()
-    }
+    vectors = {name: torch.cat([s.vectors[item] for s in shards]) if shards else empty for name, item in asked.items()}
     if share:
         device = device_of(encoder)
         every = all_gather_rows(torch.from_numpy(indices).to(device))

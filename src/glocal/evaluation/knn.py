@@ -191,9 +191,7 @@ class KnnConfig(ProtocolConfig):
             notes.append(f"left out k = {dropped}: there are only {available} labelled images to look up")
         if not ks:
             raise DataError(f"No k of {list(self.ks)} fits {available} labelled images. Set ks=[1] or add images.")
-        ranked = knn_classify(
-            bank_rows, known, query_rows, ks, self.temperature, labels.classes, self.leave_one_out
-        )
+        ranked = knn_classify(bank_rows, known, query_rows, ks, self.temperature, labels.classes, self.leave_one_out)
         return {name: value for k in ks for name, value in top_accuracies(ranked[k], asked, f"k{k}_").items()}, notes
 
 
@@ -278,4 +276,3 @@ def _labelled(
     if not bool(kept.any()):
         raise DataError("None of the readable images has a label.")
     return embeddings.first[kept].to(device), own[kept].to(device)
-

@@ -99,9 +99,7 @@ def train_heads(
     return heads
 
 
-def rank_classes(
-    heads: Heads, inputs: Float[Tensor, "rows dim"], num_classes: int
-) -> Int64[Tensor, "rates rows top"]:
+def rank_classes(heads: Heads, inputs: Float[Tensor, "rows dim"], num_classes: int) -> Int64[Tensor, "rates rows top"]:
     """The best classes of each row under each head, best first, at most 5."""
     parts = []
     for x in torch.split(inputs, EVALUATION_CHUNK):
@@ -178,7 +176,13 @@ class LinearProbe(ProtocolConfig):
         common = {"epochs": epochs, "batch_size": self.batch_size, "momentum": self.momentum, "seed": self.seed}
         fit_rows, held_rows = torch.from_numpy(fit).to(device), torch.from_numpy(held).to(device)
         grid = train_heads(
-            x[fit_rows], y[fit_rows], labels.classes, scaled, columns=columns, progress=progress, **common  # type: ignore[arg-type]
+            x[fit_rows],
+            y[fit_rows],
+            labels.classes,
+            scaled,
+            columns=columns,
+            progress=progress,
+            **common,  # type: ignore[arg-type]
         )
         rows = self._score(grid, columns, x[held_rows], y[held_rows], labels.classes)
         best = max(rows, key=lambda row: row["held_out_top1"])

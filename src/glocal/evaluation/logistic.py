@@ -24,9 +24,7 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-def draw_shots(
-    labels: Int64[np.ndarray, " images"], shots: float, seed: int
-) -> Int64[np.ndarray, " chosen"]:
+def draw_shots(labels: Int64[np.ndarray, " images"], shots: float, seed: int) -> Int64[np.ndarray, " chosen"]:
     """Draw images of each class: a share of them where `shots` is below 1, else that many. At least one of each class.
 
     A smaller draw of the same seed lies within a larger one. A class with fewer images gives all it has.
@@ -177,5 +175,3 @@ def _rows(
     if not kept.any():
         raise DataError("None of the readable images has a label.")
     return embeddings.first.numpy()[kept].astype(np.float64), own[kept]
-
-

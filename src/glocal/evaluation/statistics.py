@@ -45,9 +45,7 @@ def effective_rank(embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
     return rank
 
 
-def alignment(
-    one: Float[Tensor, "rows dim"], other: Float[Tensor, "rows dim"]
-) -> Float[Tensor, ""]:
+def alignment(one: Float[Tensor, "rows dim"], other: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
     """Mean squared distance of unit embeddings of two views of an image (Wang and Isola 2020, alpha 2); 0 is best."""
     return (normalize(one.double(), dim=1) - normalize(other.double(), dim=1)).square().sum(1).mean()
 

@@ -15,7 +15,12 @@ from glocal.objectives.matched_patches import MatchedPatches, MatchedPatchesConf
 from glocal.objectives.self_patch import SelfPatch, SelfPatchConfig
 
 AnyObjective = Annotated[
-    ImageLevelConfig | MatchedPatchesConfig | LocalGlobalReferenceConfig | SelfPatchConfig | InstanceConfig | LocalGroupConfig,
+    ImageLevelConfig
+    | MatchedPatchesConfig
+    | LocalGlobalReferenceConfig
+    | SelfPatchConfig
+    | InstanceConfig
+    | LocalGroupConfig,
     Field(discriminator="kind"),
 ]
 

@@ -65,7 +65,8 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def build_heads(self, role: Role) -> nn.Module:
         """New heads for one network. The teacher's start as a copy of the student's parameters of the same name;
-        what only the student has (a predictor) is simply absent from the teacher's."""
+        what only the student has (a predictor) is simply absent from the teacher's.
+        """
 
     def check_backbone(self, backbone: VisionTransformer) -> None:
         """Raise ConfigError when this backbone can't serve the term. Called once, before anything starts."""
@@ -73,7 +74,8 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
         """The term on one (micro-)batch. `watch` asks for the statistics that cost something; they must not change the
-        loss. Statistics for the state are gathered here and applied in `finish_step`."""
+        loss. Statistics for the state are gathered here and applied in `finish_step`.
+        """
 
     def frozen(self, heads: nn.Module, progress: Progress) -> Iterable[nn.Parameter]:
         """Parameters of the student's heads that get no gradient in this step (prototypes in the first epochs)."""

@@ -85,7 +85,9 @@ class ImageLevel(Objective):
         self.config, self.embed_dim = config, embed_dim
         self.teacher_views = views_seen_by("teacher", groups)
         self.student_views = views_seen_by("student", groups)
-        self.pairs = pair_table(self.teacher_views, self.student_views, groups, config.pair_weights, config.skip_same_number)
+        self.pairs = pair_table(
+            self.teacher_views, self.student_views, groups, config.pair_weights, config.skip_same_number
+        )
         self.centre = TeacherCentre(config.head.prototypes, config.centring)
 
     def build_heads(self, role: Role) -> PrototypeHead:

@@ -61,7 +61,9 @@ class LocalGlobalReference(Objective):
         self.teacher_views, self.student_views = views_seen_by("teacher", groups), views_seen_by("student", groups)
         sizes = {groups[name].height_width for name, _ in self.teacher_views}
         if len(sizes) != 1:
-            raise ConfigError(f"local_global_reference keeps a centre for each position; teacher views of sizes {sorted(sizes)} have no common positions.")
+            raise ConfigError(
+                f"local_global_reference keeps a centre for each position; teacher views of sizes {sorted(sizes)} have no common positions."
+            )
         # In the order in which `match_view_groups` numbers view pairs: by teacher group, student group, then views.
         self.table = [
             (self.student_views.index((name_s, s)), self.teacher_views.index((name_t, t)))
@@ -97,12 +99,18 @@ class LocalGlobalReference(Objective):
         batch = len(views)
         cls = stack_cls(student, self.student_views)
         student_tokens = torch.cat([cls.flatten(0, 1), gather_patches(student.features, matched.student_rows)])
-        online = Prototypes(student.heads.bottleneck(student_tokens), student.heads.prototypes(), self.config.student_temperature)
+        online = Prototypes(
+            student.heads.bottleneck(student_tokens), student.heads.prototypes(), self.config.student_temperature
+        )
         with torch.no_grad():
             position, bottleneck = self._teacher_tokens(teacher)
-            target = Prototypes(bottleneck, teacher.heads.prototypes(), value_at(self.config.teacher_temperature, progress))
+            target = Prototypes(
+                bottleneck, teacher.heads.prototypes(), value_at(self.config.teacher_temperature, progress)
+            )
             self._note(bottleneck, position, target.prototypes)
-        pairs = to_device(self._pairs(matched.pairs, matched.image, matched.view_pair, batch, matched.teacher_rows), cls.device)
+        pairs = to_device(
+            self._pairs(matched.pairs, matched.image, matched.view_pair, batch, matched.teacher_rows), cls.device
+        )
         return Term(prototype_cross_entropy(online, target, self.centre, pairs, position), {})
 
     def _teacher_tokens(self, teacher: Branch) -> tuple[Int64[Tensor, " tokens"], Tensor]:
@@ -112,7 +120,12 @@ class LocalGlobalReference(Objective):
         count = next(iter(teacher.features.values())).patches.shape[2]
         if self.centre.shape[0] == 1:
             self.centre = self.centre.new_zeros(1 + count, self.centre.shape[1])
-        position = torch.cat([cls.new_zeros(cls.shape[0]).long(), torch.arange(1, count + 1, device=cls.device).repeat(patches.shape[0] // count)])
+        position = torch.cat(
+            [
+                cls.new_zeros(cls.shape[0]).long(),
+                torch.arange(1, count + 1, device=cls.device).repeat(patches.shape[0] // count),
+            ]
+        )
         return position, teacher.heads.bottleneck(torch.cat([cls, patches]))  # type: ignore[operator]
 
     def _pairs(
@@ -129,7 +142,9 @@ class LocalGlobalReference(Objective):
         patch_weight = 1.0 / (1 + count) if share is None else (1.0 - share) / count.clamp_min(1)
         # Patches of the teacher keep their full rows here: positions within all teacher tokens, behind the class tokens.
         offset, rows = batch * len(self.teacher_views), torch.cat(list(teacher_rows.values()))
-        student = torch.cat([(images * len(self.student_views) + s).flatten(), patches.student + batch * len(self.student_views)])
+        student = torch.cat(
+            [(images * len(self.student_views) + s).flatten(), patches.student + batch * len(self.student_views)]
+        )
         teacher = torch.cat([(images * len(self.teacher_views) + t).flatten(), rows[patches.teacher] + offset])
         weight = torch.cat([cls_weight, patch_weight[slot]]) / (batch * many)
         return Pairs(student, teacher, weight.float())
@@ -137,7 +152,9 @@ class LocalGlobalReference(Objective):
     def _note(self, bottleneck: Tensor, position: Tensor, prototypes: Tensor) -> None:
         """Add this batch's mean logit at every position, linear in the tokens."""
         positions = self.centre.shape[0]
-        sums = bottleneck.new_zeros(positions, bottleneck.shape[1], dtype=torch.float32).index_add_(0, position, bottleneck.float())
+        sums = bottleneck.new_zeros(positions, bottleneck.shape[1], dtype=torch.float32).index_add_(
+            0, position, bottleneck.float()
+        )
         samples = torch.bincount(position, minlength=positions)
         mean = (sums / samples[:, None]) @ prototypes.float().T
         self.seen = mean if self._count == 0 else self.seen + mean

@@ -95,7 +95,9 @@ class MatchedPatches(Objective):
             centre = self.centre.for_targets(target)
         # The mean runs over the matches of all processes, so that their number does not change the loss.
         matches = all_reduce_sum(tokens.pairs.weight.sum().to(device)) / world_size()
-        loss = prototype_cross_entropy(online, target, centre, to_device(tokens.pairs, device)) / matches.clamp_min(1e-6)
+        loss = prototype_cross_entropy(online, target, centre, to_device(tokens.pairs, device)) / matches.clamp_min(
+            1e-6
+        )
         return Term(loss, self._scalars(student, tokens.student_rows, target, centre) if watch else {})
 
     def _scalars(

@@ -82,8 +82,12 @@ def match_view_groups(
             )  # fmt: skip
             found[name_t, name_s] = matches._replace(view_pair=matches.view_pair + view_pairs)
             view_pairs += new
-    student_rows, student_position = _compact({n: [m.student_row for (_, s), m in found.items() if s == n] for n in student})
-    teacher_rows, teacher_position = _compact({n: [m.teacher_row for (t, _), m in found.items() if t == n] for n in teacher})
+    student_rows, student_position = _compact(
+        {n: [m.student_row for (_, s), m in found.items() if s == n] for n in student}
+    )
+    teacher_rows, teacher_position = _compact(
+        {n: [m.teacher_row for (t, _), m in found.items() if t == n] for n in teacher}
+    )
     pairs = Pairs(
         torch.cat([student_position[s][m.student_row] for (_, s), m in found.items()]),
         torch.cat([teacher_position[t][m.teacher_row] for (t, _), m in found.items()]),
@@ -98,7 +102,9 @@ def gather_patches(
     features: Mapping[str, Features], rows: Mapping[str, Int64[Tensor, " tokens"]]
 ) -> Float[Tensor, "tokens dim"]:
     """The chosen patch embeddings of all groups, group after group."""
-    return torch.cat([features[n].patches.flatten(0, 2).index_select(0, r.to(features[n].patches.device)) for n, r in rows.items()])
+    return torch.cat(
+        [features[n].patches.flatten(0, 2).index_select(0, r.to(features[n].patches.device)) for n, r in rows.items()]
+    )
 
 
 def to_device(pairs: Pairs, device: torch.device) -> Pairs:
@@ -139,7 +145,9 @@ def _match_groups(
     index = teacher_index(*geometry, rule=rule, weight=weight, max_scale_ratio=max_scale_ratio)
     matched = index.patch >= 0
     batch, views_t, views_s, patches_s = matched.shape
-    other = ~torch.eye(views_t, dtype=torch.bool) if name_t == name_s else torch.ones(views_t, views_s, dtype=torch.bool)
+    other = (
+        ~torch.eye(views_t, dtype=torch.bool) if name_t == name_s else torch.ones(views_t, views_s, dtype=torch.bool)
+    )
     matched &= other[None, :, :, None]
     if kept is not None:
         matched &= kept[:, None]
@@ -158,7 +166,9 @@ def _match_groups(
     return _GroupMatches(first_t + patch_t, student_row, weights, image, number), int(other.sum())
 
 
-def _kept_patches(views: Views, name: str, features: Features, share: float) -> Bool[Tensor, "batch views patches"] | None:
+def _kept_patches(
+    views: Views, name: str, features: Features, share: float
+) -> Bool[Tensor, "batch views patches"] | None:
     """A random share of a group's patches; a function of the images' seeds, so the same on any number of processes."""
     if share >= 1:
         return None

@@ -68,7 +68,7 @@ def prototype_cross_entropy(
     >>> pairs = Pairs(torch.arange(4), torch.arange(4), torch.ones(4))
     >>> loss = prototype_cross_entropy(Prototypes(x, w, 0.1), Prototypes(x, w, 0.04), torch.zeros(16), pairs)
     """
-    loss: Tensor = _StreamedCrossEntropy.apply(
+    loss: Tensor = _StreamedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         student.tokens,
         student.prototypes,
         teacher.tokens.detach(),
@@ -168,7 +168,7 @@ def _unnormalised_with_shift(x: Tensor, w: Tensor, temperature: float) -> tuple[
 
 
 def _product(distribution: Tensor, w: Tensor) -> Tensor:
-    """distribution @ w in w's precision, float32 out."""
+    """Distribution @ w in w's precision, float32 out."""
     return (distribution.to(w.dtype) @ w).float()
 
 

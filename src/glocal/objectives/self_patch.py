@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.centring import CentringConfig, TeacherCentre
 from glocal.objectives.image_level import HeadConfig, pair_table, repeat_over_batch, watch_targets
+from glocal.objectives.neighbourhood import weighted_mean, wrapped
 from glocal.objectives.prototypes import Pairs, Prototypes, prototype_cross_entropy
 from glocal.objectives.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
@@ -73,8 +73,11 @@ class SelfPatchConfig(ObjectiveConfig):
 
 
 class _Chosen(NamedTuple):
-    """One group as the teacher sees it: its features, the patches that take part (null: all), their positives, and the
-    keys and values that local and image queries share."""
+    """One group as the teacher sees it.
+
+    `row` names the patches that take part (None: all), `contexts` are the keys and values that local and image queries
+    share.
+    """
 
     features: Features
     row: Int64[Tensor, "views chosen"] | None
@@ -108,8 +111,8 @@ class SelfPatch(Objective):
         if config.aggregation == "own_attention":
             if config.head_of is not None:
                 raise ConfigError(
-                    f"head_of is '{config.head_of}', but with aggregation=own_attention the term's heads hold its class "
-                    "attention and must be its own. Leave head_of out, or set aggregation=mean."
+                    f"head_of is '{config.head_of}', but with aggregation=own_attention the term's heads hold its "
+                    "class attention and must be its own. Leave head_of out, or set aggregation=mean."
                 )
             self.summary_views = [(name, i) for name, group in self.groups.items() for i in range(group.count)]
             self.summary_pairs = pair_table(self.summary_views, self.summary_views, groups, "flat")
@@ -191,7 +194,7 @@ class SelfPatch(Objective):
     # ---- what takes part
 
     def _choose(self, name: str, teacher: Branch, views: Views) -> _Chosen:
-        """The teacher's features of a group with (batch, views) in one axis, which patches take part, their positives."""
+        """One group's teacher features, (batch, views) in one axis, and the patches that take part, their positives."""
         features = _flat(teacher.features[name]) if name in teacher.features else _run_teacher(teacher, views, name)
         config = self.config
         raw, aggregator = _raw_patches(features), self._aggregator(teacher)
@@ -263,8 +266,11 @@ class SelfPatch(Objective):
     # ---- what is watched
 
     def _watch(self, chosen: Mapping[str, _Chosen]) -> dict[str, Tensor]:
-        """Share of positives that the border spoils: missing under `clip`, wrapped under `torus`; and the mean cosine
-        to the valid ones, which nears 1 when patches are over-smoothed. Of all patches where `share` is 1."""
+        """How many positives the border spoils, and how alike neighbours are.
+
+        `border_share`: of all k positives, those missing under `clip` or wrapped under `torus`. `neighbour_cosine`: of
+        the valid ones; it nears 1 when patches are over-smoothed.
+        """
         spoilt, similarity, valid = [], [], []
         for group in chosen.values():
             found = group.positives
@@ -284,43 +290,6 @@ class SelfPatch(Objective):
         return wrapped(own, found.patch, group.features.grid, self.config.window)
 
 
-def weighted_mean(
-    tokens: Float[Tensor, "batch patches dim"], found: Neighbours
-) -> Float[Tensor, "batch chosen dim"]:
-    """Mean of each patch's valid positives, weighted by cosine similarity; those below zero count next to nothing.
-
-    One pass over (batch, chosen, dim): the positives' tokens are never copied. No gradient.
-
-    >>> found = Neighbours(torch.tensor([[[1, 2]]]), torch.tensor([[[True, True]]]), torch.tensor([[[0.9, 0.3]]]))
-    >>> weighted_mean(torch.tensor([[[0.0], [4.0], [8.0]]]), found).item()
-    5.0
-    """
-    batch, patches, dim = tokens.shape
-    weight = found.similarity.clamp_min(1e-6) * found.valid
-    weight = weight / weight.sum(dim=-1, keepdim=True)
-    first = torch.arange(0, batch * patches, patches, device=tokens.device)[:, None, None]
-    row = (found.patch + first).flatten(0, 1)
-    table = tokens.detach().reshape(batch * patches, dim)
-    summed = F.embedding_bag(row, table, mode="sum", per_sample_weights=weight.flatten(0, 1).to(table.dtype))
-    return summed.view(batch, -1, dim)
-
-
-def wrapped(
-    own: Int64[Tensor, "#batch patches"],
-    patch: Int64[Tensor, "batch patches k"],
-    grid: tuple[int, int],
-    window: int,
-) -> Bool[Tensor, "batch patches k"]:
-    """Which positives of a torus lie across the border: farther from their patch than the window reaches.
-
-    >>> wrapped(torch.tensor([[0]]), torch.tensor([[[1, 5, 30]]]), (6, 6), window=3).tolist()
-    [[[False, True, True]]]
-    """
-    down = (patch // grid[1] - own[..., None] // grid[1]).abs()
-    right = (patch % grid[1] - own[..., None] % grid[1]).abs()
-    return torch.maximum(down, right) > window // 2
-
-
 def _same_views(config: SelfPatchConfig, groups: Mapping[str, ViewGroup]) -> dict[str, ViewGroup]:
     """The groups in which student and teacher are compared."""
     roles = ("both",) if config.views == "both" else ("both", "student")
@@ -335,8 +304,8 @@ def _same_views(config: SelfPatchConfig, groups: Mapping[str, ViewGroup]) -> dic
         for operation in (o for pipeline in (*group.photometric, group.strong or ()) for o in pipeline):
             if operation.moves_pixels and operation.seen_by == "student":
                 raise ConfigError(
-                    f"self_patch compares patches of equal position, but views.{name} uses '{operation.op}', which moves "
-                    "the student's pixels and not the teacher's. Set its seen_by to both, or leave the term out."
+                    f"self_patch compares patches of equal position, but views.{name} uses '{operation.op}', which "
+                    "moves the student's pixels and not the teacher's. Set its seen_by to both, or leave the term out."
                 )
     return chosen
 

@@ -93,7 +93,9 @@ def configure(
     if preset is None:
         preset = _choose_preset(found, data)
     if preset not in found.presets:
-        raise ConfigError(f"preset={preset}: recipe '{recipe}' has no such preset.{nearest_name(preset, found.presets)} Allowed: {', '.join(found.presets)}.")
+        raise ConfigError(
+            f"preset={preset}: recipe '{recipe}' has no such preset.{nearest_name(preset, found.presets)} Allowed: {', '.join(found.presets)}."
+        )
     config = found.build(preset, data, out)
     config = validate(RunConfig, config.model_dump() | {"init": init})
     if file is not None:
@@ -110,7 +112,9 @@ def continue_run(out: str, overrides: Sequence[str], recipe: str | None = None) 
     """
     config = read_run_config(out)
     if recipe is not None and recipe != config.recipe:
-        raise ConfigError(f"out={out} holds a run of '{config.recipe}', not of '{recipe}'. Continue that, or choose another out=.")
+        raise ConfigError(
+            f"out={out} holds a run of '{config.recipe}', not of '{recipe}'. Continue that, or choose another out=."
+        )
     for override in overrides:
         if not override.startswith(_MAY_CHANGE):
             raise ConfigError(
@@ -130,7 +134,10 @@ def pretrain(recipe: str, *, data: str, out: str, resume: bool = False, **settin
     from glocal.training.loop import pretrain as run
 
     preset, init = settings.pop("preset", None), settings.pop("init", None)
-    overrides = [f"{key.replace('__', '.')}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in settings.items()]
+    overrides = [
+        f"{key.replace('__', '.')}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
+        for key, value in settings.items()
+    ]
     if resume:
         return run(continue_run(out, [f"data={data}", *overrides], recipe), resume=True)
     return run(configure(recipe, data=data, out=out, preset=preset, init=init, overrides=overrides))
@@ -152,7 +159,9 @@ def _apply_file(config: RunConfig, path: Path) -> RunConfig:
     settings = yaml.safe_load(path.read_text())
     if not isinstance(settings, dict):
         raise ConfigError(f"config={path}: expected a mapping of settings, got {type(settings).__name__}.")
-    return apply_overrides(config, [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in _flatten(settings)])
+    return apply_overrides(
+        config, [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in _flatten(settings)]
+    )
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -33,4 +33,6 @@ def dino(preset: str, data: str, out: str) -> RunConfig:
 
 def image_term(scale: Scale) -> ImageLevelConfig:
     """DINO's term with the scale's head and temperatures; the same in every recipe that has it."""
-    return ImageLevelConfig(head=scale.image_head, teacher_temperature=scale.teacher_temperature, centring=scale.centring)
+    return ImageLevelConfig(
+        head=scale.image_head, teacher_temperature=scale.teacher_temperature, centring=scale.centring
+    )

@@ -37,7 +37,9 @@ def pw_self(preset: str, data: str, out: str) -> RunConfig:
 
 def patch_term(scale: Scale) -> MatchedPatchesConfig:
     """The matched-patch term with the scale's patch head."""
-    return MatchedPatchesConfig(head=scale.patch_head, teacher_temperature=scale.teacher_temperature, centring=scale.centring)
+    return MatchedPatchesConfig(
+        head=scale.patch_head, teacher_temperature=scale.teacher_temperature, centring=scale.centring
+    )
 
 
 def with_patch_operations(group: ViewGroup, operations: Pipeline) -> ViewGroup:
@@ -58,7 +60,8 @@ REFERENCE_PRESETS = {
 def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
     """The published code's choices: one head over all tokens, per-position centres, plain mean, rule `paper`, crops,
     flips and colours shared by a whole batch. Departures: sources are not squashed to squares first, so on data of
-    mixed sizes shared crops are equal in proportion only where sizes are; float32 or bfloat16, no float16."""
+    mixed sizes shared crops are equal in proportion only where sizes are; float32 or bfloat16, no float16.
+    """
     size, patch, prototypes, batch = REFERENCE_PRESETS[preset]
     base = dino("imagenet", data, out)
     head = HeadConfig(prototypes=prototypes)
@@ -66,7 +69,7 @@ def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
         "recipe": "local-global-reference",
         "crops": "batch",
         "views": multi_crop(224, 96, 8, global_area=(0.4, 1.0), local_area=(0.05, 0.4)),
-        "backbone": BackboneConfig(size=size, patch_size=patch, image_size=224, drop_path=0.1),  # type: ignore[arg-type]
+        "backbone": BackboneConfig(size=size, patch_size=patch, image_size=224, drop_path=0.1),
         "objectives": {"all": LocalGlobalReferenceConfig(head=head)},
         "training": TrainingConfig(batch_size=batch, epochs=100),
     }
@@ -75,9 +78,9 @@ def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
 
 def pw_self_reference(preset: str, data: str, out: str) -> RunConfig:
     """The reference with the only patch augmentation found in its author's code: four operations in random order on
-    every cell of all views, the teacher's too. That branch draws crops for every image."""
+    every cell of all views, the teacher's too. That branch draws crops for every image.
+    """
     config = local_global_reference(preset, data, out)
     ops = photometric.patch_code()
     views = {name: with_patch_operations(group, ops) for name, group in config.views.items()}
     return config.model_copy(update={"recipe": "pw-self-reference", "crops": "image", "views": views})
-

@@ -33,7 +33,8 @@ ROWS = {"imagenet": 65536, "cifar": 8192, "small": 2048}
 
 def mugs(preset: str, data: str, out: str) -> RunConfig:
     """Mugs with our settings: instance, local-group and group term, weak views for the teacher, weak or strong ones for
-    the student. Each term goes by setting its weight to 0. The scale decides crops, head sizes, centring and queues."""
+    the student. Each term goes by setting its weight to 0. The scale decides crops, head sizes, centring and queues.
+    """
     scale = SCALES[preset]()
     head = contrastive_head(scale)
     objectives = {
@@ -55,7 +56,8 @@ def contrastive_head(scale: Scale) -> ContrastiveHeadConfig:
 
 def weak_and_strong(views: Mapping[str, ViewGroup]) -> dict[str, ViewGroup]:
     """Split DINO's views as Mugs does: the teacher has large weak crops of its own; the student's are weak or strong,
-    by one coin for an image's large crops and one for every small crop."""
+    by one coin for an image's large crops and one for every small crop.
+    """
     large = views["global"]
     strong = photometric.mugs_strong()
     groups = {
@@ -104,7 +106,8 @@ def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
     whose pointer moves twice as far as was written (objectives.local_group.double_advance=false for one that moves as
     intended), queries and rows of different spaces, each term a third. Departures: schedules move every step, not every
     epoch; random augmentation runs on the crop; keys are enqueued image by image; of three terms with one left out the
-    others stay a third each; preset l250 clips at 3.0 throughout, where the code changes to 0.3 after epoch 100."""
+    others stay a third each; preset l250 clips at 3.0 throughout, where the code changes to 0.3 after epoch 100.
+    """
     published = REFERENCE_PRESETS[preset]
     views = multi_crop(224, 96, 10, global_area=(0.25, 1.0), local_area=(0.05, 0.25))
     return RunConfig(

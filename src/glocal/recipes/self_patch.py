@@ -37,7 +37,8 @@ def pw_self_selfpatch(preset: str, data: str, out: str) -> RunConfig:
 
 def neighbour_term(scale: Scale) -> SelfPatchConfig:
     """SelfPatch's term with the scale's patch head."""
-    return SelfPatchConfig(head=scale.patch_head, teacher_temperature=scale.teacher_temperature, centring=scale.centring)
+    temperature = scale.teacher_temperature
+    return SelfPatchConfig(head=scale.patch_head, teacher_temperature=temperature, centring=scale.centring)
 
 
 # ------------------------------------------------------------------------------------------------- reference modes
@@ -47,10 +48,13 @@ REFERENCE_PRESETS = {"s200": 200, "s300": 300}
 
 
 def selfpatch_reference(preset: str, data: str, out: str) -> RunConfig:
-    """The published code's choices: no class token, one class attention for images and neighbourhoods, positives across
-    the border, the teacher on all crops, every view weighed alike. Departures: the image term's centre is of the two
-    large views, as in DINO, not of all ten crops; schedules move every step; prototypes stand still for at most a tenth
-    of the run; float32 or bfloat16, no float16."""
+    """The published code's choices.
+
+    No class token, one class attention for images and neighbourhoods, positives across the border, the teacher on all
+    crops, every view weighed alike. Departures: the image term's centre is of the two large views, as in DINO, not of
+    all ten crops; schedules move every step; prototypes stand still for at most a tenth of the run; float32 or
+    bfloat16, no float16.
+    """
     term = SelfPatchConfig(
         aggregation="class_attention", border="torus", views="all", average="view", head=HeadConfig(prototypes=4096)
     )

@@ -16,12 +16,18 @@ BACKGROUND = (255, 255, 255)
 INK = (30, 30, 30)
 
 
-def to_image(pixels: Float[Tensor, "3 height width"], mean: Sequence[float], std: Sequence[float], scale: int = 1) -> Image.Image:
+def to_image(
+    pixels: Float[Tensor, "3 height width"], mean: Sequence[float], std: Sequence[float], scale: int = 1
+) -> Image.Image:
     """A normalised view as a picture, each pixel `scale` wide."""
     m, s = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     values = ((pixels.cpu().float() * s + m).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(values)
-    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST) if scale > 1 else picture
+    return (
+        picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        if scale > 1
+        else picture
+    )
 
 
 def captioned(picture: Image.Image, text: str, colour: tuple[int, int, int] = INK) -> Image.Image:
@@ -75,12 +81,16 @@ def hue(number: int, count: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def mark_patch(picture: Image.Image, patch: int, columns: int, side: int, colour: tuple[int, int, int], text: str) -> None:
+def mark_patch(
+    picture: Image.Image, patch: int, columns: int, side: int, colour: tuple[int, int, int], text: str
+) -> None:
     """Frame one patch of `side` pixels and write a number into it, in place."""
     left, top = patch % columns * side, patch // columns * side
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=max(2, side // 10))
-    draw.text((left + side / 2, top + side / 2), text, fill=(255, 255, 255), anchor="mm", stroke_width=2, stroke_fill=colour)
+    draw.text(
+        (left + side / 2, top + side / 2), text, fill=(255, 255, 255), anchor="mm", stroke_width=2, stroke_fill=colour
+    )
 
 
 def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -99,4 +99,3 @@ def _framed(picture: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
     shown = fit(picture, SIDE)
     ImageDraw.Draw(shown).rectangle((0, 0, shown.width - 1, shown.height - 1), outline=colour, width=4)
     return shown
-

@@ -140,4 +140,3 @@ def _scale(groups: Mapping[str, ViewGroup], side: int = SHOWN_SIDE) -> int:
 def _size(group: ViewGroup) -> str:
     height, width = group.height_width
     return f"{height}" if height == width else f"{height}x{width}"
-

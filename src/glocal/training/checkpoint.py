@@ -15,7 +15,9 @@ from glocal.training.run_folder import write_atomically
 FORMAT = 1
 
 
-def save_checkpoint(path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, step: int, images: int) -> None:
+def save_checkpoint(
+    path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, step: int, images: int
+) -> None:
     """Write everything the next step depends on. Every process calls it; the first writes.
 
     Augmentation has no state (it is a pure function of seed, epoch and image), the loader's position is the step. What
@@ -47,10 +49,14 @@ def load_checkpoint(path: Path, model: SelfDistillation, optimiser: torch.optim.
             order could not be continued.
     """
     if not path.exists():
-        raise TrainingError(f"There is no checkpoint at {path}; the run stopped before its first. Start again without resume=true in a new out=.")
+        raise TrainingError(
+            f"There is no checkpoint at {path}; the run stopped before its first. Start again without resume=true in a new out=."
+        )
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if state.get("format") != FORMAT:
-        raise TrainingError(f"{path} has checkpoint format {state.get('format')}; this version of glocal reads {FORMAT}.")
+        raise TrainingError(
+            f"{path} has checkpoint format {state.get('format')}; this version of glocal reads {FORMAT}."
+        )
     if state["images_of_data"] != images:
         raise TrainingError(
             f"The run was on {state['images_of_data']} images and data= now holds {images}; its order can't be continued. "

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
 from glocal.data import ImageSource, open_source
@@ -23,7 +24,7 @@ from glocal.models.teacher import MovingAverage
 from glocal.objectives.schedules import Progress, value_at
 from glocal.training.checkpoint import load_checkpoint, save_checkpoint
 from glocal.training.config import RunConfig
-from glocal.training.metrics import Display, MetricsLog, Stopwatch
+from glocal.training.metrics import Display, MetricsLog, Stopwatch, return_freed_memory
 from glocal.training.monitor import CollapseMonitor, check_finite
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 from glocal.training.optimiser import build_optimiser, clip_gradients, learning_rate_schedule, set_schedules
@@ -94,7 +95,8 @@ def _prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
     fabric = Fabric(
         accelerator=config.speed.device,
         devices=config.speed.devices,
-        strategy="ddp" if config.speed.devices > 1 or "RANK" in os.environ else "auto",
+        # Statistics and queues are equal on all processes by construction: DDP must not send them round at every step.
+        strategy=DDPStrategy(broadcast_buffers=False) if config.speed.devices > 1 or "RANK" in os.environ else "auto",
     )
     fabric.launch()
     if batch % (fabric.world_size * config.training.accumulate):
@@ -176,7 +178,7 @@ def _train(run: Run) -> None:
             watch.images += config.training.batch_size
             display.advance(step)
             for name in [n for n in scalars if n in config.objectives or n == "loss"]:
-                running[name] = running.get(name, 0.0) + scalars[name]  # type: ignore[assignment]
+                running[name] = running.get(name, 0.0) + scalars[name]
 
             # ---- records: the one place that waits for the device
             if logging:
@@ -190,6 +192,7 @@ def _train(run: Run) -> None:
                 running = {}
                 log.write(record)
                 display.record(record)
+                return_freed_memory()
                 for message in monitor.look(record, warm=step > run.steps // 10):
                     display.say(message, style="bold yellow")
             if probe is not None and (step % probe_every == 0 or step == run.steps):
@@ -248,11 +251,16 @@ def _loader(run: Run):  # type: ignore[no-untyped-def]
 # ------------------------------------------------------------------------------------------- records and checkpoints
 
 
-def _read(run: Run, scalars: dict[str, Tensor], running: dict[str, Tensor], steps: int, norm: Tensor) -> dict[str, float]:
+def _read(
+    run: Run, scalars: dict[str, Tensor], running: dict[str, Tensor], steps: int, norm: Tensor
+) -> dict[str, float]:
     """Bring this record's figures to the host: mean losses since the last record, the rest as of this step."""
     cls = scalars.pop("teacher_cls", None)
     names = list(scalars)
-    values = torch.stack([(running[n] / steps if n in running else scalars[n]).float().reshape(()) for n in names] + [norm.float().cpu() if norm.device != scalars["loss"].device else norm.float()])
+    values = torch.stack(
+        [(running[n] / steps if n in running else scalars[n]).float().reshape(()) for n in names]
+        + [norm.float().cpu() if norm.device != scalars["loss"].device else norm.float()]
+    )
     if run.fabric.world_size > 1:
         values = run.fabric.all_reduce(values, reduce_op="mean")  # type: ignore[assignment]
     figures = dict(zip([*names, "gradient_norm"], values.tolist(), strict=True))
@@ -282,7 +290,10 @@ def _note_unreadable(run: Run, found: list[tuple[str, str]], display: Display) -
     new = {key: reason for key, reason in found if key not in run.unreadable}
     if new:
         if not run.unreadable:
-            display.say(f"Some images can't be decoded; they are skipped and listed in {run.folder.unreadable.name}.", style="yellow")
+            display.say(
+                f"Some images can't be decoded; they are skipped and listed in {run.folder.unreadable.name}.",
+                style="yellow",
+            )
         run.unreadable |= new
         with run.folder.unreadable.open("a") as file:
             file.writelines(f"{key}\t{reason}\n" for key, reason in new.items())

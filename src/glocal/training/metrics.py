@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import resource
 import sys
@@ -79,10 +80,20 @@ class Stopwatch:
 
 def peak_memory_gib() -> float:
     """Peak memory of the device, or of this process on a CPU, in GiB."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def return_freed_memory() -> None:
+    """Give the C library's free pages back to the system, where it can be asked to.
+
+    The number of matched patches differs from step to step, so tensors' sizes do; glibc keeps the holes, and a run on a
+    CPU was seen to grow from 0.7 to 2.6 GiB in 800 steps with 0.4 GiB in use. Some milliseconds.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Display:

@@ -128,7 +128,9 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
             raise ConfigError(
                 f"objectives.{name}.head_of is '{shared}'; it must name a term that comes before it: {', '.join(students) or 'none'}."
             )
-        students[name] = students[shared] if shared else _seeded(config, name, lambda o=objective: o.build_heads("student"))
+        students[name] = (
+            students[shared] if shared else _seeded(config, name, lambda o=objective: o.build_heads("student"))
+        )
         teachers[name] = teachers[shared] if shared else objective.build_heads("teacher")
     student, teacher = Network(backbone, students), Network(teacher_backbone, teachers)
     start = student.state_dict()

@@ -85,7 +85,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimiserConfig) 
     if not gradients:
         return torch.zeros(())
     norms = torch._foreach_norm(gradients)
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if config.clip is not None:
         if config.clip_by == "parameter":
             factors = list((config.clip / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind())

@@ -42,7 +42,9 @@ def training_probe(config: RunConfig, source: ImageSource) -> Callable[[VisionTr
         return None
     if labelled.labels is None or len(np.unique(labelled.labels)) < 2 or len(labelled) < 4:
         if settings.data is not None:
-            raise ConfigError(f"probe.data={settings.data} has no labels, or one class only; give a folder with a folder for every class.")
+            raise ConfigError(
+                f"probe.data={settings.data} has no labels, or one class only; give a folder with a folder for every class."
+            )
         return None
     rest, queries = hold_out(labelled, min(settings.queries, max(1, len(labelled) // 5)), seed=config.seed)
     bank, _ = hold_out(rest, max(0, len(rest) - settings.bank), seed=config.seed)
@@ -75,5 +77,3 @@ def _encoder(config: RunConfig, backbone: VisionTransformer, side: int) -> Encod
         std=IMAGENET_STD,
         report=None,
     )
-
-

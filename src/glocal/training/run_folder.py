@@ -1,12 +1,12 @@
 """The run folder: what is in it, who may write to it, and how a file in it is replaced without ever being half there.
 
-    config.yaml        the resolved configuration
-    environment.json   versions, device, command line
-    metrics.jsonl      one record a line
-    unreadable.txt     images that could not be decoded, with the reason
-    checkpoints/       last.pt, and step-N.pt where asked for
-    export/            the teacher's backbone: model.safetensors, config.json
-    pictures/          views, attention, neighbours
+config.yaml        the resolved configuration
+environment.json   versions, device, command line
+metrics.jsonl      one record a line
+unreadable.txt     images that could not be decoded, with the reason
+checkpoints/       last.pt, and step-N.pt where asked for
+export/            the teacher's backbone: model.safetensors, config.json
+pictures/          views, attention, neighbours
 """
 
 from __future__ import annotations
@@ -48,10 +48,16 @@ class RunFolder:
         lock = self.path / ".lock"
         if lock.exists():
             self._take(lock)
-        occupied = self.path.exists() and (not self.path.is_dir() or any(p.name != lock.name for p in self.path.iterdir()))
+        occupied = self.path.exists() and (
+            not self.path.is_dir() or any(p.name != lock.name for p in self.path.iterdir())
+        )
         if occupied and not self.resume:
             self.__exit__()
-            hint = "Add resume=true to continue that run, or choose another out=." if self.config.exists() else "Choose another out=."
+            hint = (
+                "Add resume=true to continue that run, or choose another out=."
+                if self.config.exists()
+                else "Choose another out=."
+            )
             raise TrainingError(f"out={self.path} exists and is not empty; nothing in it was touched. {hint}")
         if self._lock is None:
             self._take(lock)
@@ -64,7 +70,9 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self.__exit__()
-            raise TrainingError(f"out={self.path} is in use by another process. Stop it first, or choose another out=.") from error
+            raise TrainingError(
+                f"out={self.path} is in use by another process. Stop it first, or choose another out=."
+            ) from error
         except OSError as error:
             raise TrainingError(f"out={self.path} can't be written ({error.strerror}). Choose another out=.") from error
 
@@ -76,7 +84,9 @@ class RunFolder:
     def write_start(self, config: RunConfig) -> None:
         """Record the configuration and the environment."""
         write_atomically(self.config, lambda f: f.write(to_yaml(config).encode()))
-        write_atomically(self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode()))
+        write_atomically(
+            self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode())
+        )
 
     def read_config(self) -> RunConfig:
         """The configuration of the run in this folder."""
@@ -87,7 +97,9 @@ def read_run_config(path: str | Path) -> RunConfig:
     """The configuration that a run folder holds."""
     file = Path(path) / "config.yaml"
     if not file.exists():
-        raise TrainingError(f"There is no run to continue in {path}: {file.name} is missing. Leave resume=true out to start one.")
+        raise TrainingError(
+            f"There is no run to continue in {path}: {file.name} is missing. Leave resume=true out to start one."
+        )
     return from_yaml(RunConfig, file.read_text())
 
 
@@ -101,7 +113,9 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.processor() or platform.machine(),
     }
 
 

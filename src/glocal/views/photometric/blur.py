@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from glocal.views.photometric.operation import PIECE_BYTES, OperationBase, Pixels, between, per_unit
+from glocal.views.photometric.operation import PIECE_BYTES, OperationBase, Pixels, between, per_unit, write_rows
 
 SMALL = 32
 """Longest side for which a matrix beats a convolution."""
@@ -69,10 +69,10 @@ def _blur_by_radius(pixels: Pixels, sigma: Float[Tensor, " units"], chosen: Bool
     height, width = pixels.shape[-2:]
     piece = max(1, PIECE_BYTES // (12 * height * width))
     radii = (sigma * REACH).ceil().clamp(1, min(height, width) - 1)
-    for radius in radii[chosen].unique().int().tolist():
+    for radius in sorted({int(radius) for radius in radii[chosen].tolist()}):
         for rows in ((radii == radius) & chosen).nonzero()[:, 0].split(piece):
             taps = gaussian_taps(sigma[rows], radius)
-            pixels.index_copy_(0, rows, filter_views(pixels.index_select(0, rows), taps, taps))
+            write_rows(pixels, rows, filter_views(pixels.index_select(0, rows), taps, taps))
     return pixels
 
 
@@ -180,7 +180,6 @@ class GaussianBlur(OperationBase):
     """Smallest and largest standard deviation, in pixels of the view."""
     kernel: tuple[int, int] | None = None
     """Taps (rows, columns) of a fixed kernel, odd, for example (5, 1) in PW-Self's code; none: as long as sigma asks."""
-    prefers_whole_batch: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check(self) -> GaussianBlur:
@@ -189,6 +188,11 @@ class GaussianBlur(OperationBase):
         if self.kernel is not None and (min(self.kernel) < 1 or any(taps % 2 == 0 for taps in self.kernel)):
             raise ValueError(f"kernel is {self.kernel}; both numbers of taps must be odd, for example (5, 1)")
         return self
+
+    @property
+    def prefers_whole_batch(self) -> bool:
+        """Only kernels of varying length: views are grouped by it."""
+        return self.kernel is None
 
     @property
     def draws(self) -> int:

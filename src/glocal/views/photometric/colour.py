@@ -130,12 +130,12 @@ def adjust_brightness(pixels: Pixels, factor: Factor) -> Pixels:
 def adjust_contrast(pixels: Pixels, factor: Factor) -> Pixels:
     """Blend with the mean luma of the unit, clipped: `PIL.ImageEnhance.Contrast` without its rounding of the mean."""
     mean = grayscale(pixels).mean((2, 3), keepdim=True)
-    return torch.lerp(mean, pixels, per_unit(factor)).clamp_(0.0, 1.0)  # type: ignore[arg-type]
+    return torch.lerp(mean, pixels, per_unit(factor)).clamp_(0.0, 1.0)
 
 
 def adjust_saturation(pixels: Pixels, factor: Factor) -> Pixels:
     """Blend with the grayscale version, clipped: `PIL.ImageEnhance.Color`."""
-    return torch.lerp(grayscale(pixels), pixels, per_unit(factor)).clamp_(0.0, 1.0)  # type: ignore[arg-type]
+    return torch.lerp(grayscale(pixels), pixels, per_unit(factor)).clamp_(0.0, 1.0)
 
 
 def adjust_hue(pixels: Pixels, turns: Factor) -> Pixels:

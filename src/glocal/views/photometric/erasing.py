@@ -95,6 +95,6 @@ class RandomErasing(OperationBase):
 
     def transform(self, pixels: Pixels, draws: Float[Tensor, "units draws"]) -> Pixels:
         """See `draw_boxes` and `erase`."""
-        boxes = draw_boxes(draws[:, :-2].unflatten(1, (ATTEMPTS, 4)), self.area, self.aspect, *pixels.shape[-2:])
+        boxes = draw_boxes(draws[:, :-2].reshape(-1, ATTEMPTS, 4), self.area, self.aspect, *pixels.shape[-2:])
         halves = (draws[:, -2:] * 2**24).long()
         return erase(pixels, boxes, (halves[:, 0] << 24) + halves[:, 1])

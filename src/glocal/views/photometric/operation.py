@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic import Field
 from torch import Tensor
 
@@ -19,8 +19,8 @@ from glocal.config import Config
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Pixels = Float[Tensor, "units 3 height width"]
 Rows = Tensor | slice
-PIECE_BYTES = 1 << 20
-"""Float bytes of the views that a CPU core works on at a time: about one second-level cache."""
+PIECE_BYTES = 2 << 20
+"""Float bytes of the views that a CPU core works on at a time: they stay in the cache, and few calls are made."""
 
 
 class OperationBase(Config):
@@ -35,8 +35,11 @@ class OperationBase(Config):
 
     moves_pixels: ClassVar[bool] = False
     """True where content changes place, so that geometric patch matching no longer holds."""
-    prefers_whole_batch: ClassVar[bool] = False
-    """True where the CPU code gains from many views at once; others run in pieces that stay in the cache."""
+
+    @property
+    def prefers_whole_batch(self) -> bool:
+        """True where the CPU code gains from many views at once; others run in pieces that stay in the cache."""
+        return False
 
     @property
     def draws(self) -> int:
@@ -69,7 +72,20 @@ def transform_where(
         return pixels
     if len(rows) == len(pixels):
         return transform(pixels, slice(None))
-    return pixels.index_copy_(0, rows, transform(pixels.index_select(0, rows), rows))
+    return write_rows(pixels, rows, transform(pixels.index_select(0, rows), rows))
+
+
+def write_rows(pixels: Pixels, rows: Int64[Tensor, " chosen"], values: Float[Tensor, "chosen 3 height width"]) -> Pixels:
+    """Write units into `pixels` on a CPU.
+
+    torch's scatter copies one element at a time; seen as elements of 16 bytes the same rows move 3x faster.
+    """
+    row = pixels[0].numel()
+    if pixels.is_contiguous() and row % 4 == 0 and pixels.storage_offset() % 4 == 0:
+        wide = values.reshape(-1, row).contiguous().view(torch.complex128)
+        pixels.view(-1, row).view(torch.complex128).index_copy_(0, rows, wide)
+        return pixels
+    return pixels.index_copy_(0, rows, values)
 
 
 def between(uniform: Tensor, low: float, high: float) -> Tensor:

@@ -1,0 +1,335 @@
+"""SelfPatch's term against a slow NumPy version of matching, class attention, heads and loss, patch by patch."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import GROUPS, SMALL_HEAD, make_views, small_config
+
+from glocal.errors import ConfigError
+from glocal.matching.neighbours import Neighbours
+from glocal.models.vit import BackboneConfig
+from glocal.objectives import ImageLevelConfig, SelfPatchConfig
+from glocal.objectives.base import Branch
+from glocal.objectives.neighbourhood import weighted_mean, wrapped
+from glocal.objectives.schedules import Progress
+from glocal.recipes import configure
+from glocal.training.network import StepInput, build_distillation
+from glocal.views.groups import ViewGroup
+from glocal.views.photometric.geometric import Rotate
+
+PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
+BACKBONE = BackboneConfig(size="micro", embed_dim=32, depth=2, num_heads=2, patch_size=4, image_size=32)
+POOLED = BACKBONE.model_copy(update={"pooling": "class_attention"})
+CENTRE = torch.linspace(-0.2, 0.2, 24)
+
+
+def build(term, groups=GROUPS, backbone=BACKBONE, **others):
+    """Both networks with weights that make attention and features far from uniform, and a centre that is not zero."""
+    model = build_distillation(small_config(views=groups, backbone=backbone, objectives={"term": term, **others}))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for network in (model.student, model.teacher):
+            for parameter in network.parameters():
+                parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
+    model.objectives["term"].centre.centre.copy_(CENTRE)
+    return model
+
+
+def run(model, views, watch=False):
+    return model(StepInput(views, PROGRESS, watch))
+
+
+# ------------------------------------------------------------------------------------------------- the slow version
+
+
+def array(x):
+    return x.detach().double().numpy()
+
+
+def linear(layer, x):
+    return x @ array(layer.weight).T + array(layer.bias)
+
+
+def norm(layer, x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.eps) * array(layer.weight) + array(layer.bias)
+
+
+gelu = np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def slow_positives(tokens, grid, k, border, include_self):
+    """(similarity, patch) of every patch's positives in a 3x3 window."""
+    unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
+    chosen = []
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            found = []
+            for r in range(row - 1, row + 2):
+                for c in range(column - 1, column + 2):
+                    if (r, c) == (row, column) and not include_self:
+                        continue
+                    if border == "clip" and not (0 <= r < grid[0] and 0 <= c < grid[1]):
+                        continue
+                    other = r % grid[0] * grid[1] + c % grid[1]
+                    found.append((float(unit[row * grid[1] + column] @ unit[other]), other))
+            chosen.append(sorted(found, reverse=True)[:k])
+    return chosen
+
+
+def slow_aggregate(aggregator, context):
+    """One learnt query over one context (k, dim), everything recomputed."""
+    query = array(aggregator.query)[0]
+    for block in aggregator.blocks:
+        z = norm(block.norm1, np.concatenate([query, context]))
+        q, k, v = linear(block.attn.q, z[:1]), linear(block.attn.k, z), linear(block.attn.v, z)
+        size = q.shape[1] // block.attn.num_heads
+        heads = []
+        for h in range(block.attn.num_heads):
+            part = slice(h * size, (h + 1) * size)
+            heads.append(softmax(q[:, part] @ k[:, part].T / math.sqrt(size)) @ v[:, part])
+        query = query + linear(block.attn.proj, np.concatenate(heads, axis=1))
+        query = query + linear(block.mlp.fc2, gelu(linear(block.mlp.fc1, norm(block.norm2, query))))
+    return norm(aggregator.norm, query)[0]
+
+
+def slow_logits(head, x):
+    first, _, second = head.mlp
+    x = linear(second, gelu(linear(first, x)))
+    w = array(head.directions)
+    return x / np.linalg.norm(x) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
+
+
+def slow_patch_loss(config, aggregator, heads, seen, grid):
+    """Mean over the patches of one view; `seen` holds its raw and normed teacher patches and the student's patches."""
+    raw, normed, ours = seen
+    positives = slow_positives(raw if config.match_on == "raw" else normed, grid, config.k, config.border, config.include_self)
+    losses = []
+    for patch, found in enumerate(positives):
+        index = [other for _, other in found]
+        if aggregator is None:
+            weight = np.maximum([similarity for similarity, _ in found], 1e-6)
+            target = (weight / weight.sum()) @ normed[index]
+        else:
+            target = slow_aggregate(aggregator, raw[index])
+        p = softmax((slow_logits(heads[1], target) - CENTRE.double().numpy()) / 0.04)
+        losses.append(-(p * np.log(softmax(slow_logits(heads[0], ours[patch]) / 0.1))).sum())
+    return np.mean(losses)
+
+
+def slow_loss(model, views, groups, aggregator):
+    config = model.objectives["term"].config
+    heads = (model.student.heads["term"], model.teacher.heads["term"])
+    grids = {name: tuple(side // 4 for side in group.height_width) for name, group in groups.items()}
+    total, weights = 0.0, 0.0
+    for name in model.objectives["term"].groups:
+        pixels = views.groups[name].pixels
+        patches = grids[name][0] * grids[name][1]
+        for image in range(len(views)):
+            for view in range(pixels.shape[1]):
+                with torch.no_grad():
+                    theirs, ours = (n.backbone(pixels[image, view][None]) for n in (model.teacher, model.student))
+                seen = [array(theirs.tokens_before_norm)[0, -patches:], array(theirs.patches)[0], array(ours.patches)[0]]
+                weight = patches if config.average == "token" else 1.0
+                total += weight * slow_patch_loss(config, aggregator, heads, seen, grids[name])
+                weights += weight
+    return total / weights
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (6, 6), (8, 8), (7, 11)])
+@pytest.mark.parametrize(
+    ("backbone", "update"),
+    [
+        (POOLED, {"aggregation": "class_attention", "border": "torus"}),
+        (POOLED, {"aggregation": "class_attention", "include_self": True, "match_on": "normed"}),
+        (BACKBONE, {}),
+    ],
+)
+def test_loss_equals_a_loop_over_patches(grid, backbone, update):
+    groups = {"global": ViewGroup(count=1, size=(4 * grid[0], 4 * grid[1]), area=(0.4, 1.0))}
+    model = build(SelfPatchConfig(head=SMALL_HEAD, **update), groups, backbone)
+    views = make_views(2, groups, seed=3)
+    loss, _ = run(model, views)
+    aggregator = model.teacher.backbone.aggregator
+    assert loss.item() == pytest.approx(0.1 * slow_loss(model, views, groups, aggregator), rel=1e-5)
+
+
+@pytest.mark.parametrize("average", ["view", "token"])
+def test_reference_options_equal_a_loop_over_all_views(average):
+    groups = GROUPS | {"local": GROUPS["local"].model_copy(update={"count": 2})}
+    term = SelfPatchConfig(
+        head=SMALL_HEAD, aggregation="class_attention", border="torus", views="all", average=average, weight=1.0
+    )
+    model = build(term, groups, POOLED)
+    views = make_views(2, groups, seed=4)
+    loss, _ = run(model, views)
+    assert loss.item() == pytest.approx(slow_loss(model, views, groups, model.teacher.backbone.aggregator), rel=1e-5)
+
+
+def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries():
+    term = SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention", weight=1.0)
+    model = build(term)
+    summary_centre = torch.linspace(0.3, -0.1, 24)
+    model.objectives["term"].summary_centre.centre.copy_(summary_centre)
+    views = make_views(2, seed=5)
+    loss, scalars = run(model, views, watch=True)
+    heads = {"student": model.student.heads["term"], "teacher": model.teacher.heads["term"]}
+    patch = slow_loss(model, views, GROUPS, heads["teacher"].aggregator)
+    found = []
+    for image in views.groups["global"].pixels:
+        logits = {}
+        for role, network in (("student", model.student), ("teacher", model.teacher)):
+            with torch.no_grad():
+                raw = array(network.backbone(image).tokens_before_norm)[:, 1:]
+            logits[role] = [slow_logits(heads[role], slow_aggregate(heads[role].aggregator, tokens)) for tokens in raw]
+        for s, t in ((0, 1), (1, 0)):
+            p = softmax((logits["teacher"][t] - summary_centre.double().numpy()) / 0.04)
+            found.append(-(p * np.log(softmax(logits["student"][s] / 0.1))).sum())
+    assert scalars["term.summary"].item() == pytest.approx(np.mean(found), rel=1e-5)
+    assert loss.item() == pytest.approx(patch + np.mean(found), rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ parts and options
+
+
+def test_weighted_mean_leaves_out_what_is_not_valid():
+    tokens = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    found = Neighbours(torch.tensor([[[3, 1, 0]], [[8, 2, 0]]]), torch.tensor([[[True, True, False]]] * 2), torch.tensor([[[0.8, 0.2, 0.9]], [[0.5, -0.4, 0.0]]]))
+    mean = weighted_mean(tokens, found)
+    torch.testing.assert_close(mean[0, 0], 0.8 * tokens[0, 3] + 0.2 * tokens[0, 1])
+    torch.testing.assert_close(mean[1, 0], tokens[1, 8], rtol=1e-4, atol=1e-5)
+    assert not mean.requires_grad
+
+
+@pytest.mark.parametrize("grid", [(6, 6), (14, 14), (5, 3)])
+def test_wrapped_is_every_candidate_across_the_border(grid):
+    own = np.arange(grid[0] * grid[1])
+    expected, patches = [], []
+    for patch in own:
+        row, column = divmod(int(patch), grid[1])
+        cells = [(row + d, column + r) for d in (-1, 0, 1) for r in (-1, 0, 1)]
+        patches.append([r % grid[0] * grid[1] + c % grid[1] for r, c in cells])
+        expected.append([not (0 <= r < grid[0] and 0 <= c < grid[1]) for r, c in cells])
+    found = wrapped(torch.from_numpy(own)[None], torch.tensor(patches)[None], grid, window=3)
+    assert found[0].tolist() == expected
+
+
+def test_monitors_count_the_border():
+    """With all 8 candidates as positives the shares are known: 100 of 288 at 6x6 lie beyond the border."""
+    groups = {"global": ViewGroup(count=2, size=24, area=(0.4, 1.0))}
+    for border in ("clip", "torus"):
+        model = build(SelfPatchConfig(head=SMALL_HEAD, k=8, border=border), groups)
+        _, scalars = run(model, make_views(2, groups), watch=True)
+        corners, edges = 4 * 5, 16 * 3
+        assert scalars["term.border_share"].item() == pytest.approx((corners + edges) / (36 * 8))
+        assert -1 <= scalars["term.neighbour_cosine"] <= 1
+        assert 0 <= scalars["term.target_entropy"] <= 1
+
+
+def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_images():
+    model = build(SelfPatchConfig(head=SMALL_HEAD, share=0.25, border="torus"))
+    term, views = model.objectives["term"], make_views(3)
+    with torch.no_grad():
+        teacher = Branch(model.teacher.backbone, model.teacher.heads["term"], model.teacher.features(views, GROUPS, "teacher"))
+        chosen = term._choose("global", teacher, views)
+    rows = [sorted(row.tolist()) for row in chosen.row]
+    assert all(len(set(row)) == 16 for row in rows) and len({tuple(row) for row in rows}) == len(rows)
+    assert run(model, views, watch=True)[0].isfinite()
+
+
+def test_gradients_reach_backbone_norm_and_head_only():
+    model = build(SelfPatchConfig(head=SMALL_HEAD, aggregation="class_attention"), backbone=POOLED)
+    run(model, make_views(2))[0].backward()
+    without = {name for name, p in model.student.named_parameters() if p.grad is None or not p.grad.any()}
+    # The reference's aggregator learns from the image term alone; its norm is the patches' norm too.
+    assert without == {n for n, _ in model.student.named_parameters() if "aggregator" in n and "aggregator.norm" not in n}
+    assert all(p.grad is None for p in model.teacher.parameters())
+
+    model = build(SelfPatchConfig(head=SMALL_HEAD, aggregation="class_attention"), backbone=POOLED, image=ImageLevelConfig(head=SMALL_HEAD))
+    run(model, make_views(2))[0].backward()
+    assert all(p.grad is not None for p in model.student.parameters())
+
+
+def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss():
+    model = build(SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention"))
+    with torch.no_grad():
+        model.objectives["term"].summary_centre.centre.copy_(CENTRE.flip(0))
+    gradients = []
+    for moved in (False, True):
+        if moved:  # The summaries' targets change, the patches' targets do not.
+            model.objectives["term"].summary_centre.centre.mul_(-2)
+        model.zero_grad()
+        run(model, make_views(2))[0].backward()
+        gradients.append({n: p.grad.clone() for n, p in model.student.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]) == name.startswith("backbone."), name
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("update", "groups", "message"),
+    [
+        ({"k": 9}, GROUPS, r"views.global, 32x32 pixels: k is 9, but a 3x3 window has 8 candidates"),
+        ({"window": 9}, GROUPS, r"views.global.*window 9 is larger than the grid 8x8"),
+        ({"window": 5, "views": "all"}, GROUPS, r"views.local, 16x16 pixels: window 5 is larger than the grid 4x4"),
+        ({"window": 4}, GROUPS, "must be odd"),
+        ({"aggregation": "class_attention"}, GROUPS, "backbone.pooling=class_attention"),
+        ({"aggregation": "own_attention", "head_of": "image"}, GROUPS, "must be its own"),
+        ({}, {"global": GROUPS["global"].model_copy(update={"seen_by": "student"})}, "none is seen by both.*views=all"),
+        ({}, {"global": GROUPS["global"].model_copy(update={"photometric": ((Rotate(seen_by="student"),),)})}, "'rotate', which moves"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_starts(update, groups, message):
+    with pytest.raises(ConfigError, match=message):
+        build(SelfPatchConfig(head=SMALL_HEAD, **update), groups)
+
+
+def test_a_rotation_that_both_networks_see_is_allowed():
+    groups = {"global": GROUPS["global"].model_copy(update={"photometric": ((Rotate(),),)})}
+    assert run(build(SelfPatchConfig(head=SMALL_HEAD), groups), make_views(2, groups))[0].isfinite()
+
+
+def test_a_backbone_without_patch_tokens_is_refused():
+    term = SelfPatchConfig(head=SMALL_HEAD).build(32, GROUPS)
+    with pytest.raises(ConfigError, match="Linear gives no patch tokens"):
+        term.check_backbone(torch.nn.Linear(2, 2))
+
+
+# --------------------------------------------------------------------------------------------------------- recipes
+
+
+@pytest.mark.parametrize("preset", ["imagenet", "cifar", "small"])
+def test_recipes_differ_from_dino_and_pw_self_by_one_term(preset):
+    found = {name: configure(name, data="DATA", out="RUN", preset=preset) for name in ("dino", "selfpatch", "pw-self", "pw-self-selfpatch")}
+    for with_term, without in (("selfpatch", "dino"), ("pw-self-selfpatch", "pw-self")):
+        config = configure(with_term, data="DATA", out="RUN", preset=preset, overrides=["objectives.neighbours.weight=0"])
+        assert config.active_objectives() == found[without].objectives
+        same = {"recipe": "", "objectives": {}}
+        assert config.model_copy(update=same) == found[without].model_copy(update=same)
+        term = found[with_term].objectives["neighbours"]
+        assert (term.weight, term.border, term.aggregation) == (0.1, "clip", "mean")
+    if preset != "imagenet":  # 65,536 prototypes take a second to draw.
+        assert set(build_distillation(found["pw-self-selfpatch"]).terms()) == {"image", "patch", "neighbours"}
+
+
+def test_reference_is_the_published_table():
+    for preset, epochs in (("s200", 200), ("s300", 300)):
+        config = configure("selfpatch-reference", data="DATA", out="RUN", preset=preset)
+        assert (config.training.epochs, config.training.batch_size) == (epochs, 1024)
+        assert config.optimiser.learning_rate * 1024 / 256 == pytest.approx(2e-3)
+        image, term = config.objectives["image"], config.objectives["neighbours"]
+        assert (image.head.prototypes, term.head.prototypes, term.head.hidden) == (65536, 4096, 2048)
+        assert (term.weight, term.k, term.border, term.include_self, term.views) == (0.1, 4, "torus", False, "all")
+        assert (image.teacher_temperature, term.teacher_temperature, config.backbone.pooling) == (0.04, 0.04, "class_attention")
+        assert (config.views["global"].area, config.views["local"].area) == ((0.25, 1.0), (0.05, 0.25))
