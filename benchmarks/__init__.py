@@ -1,0 +1,1 @@
+"""Measurements of every promised ratio, and the studies that defaults rest on."""

@@ -61,14 +61,17 @@ class Photos(ImageSource):
         return len(self.files)
 
     def key(self, index: int) -> str:
+        """Its number."""
         return str(index)
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
+        """Decode from memory."""
         import io
 
         return Image.open(io.BytesIO(self.files[index])).convert("RGB")
 
     def fingerprint(self) -> str:
+        """One for all."""
         return "photos"
 
 

@@ -11,12 +11,12 @@ own for each (CPU: growth of the resident set's peak over what importing takes; 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -76,16 +76,22 @@ def make_step(config: RunConfig, images: int, device: torch.device) -> Callable[
     return step
 
 
+def peak_resident() -> float:
+    """Largest resident set so far in MiB (Linux). Not `ru_maxrss`, which a child process starts with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.split("VmHWM:")[1].split()[0]) / 2**10
+
+
 def print_peak(variant: str, size: str, images: int, device: torch.device) -> None:
     """Print the peak of three steps in MiB (run in a process of its own)."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident()
     step = make_step(settings(variant, size), images, device)
     for _ in range(3):
         step()
     if device.type == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**20)
     else:
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+        print(peak_resident() - before)
 
 
 def main() -> None:

@@ -81,7 +81,9 @@ def test_single_adjustments_equal_pil(factor: float) -> None:
         (blur.sharpen, ImageEnhance.Sharpness),
     ]
     for ours, theirs in pairs:
-        limit = 1.5 if ours is not blur.sharpen else 2.5  # rounding of the smoothed picture times |1 - factor|, both ends
+        limit = (
+            1.5 if ours is not blur.sharpen else 2.5
+        )  # rounding of the smoothed picture times |1 - factor|, both ends
         assert largest_difference(ours(to_tensor(image), factors), theirs(image).enhance(factor)) < limit, theirs
 
 
@@ -142,7 +144,9 @@ def slow_affine(rgb: np.ndarray, brightness: float, contrast: float, saturation:
     return (yiq @ np.linalg.inv(to_yiq).T).clip(0, 1)
 
 
-@pytest.mark.parametrize("factors", [(1.4, 0.6, 1.2, 0.1), (0.6, 1.4, 0.8, -0.1), (1.0, 1.0, 1.0, 0.0), (0.9, 1.0, 0.0, 0.5)])
+@pytest.mark.parametrize(
+    "factors", [(1.4, 0.6, 1.2, 0.1), (0.6, 1.4, 0.8, -0.1), (1.0, 1.0, 1.0, 0.0), (0.9, 1.0, 0.0, 0.5)]
+)
 def test_affine_jitter_equals_the_slow_version(factors: tuple[float, ...]) -> None:
     """Tolerance 1e-5 (of 1)."""
     pixels = to_tensor(picture())
@@ -162,7 +166,7 @@ def test_affine_and_exact_agree_for_one_adjustment(name: str) -> None:
 
 
 def test_affine_differs_from_exact_by_a_stated_amount() -> None:
-    """DINO's strengths, 64 draws of a colourful picture: 5.3 levels in the mean (1.9 on photographs)."""
+    """DINO's strengths, 64 draws of a colourful picture: 5.3 levels in the mean (5.8 on photographs)."""
     pixels, draws = to_tensor(picture()).repeat(64, 1, 1, 1), uniforms(torch.arange(64), 5)
     affine = colour.ColorJitter().transform(pixels, draws)
     exact = colour.ColorJitter(form="exact").transform(pixels, draws)
@@ -186,7 +190,9 @@ def test_colour_maps_compose() -> None:
     first, second = jitter.colour_map(draws[:, :5]), jitter.colour_map(draws[:, 5:])
     assert first is not None and second is not None
     fused = colour.apply_colour_map(pixels, first.then(second))
-    torch.testing.assert_close(fused, colour.apply_colour_map(colour.apply_colour_map(pixels, first), second), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        fused, colour.apply_colour_map(colour.apply_colour_map(pixels, first), second), atol=1e-5, rtol=0
+    )
 
 
 def slow_blur(plane: np.ndarray, sigma: float) -> np.ndarray:
@@ -283,9 +289,18 @@ def test_bicubic_is_chosen_per_unit() -> None:
 
 
 def test_what_moves_pixels_says_so() -> None:
-    moving = [geometric.Rotate, geometric.ShearX, geometric.ShearY, geometric.TranslateX, geometric.TranslateY, RandAugment]
+    moving = [
+        geometric.Rotate,
+        geometric.ShearX,
+        geometric.ShearY,
+        geometric.TranslateX,
+        geometric.TranslateY,
+        RandAugment,
+    ]
     assert all(kind.moves_pixels for kind in moving)
-    assert not any(kind.moves_pixels for kind in (colour.ColorJitter, blur.GaussianBlur, tone.Solarise, erasing.RandomErasing))
+    assert not any(
+        kind.moves_pixels for kind in (colour.ColorJitter, blur.GaussianBlur, tone.Solarise, erasing.RandomErasing)
+    )
 
 
 def test_erasing_fills_the_box_and_nothing_else() -> None:

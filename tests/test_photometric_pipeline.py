@@ -79,7 +79,8 @@ def test_each_operation_equals_the_loop_over_units(operation: OperationBase, uni
 def test_presets_equal_the_loop_over_units(name: str) -> None:
     """Tolerance 1e-5 (of 1), with jitter in the exact form, where fusing leaves clipping alone."""
     pipeline = tuple(
-        step.model_copy(update={"form": "exact"}) if isinstance(step, ColorJitter) else step for step in ALL_PRESETS[name]
+        step.model_copy(update={"form": "exact"}) if isinstance(step, ColorJitter) else step
+        for step in ALL_PRESETS[name]
     )
     pixels, seeds = views(3), torch.tensor([5, -6, 2**60])
     torch.testing.assert_close(
@@ -155,7 +156,12 @@ def test_cells_never_mix() -> None:
 @pytest.mark.parametrize("unit", ["image", "patch"])
 def test_student_only_operations(where: int, unit: str) -> None:
     """The student's pixels are those of the whole pipeline; the teacher's are drawn as if the step were there."""
-    steps: list[OperationBase] = [ColorJitter(), Grayscale(probability=0.5), GaussianBlur(probability=0.5), Posterise(unit="patch")]
+    steps: list[OperationBase] = [
+        ColorJitter(),
+        Grayscale(probability=0.5),
+        GaussianBlur(probability=0.5),
+        Posterise(unit="patch"),
+    ]
     steps[where] = steps[where].model_copy(update={"seen_by": "student", "unit": unit})
     pixels, seeds = views(), torch.arange(4)
     student, teacher = apply_pipeline_both(pixels, steps, seeds, 16)
@@ -187,7 +193,12 @@ def test_input_is_left_alone_and_uint8_equals_float() -> None:
 
 
 def test_empty_batch_and_non_contiguous_views() -> None:
-    assert apply_pipeline(torch.rand(0, 3, 32, 32), ALL_PRESETS["both_units"], torch.arange(0), 16).shape == (0, 3, 32, 32)
+    assert apply_pipeline(torch.rand(0, 3, 32, 32), ALL_PRESETS["both_units"], torch.arange(0), 16).shape == (
+        0,
+        3,
+        32,
+        32,
+    )
     wide = views(8)
     some, seeds = wide[::2], torch.arange(4)
     for pipeline in ALL_PRESETS.values():
@@ -205,7 +216,10 @@ def test_views_that_patches_do_not_divide(size: tuple[int, int], patch: int) -> 
 
 @settings(max_examples=20, deadline=None)
 @given(
-    rows=st.integers(1, 4), columns=st.integers(1, 4), patch=st.sampled_from([1, 2, 4, 8]), seed=st.integers(-(2**62), 2**62)
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 4),
+    patch=st.sampled_from([1, 2, 4, 8]),
+    seed=st.integers(-(2**62), 2**62),
 )
 def test_any_grid_stays_in_range_and_equals_the_loop(rows: int, columns: int, patch: int, seed: int) -> None:
     pixels, seeds = views(1, rows * patch, columns * patch), torch.tensor([seed])
@@ -259,3 +273,13 @@ def test_operations_are_read_from_yaml_and_bad_ones_are_refused() -> None:
             from_yaml(Holder, text)
     with pytest.raises(ValidationError):
         RandAugment(count=16)
+
+
+def test_a_view_of_one_patch_is_one_cell():
+    """Folding such a view copies nothing; writing it back onto itself must not fail."""
+    pixels, seeds = torch.rand(1, 3, 8, 8), torch.tensor([5])
+    by_patch = apply_pipeline(pixels, presets.patch_literal(), seeds, 8)
+    assert by_patch.shape == pixels.shape and not torch.equal(by_patch, pixels)
+    assert torch.equal(
+        apply_pipeline(pixels.repeat(3, 1, 1, 1), presets.patch_literal(), torch.tensor([1, 5, 7]), 8)[1:2], by_patch
+    )

@@ -90,7 +90,7 @@ class LocalGlobalReference(Objective):
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
         self.centre = self.centre.new_zeros(state[f"{prefix}centre"].shape)
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
         """Every teacher token is projected (its position's centre needs it), every used student token once."""

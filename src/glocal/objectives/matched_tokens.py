@@ -144,7 +144,7 @@ def _match_groups(
     geometry = (a.box[:, :, None], a.flip[:, :, None], grid_t, b.box[:, None], b.flip[:, None], grid_s)
     index = teacher_index(*geometry, rule=rule, weight=weight, max_scale_ratio=max_scale_ratio)
     matched = index.patch >= 0
-    batch, views_t, views_s, patches_s = matched.shape
+    _, views_t, views_s, patches_s = matched.shape
     other = (
         ~torch.eye(views_t, dtype=torch.bool) if name_t == name_s else torch.ones(views_t, views_s, dtype=torch.bool)
     )

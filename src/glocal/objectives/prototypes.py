@@ -119,9 +119,8 @@ def _loss_and_gradients(
     temperature_s: float, temperature_t: float, need_grad_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """The sum of all pairs' terms and its gradients; everything that is reduced is reduced in float32."""
-    students, teachers = x_s.shape[0], x_t.shape[0]
     weight = pairs.weight.float()
-    token_weight = weight.new_zeros(students).index_add_(0, pairs.student, weight)
+    token_weight = weight.new_zeros(x_s.shape[0]).index_add_(0, pairs.student, weight)
     grad_w = torch.zeros_like(w_s, dtype=torch.float32) if need_grad_w else None
 
     # What each teacher token's students look like together: the prototypes' gradient needs only this.

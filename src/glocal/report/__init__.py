@@ -1,0 +1,1 @@
+"""Pictures of what training sees and of what a model has learnt."""

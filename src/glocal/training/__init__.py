@@ -1,0 +1,1 @@
+"""The run: its configuration, networks, loop, optimiser, checkpoints, monitors and folder."""

@@ -70,7 +70,7 @@ def _blur_by_radius(pixels: Pixels, sigma: Float[Tensor, " units"], chosen: Bool
     piece = max(1, PIECE_BYTES // (12 * height * width))
     radii = (sigma * REACH).ceil().clamp(1, min(height, width) - 1)
     for radius in sorted({int(radius) for radius in radii[chosen].tolist()}):
-        for rows in ((radii == radius) & chosen).nonzero()[:, 0].split(piece):
+        for rows in torch.split(((radii == radius) & chosen).nonzero()[:, 0], piece):
             taps = gaussian_taps(sigma[rows], radius)
             write_rows(pixels, rows, filter_views(pixels.index_select(0, rows), taps, taps))
     return pixels
@@ -179,7 +179,7 @@ class GaussianBlur(OperationBase):
     sigma: tuple[float, float] = (0.1, 2.0)
     """Smallest and largest standard deviation, in pixels of the view."""
     kernel: tuple[int, int] | None = None
-    """Taps (rows, columns) of a fixed kernel, odd, for example (5, 1) in PW-Self's code; none: as long as sigma asks."""
+    """Odd taps (rows, columns) of a fixed kernel, (5, 1) in PW-Self's code; none: as long as sigma asks."""
 
     @model_validator(mode="after")
     def _check(self) -> GaussianBlur:
@@ -209,7 +209,6 @@ class GaussianBlur(OperationBase):
         if max(pixels.shape[-2:]) <= SMALL:
             return filter_cells(pixels, vertical, horizontal)
         return filter_views(pixels, vertical, horizontal)
-
 
     def transform_chosen(
         self, pixels: Pixels, draws: Float[Tensor, "units draws"], chosen: Bool[Tensor, " units"]

@@ -12,11 +12,26 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from glocal.views.photometric.blur import GaussianBlur, Sharpness, sharpen
-from glocal.views.photometric.colour import ColorJitter, Grayscale, adjust_brightness, adjust_contrast, adjust_saturation
+from glocal.views.photometric.colour import (
+    ColorJitter,
+    Grayscale,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+)
 from glocal.views.photometric.geometric import rotation, shear, translation, warp
 from glocal.views.photometric.histogram import AutoContrast, Equalise, auto_contrast, equalise
 from glocal.views.photometric.operation import OperationBase, Pixels, Rows, transform_where
-from glocal.views.photometric.tone import Invert, Posterise, Solarise, SolariseAdd, invert, posterise, solarise, solarise_add
+from glocal.views.photometric.tone import (
+    Invert,
+    Posterise,
+    Solarise,
+    SolariseAdd,
+    invert,
+    posterise,
+    solarise,
+    solarise_add,
+)
 
 PoolOperation = Annotated[
     ColorJitter
@@ -70,6 +85,7 @@ class SomeOf(OperationBase):
         return pixels
 
 
+_Amounts = tuple[Tensor, Tensor, Tensor]
 Step = Callable[[Pixels, Tensor, Tensor, Tensor], Pixels]
 """pixels, level in [0, 1], sign (-1 or 1), bicubic -> pixels."""
 
@@ -143,11 +159,12 @@ class RandAugment(OperationBase):
         pixels = pixels.clone()
         for position in range(self.count):
             own = draws[:, len(RAND_AUGMENT_STEPS) + 5 * position :][:, :5]
-            level, sign, bicubic = self.levels(own), torch.where(own[:, 3] < 0.5, -1.0, 1.0), own[:, 4] < 0.5
+            amounts = self.levels(own), torch.where(own[:, 3] < 0.5, -1.0, 1.0), own[:, 4] < 0.5
             for number, step in enumerate(RAND_AUGMENT_STEPS.values()):
 
-                def change(part: Pixels, rows: Rows, step: Step = step, at: tuple[Tensor, ...] = (level, sign, bicubic)) -> Pixels:
-                    return step(part, *(value[rows] for value in at))
+                def change(part: Pixels, rows: Rows, step: Step = step, at: _Amounts = amounts) -> Pixels:
+                    return step(part, at[0][rows], at[1][rows], at[2][rows])
 
-                pixels = transform_where((which[:, position] == number) & (own[:, 0] < self.each), pixels, change)
+                chosen = (which[:, position] == number) & (own[:, 0] < self.each)
+                pixels = transform_where(chosen, pixels, change)
         return pixels

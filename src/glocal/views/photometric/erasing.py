@@ -19,7 +19,11 @@ NOISE_STD = (0.229, 0.224, 0.225)
 
 
 def draw_boxes(
-    draws: Float[Tensor, "units attempts 4"], area: tuple[float, float], aspect: tuple[float, float], height: int, width: int
+    draws: Float[Tensor, "units attempts 4"],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    height: int,
+    width: int,
 ) -> Int64[Tensor, "units 4"]:
     """Draw one box (top, left, height, width) a unit: the first attempt that is smaller than the picture on both sides.
 
@@ -85,7 +89,8 @@ class RandomErasing(OperationBase):
     def _check(self) -> RandomErasing:
         for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
             if not 0 < low <= high or (name == "area" and high > 1):
-                raise ValueError(f"{name} is ({low}, {high}); it must rise from above 0" + " to at most 1" * (name == "area"))
+                limit = " to at most 1" if name == "area" else ""
+                raise ValueError(f"{name} is ({low}, {high}); it must rise from above 0{limit}")
         return self
 
     @property

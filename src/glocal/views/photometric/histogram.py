@@ -12,9 +12,9 @@ from glocal.views.photometric.operation import OperationBase, Pixels
 
 
 def auto_contrast(pixels: Pixels) -> Pixels:
-    """Stretch every channel to the full range, as `PIL.ImageOps.autocontrast` (which truncates to a level: tolerance 1).
+    """Stretch every channel to the full range, as `PIL.ImageOps.autocontrast`.
 
-    A channel of one value stays as it is.
+    Equal to one level, since PIL truncates. A channel of one value stays as it is.
     """
     low, high = pixels.amin((2, 3), keepdim=True), pixels.amax((2, 3), keepdim=True)
     spread = high - low

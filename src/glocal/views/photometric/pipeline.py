@@ -1,4 +1,4 @@
-"""Running a pipeline on a batch of views: draw everything, group the steps, fold cells into the batch, keep to the cache.
+"""Running a pipeline on a batch of views: draw everything, group the steps, fold cells into the batch.
 
 Randomness: view i has seed s; the operation at position k of the pipeline has seed `fold_in(s, k)`, and with
 `unit="patch"` its cell c (row-major) has `fold_in(fold_in(s, k), c)`. Uniform 0 is the coin of `probability`, the
@@ -82,7 +82,7 @@ def apply_pipeline(
     Raises:
         ConfigError: when an operation works per patch and `patch_size` doesn't divide the views.
 
-    >>> from glocal.views.photometric import Invert
+    >>> from glocal.views.photometric.tone import Invert
     >>> apply_pipeline(torch.zeros(2, 3, 8, 8), [Invert()], torch.tensor([1, 2]), patch_size=4).mean().item()
     1.0
     """
@@ -111,7 +111,7 @@ def apply_pipeline_both(
 
 
 def fold_cells(pixels: Pixels, patch_size: int) -> Float[Tensor, "cells 3 patch patch"]:
-    """Turn every cell of the token grid into a unit of its own: (views, 3, H, W) to (views * rows * columns, 3, p, p)."""
+    """Make every cell of the token grid a unit of its own: (views, 3, H, W) to (views * rows * columns, 3, p, p)."""
     views, channels, height, width = pixels.shape
     grid = pixels.reshape(views, channels, height // patch_size, patch_size, width // patch_size, patch_size)
     return grid.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, patch_size, patch_size)
@@ -134,19 +134,20 @@ def _plan(pixels: Tensor, pipeline: Sequence[OperationBase], seeds: Tensor, patc
     if any(operation.unit == "patch" for operation in pipeline):
         if patch_size < 1 or height % patch_size or width % patch_size:
             raise ConfigError(
-                f"An operation with unit: patch needs views that the patch size divides, but {height}x{width} pixels "
-                f"are no multiple of patch_size {patch_size}. Change the view group's size or the backbone's patch_size."
+                f"An operation with unit: patch needs views that the patch size divides, but {height}x{width} "
+                f"pixels are no multiple of patch_size {patch_size}. Change the view group's size or the backbone's patch_size."
             )
         cells = (height // patch_size) * (width // patch_size)
     stages: list[_Stage] = []
     for position, operation in enumerate(pipeline):
         step = _draw(operation, fold_in(seeds, position), cells)
-        last = stages[-1] if stages else None
-        alone = operation.unit == "image" and operation.prefers_whole_batch
-        if last and not alone and not last.whole_batch and (last.unit, last.seen_by) == (operation.unit, operation.seen_by):
+        stage = _Stage(operation.unit, operation.seen_by, (step,))
+        last = stages[-1] if stages else stage
+        together = (last.unit, last.seen_by) == (stage.unit, stage.seen_by)
+        if stages and together and not (last.whole_batch or stage.whole_batch):
             stages[-1] = _Stage(last.unit, last.seen_by, _append(last.steps, step))
         else:
-            stages.append(_Stage(operation.unit, operation.seen_by, (step,)))
+            stages.append(stage)
     return stages
 
 
@@ -200,9 +201,11 @@ def _run_piece(stage: _Stage, pixels: Pixels, views: slice, patch_size: int) -> 
         units = slice(views.start * cells, views.stop * cells)
     for step in stage.steps:
         part = step.apply(part, units)
+    if part.data_ptr() == pixels.data_ptr():
+        return  # in place already: one whole view, or cells that are a mere view of it (a grid of one column)
     if stage.unit == "patch":
         unfold_cells(part, pixels)
-    elif part is not pixels:
+    else:
         pixels.copy_(part)
 
 

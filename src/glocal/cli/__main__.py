@@ -1,0 +1,5 @@
+"""`python -m glocal.cli`."""
+
+from glocal.cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""The command: verbs, help made from the configuration, errors a person can mend, and the demo's questions."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from glocal import cli
+from glocal.cli.settings import split_settings
+from glocal.data import open_source
+from glocal.errors import ConfigError
+from glocal.report import demo
+from PIL import Image
+from typer.testing import CliRunner
+
+FAST = [
+    "preset=cifar", "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=8",
+    "backbone.image_size=16", "views.global.size=16", "views.local.size=8", "training.batch_size=8", "training.steps=3",
+    "objectives.image.head.prototypes=32", "objectives.patch.head.prototypes=32", "speed.workers=0", "training.log_every=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes of twelve noisy pictures, in train and test folders."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(1)
+    for split in ("train", "test"):
+        for number in range(24):
+            path = root / split / ("red" if number % 2 else "blue") / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 80, (24, 30, 3), dtype=np.uint8)
+            pixels[..., 0 if number % 2 else 2] += 150
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def run(*words: str):
+    return CliRunner().invoke(cli.app, list(words))
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    result = run("pretrain", "pw-self", f"data={photos}", f"out={out}", *FAST)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_pretrain_with_labels_records_the_probe(trained):
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    probes = [r for r in records if any(k.startswith("knn") for k in r)]
+    assert [probes[0]["step"], probes[-1]["step"]] == [0, 3]
+
+
+def test_evaluate_prints_and_records(trained, photos, tmp_path):
+    result = run("evaluate", "knn", f"model={trained}", f"data={photos}", f"out={tmp_path}", "ks=[5]")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "results.json").read_text())["results"][0]
+    assert found["protocol"] == "knn" and "k5_top1" in found["numbers"]
+    again = run("evaluate", "knn", f"model={trained}", f"train={photos}/train", f"test={photos}/test", "ks=[5]")
+    assert again.exit_code == 0, again.output
+    compared = run("compare", str(tmp_path))
+    assert compared.exit_code == 0 and "k5_top1" in compared.output
+
+
+def test_embed_writes_one_row_an_image(trained, photos, tmp_path):
+    out = tmp_path / "e.parquet"
+    assert run("embed", f"model={trained}", f"data={photos}", "split=test", f"out={out}", "what=cls,mean_patches").exit_code == 0
+    table = pq.read_table(out)
+    assert table.column_names == ["key", "label", "cls", "mean_patches"] and table.num_rows == 24
+    assert len(table["cls"][0].as_py()) == 32
+
+
+@pytest.mark.parametrize("what", ["views", "matches"])
+def test_show_draws_a_picture(photos, tmp_path, what):
+    out = tmp_path / f"{what}.png"
+    result = run("show", what, str(photos / "train"), "preset=small", f"out={out}")
+    assert result.exit_code == 0, result.output
+    with Image.open(out) as picture:
+        assert min(picture.size) > 100
+    sheet = run("show", what, str(photos / "train"), "preset=small", f"out={out}", "images=2")
+    assert sheet.exit_code == 0
+
+
+def test_recipes_are_listed_and_resolved():
+    assert "pw-self" in run("recipes").output
+    shown = run("recipes", "dino", "preset=small", "training.epochs=7").output
+    assert "epochs: 7.0" in shown and "preset=small" in shown
+
+
+def test_help_is_made_from_the_configuration():
+    shown = run("pretrain", "--help").output
+    assert "optimiser.learning_rate" in shown and "views.NAME.area" in shown
+    assert "ks" in run("evaluate", "knn", "--help").output
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pretrain", "pwself", "data=digits", "out=x"], "Did you mean 'pw-self'"),
+        (["pretrain", "dino", "data=digits", "out=x", "trainin.epochs=1"], "Did you mean 'training'"),
+        (["pretrain", "dino", "data=digits"], "Missing: out="),
+        (["pretrain", "dino", "out=x"], "Missing: data="),
+        (["pretrain", "dino", "data=nowhere/at/all", "out=x"], "nowhere/at/all"),
+        (["pretrain", "dino", "out=x", "resume=maybe"], "expected true or false"),
+        (["pretrain", "dino", "data=digits", "out=x", "word"], "Write key=value"),
+        (["evaluate", "knnn", "model=x", "data=y"], "Did you mean 'knn'"),
+        (["embed", "model=x", "data=y", "out=z.parquet", "wat=cls"], "There is no setting 'wat'"),
+        (["show", "nothing", "digits"], "matches or views"),
+    ],
+)
+def test_errors_name_what_is_wrong(words, says, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["glocal", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_split():
+    assert split_settings(["data=a=b", "x.y=1"], ["data"]) == ({"data": "a=b"}, ["x.y=1"])
+    with pytest.raises(ConfigError, match="no setting"):
+        split_settings(["oops"], [])
+
+
+def test_the_demo_asks_fair_questions():
+    """A perfect embedding answers all, a constant one answers by chance; raw pixels find undistorted tiles."""
+    source = open_source("digits").subset(np.arange(60))
+    tiles = demo.gallery(source, 16)
+    assert tiles.shape == (60, 3, 16, 16) and tiles.dtype == torch.uint8
+    same = demo.retrieve(demo.raw_pixels, tiles, tiles, source.labels)
+    assert same.accuracy == 1.0 and torch.equal(same.nearest[:, 0], torch.arange(60))
+    queries = demo.distorted(source, 16)
+    assert not torch.equal(queries, tiles)
+    assert demo.retrieve_patches(demo.raw_patches(4), tiles, tiles, source.labels) > 0.2
+
+
+def test_help_is_fast():
+    import subprocess
+    import sys
+
+    best = min(_seconds([sys.executable, "-m", "glocal.cli", "--help"], subprocess) for _ in range(3))
+    assert best < 2.0
+
+
+def _seconds(command, subprocess) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - began
