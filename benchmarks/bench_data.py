@@ -104,7 +104,11 @@ def _color_jitter(image: Image.Image, rng: random.Random) -> Image.Image:
             turned = np.array(hue, dtype=np.uint8) + np.uint8(round(rng.uniform(-0.1, 0.1) * 255) % 256)
             image = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
         else:
-            enhance, strength = ((ImageEnhance.Brightness, 0.4), (ImageEnhance.Contrast, 0.4), (ImageEnhance.Color, 0.2))[step]
+            enhance, strength = (
+                (ImageEnhance.Brightness, 0.4),
+                (ImageEnhance.Contrast, 0.4),
+                (ImageEnhance.Color, 0.2),
+            )[step]
             image = enhance(image).enhance(rng.uniform(1 - strength, 1 + strength))
     return image
 
@@ -150,7 +154,9 @@ def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
 
     candidates = {"Pillow": pillow, "ours": ours, "decode": decode, "decode, draw, crop": render, "rest": photometric}
     found = measure(candidates, repeats, batch)
-    print(f"\n{size[0]}x{size[1]} JPEG, {len(source.encoded[0]) // 1024} kB, batch {batch}, ms of CPU time an image, one thread")
+    print(
+        f"\n{size[0]}x{size[1]} JPEG, {len(source.encoded[0]) // 1024} kB, batch {batch}, ms of CPU time an image, one thread"
+    )
     print(f"  Pillow, view by view         {found['Pillow']:6.2f}")
     print(f"  ours                         {found['ours']:6.2f}   {found['Pillow'] / found['ours']:.2f}x")
     print(f"    decode                     {found['decode']:6.2f}")

@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
+
 from glocal.views.augment import PORTION_BYTES
 from glocal.views.photometric import OperationBase, apply_pipeline, presets
 from glocal.views.photometric.blur import GaussianBlur, Sharpness
 from glocal.views.photometric.colour import ColorJitter, Grayscale
 from glocal.views.photometric.tone import Posterise, Solarise
 from glocal.views.randomness import uniforms
-from torch import Tensor
 
 Pipeline = Sequence[OperationBase]
 PATCH = 16

@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
+from typer.testing import CliRunner
+
 from glocal import cli
 from glocal.cli.settings import split_settings
 from glocal.data import open_source
 from glocal.errors import ConfigError
 from glocal.report import demo
-from PIL import Image
-from typer.testing import CliRunner
 
 FAST = [
     "preset=cifar", "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=8",
@@ -70,7 +71,12 @@ def test_evaluate_prints_and_records(trained, photos, tmp_path):
 
 def test_embed_writes_one_row_an_image(trained, photos, tmp_path):
     out = tmp_path / "e.parquet"
-    assert run("embed", f"model={trained}", f"data={photos}", "split=test", f"out={out}", "what=cls,mean_patches").exit_code == 0
+    assert (
+        run(
+            "embed", f"model={trained}", f"data={photos}", "split=test", f"out={out}", "what=cls,mean_patches"
+        ).exit_code
+        == 0
+    )
     table = pq.read_table(out)
     assert table.column_names == ["key", "label", "cls", "mean_patches"] and table.num_rows == 24
     assert len(table["cls"][0].as_py()) == 32

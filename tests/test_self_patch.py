@@ -112,7 +112,9 @@ def slow_logits(head, x):
 def slow_patch_loss(config, aggregator, heads, seen, grid):
     """Mean over the patches of one view; `seen` holds its raw and normed teacher patches and the student's patches."""
     raw, normed, ours = seen
-    positives = slow_positives(raw if config.match_on == "raw" else normed, grid, config.k, config.border, config.include_self)
+    positives = slow_positives(
+        raw if config.match_on == "raw" else normed, grid, config.k, config.border, config.include_self
+    )
     losses = []
     for patch, found in enumerate(positives):
         index = [other for _, other in found]
@@ -138,7 +140,11 @@ def slow_loss(model, views, groups, aggregator):
             for view in range(pixels.shape[1]):
                 with torch.no_grad():
                     theirs, ours = (n.backbone(pixels[image, view][None]) for n in (model.teacher, model.student))
-                seen = [array(theirs.tokens_before_norm)[0, -patches:], array(theirs.patches)[0], array(ours.patches)[0]]
+                seen = [
+                    array(theirs.tokens_before_norm)[0, -patches:],
+                    array(theirs.patches)[0],
+                    array(ours.patches)[0],
+                ]
                 weight = patches if config.average == "token" else 1.0
                 total += weight * slow_patch_loss(config, aggregator, heads, seen, grids[name])
                 weights += weight
@@ -203,7 +209,11 @@ def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries():
 
 def test_weighted_mean_leaves_out_what_is_not_valid():
     tokens = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    found = Neighbours(torch.tensor([[[3, 1, 0]], [[8, 2, 0]]]), torch.tensor([[[True, True, False]]] * 2), torch.tensor([[[0.8, 0.2, 0.9]], [[0.5, -0.4, 0.0]]]))
+    found = Neighbours(
+        torch.tensor([[[3, 1, 0]], [[8, 2, 0]]]),
+        torch.tensor([[[True, True, False]]] * 2),
+        torch.tensor([[[0.8, 0.2, 0.9]], [[0.5, -0.4, 0.0]]]),
+    )
     mean = weighted_mean(tokens, found)
     torch.testing.assert_close(mean[0, 0], 0.8 * tokens[0, 3] + 0.2 * tokens[0, 1])
     torch.testing.assert_close(mean[1, 0], tokens[1, 8], rtol=1e-4, atol=1e-5)
@@ -239,7 +249,9 @@ def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_im
     model = build(SelfPatchConfig(head=SMALL_HEAD, share=0.25, border="torus"))
     term, views = model.objectives["term"], make_views(3)
     with torch.no_grad():
-        teacher = Branch(model.teacher.backbone, model.teacher.heads["term"], model.teacher.features(views, GROUPS, "teacher"))
+        teacher = Branch(
+            model.teacher.backbone, model.teacher.heads["term"], model.teacher.features(views, GROUPS, "teacher")
+        )
         chosen = term._choose("global", teacher, views)
     rows = [sorted(row.tolist()) for row in chosen.row]
     assert all(len(set(row)) == 16 for row in rows) and len({tuple(row) for row in rows}) == len(rows)
@@ -251,10 +263,16 @@ def test_gradients_reach_backbone_norm_and_head_only():
     run(model, make_views(2))[0].backward()
     without = {name for name, p in model.student.named_parameters() if p.grad is None or not p.grad.any()}
     # The reference's aggregator learns from the image term alone; its norm is the patches' norm too.
-    assert without == {n for n, _ in model.student.named_parameters() if "aggregator" in n and "aggregator.norm" not in n}
+    assert without == {
+        n for n, _ in model.student.named_parameters() if "aggregator" in n and "aggregator.norm" not in n
+    }
     assert all(p.grad is None for p in model.teacher.parameters())
 
-    model = build(SelfPatchConfig(head=SMALL_HEAD, aggregation="class_attention"), backbone=POOLED, image=ImageLevelConfig(head=SMALL_HEAD))
+    model = build(
+        SelfPatchConfig(head=SMALL_HEAD, aggregation="class_attention"),
+        backbone=POOLED,
+        image=ImageLevelConfig(head=SMALL_HEAD),
+    )
     run(model, make_views(2))[0].backward()
     assert all(p.grad is not None for p in model.student.parameters())
 
@@ -287,7 +305,11 @@ def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss():
         ({"aggregation": "class_attention"}, GROUPS, "backbone.pooling=class_attention"),
         ({"aggregation": "own_attention", "head_of": "image"}, GROUPS, "must be its own"),
         ({}, {"global": GROUPS["global"].model_copy(update={"seen_by": "student"})}, "none is seen by both.*views=all"),
-        ({}, {"global": GROUPS["global"].model_copy(update={"photometric": ((Rotate(seen_by="student"),),)})}, "'rotate', which moves"),
+        (
+            {},
+            {"global": GROUPS["global"].model_copy(update={"photometric": ((Rotate(seen_by="student"),),)})},
+            "'rotate', which moves",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(update, groups, message):
@@ -311,9 +333,14 @@ def test_a_backbone_without_patch_tokens_is_refused():
 
 @pytest.mark.parametrize("preset", ["imagenet", "cifar", "small"])
 def test_recipes_differ_from_dino_and_pw_self_by_one_term(preset):
-    found = {name: configure(name, data="DATA", out="RUN", preset=preset) for name in ("dino", "selfpatch", "pw-self", "pw-self-selfpatch")}
+    found = {
+        name: configure(name, data="DATA", out="RUN", preset=preset)
+        for name in ("dino", "selfpatch", "pw-self", "pw-self-selfpatch")
+    }
     for with_term, without in (("selfpatch", "dino"), ("pw-self-selfpatch", "pw-self")):
-        config = configure(with_term, data="DATA", out="RUN", preset=preset, overrides=["objectives.neighbours.weight=0"])
+        config = configure(
+            with_term, data="DATA", out="RUN", preset=preset, overrides=["objectives.neighbours.weight=0"]
+        )
         assert config.active_objectives() == found[without].objectives
         same = {"recipe": "", "objectives": {}}
         assert config.model_copy(update=same) == found[without].model_copy(update=same)
@@ -331,5 +358,9 @@ def test_reference_is_the_published_table():
         image, term = config.objectives["image"], config.objectives["neighbours"]
         assert (image.head.prototypes, term.head.prototypes, term.head.hidden) == (65536, 4096, 2048)
         assert (term.weight, term.k, term.border, term.include_self, term.views) == (0.1, 4, "torus", False, "all")
-        assert (image.teacher_temperature, term.teacher_temperature, config.backbone.pooling) == (0.04, 0.04, "class_attention")
+        assert (image.teacher_temperature, term.teacher_temperature, config.backbone.pooling) == (
+            0.04,
+            0.04,
+            "class_attention",
+        )
         assert (config.views["global"].area, config.views["local"].area) == ((0.25, 1.0), (0.05, 0.25))

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -276,3 +277,27 @@ def test_a_checkpoint_of_other_data_is_refused(folder, tmp_path):
         Image.new("RGB", (20, 20), (number, 0, 0)).save(other / f"{number}.png")
     with pytest.raises(TrainingError, match="41 images and data= now holds 9"):
         pretrain(continue_run(str(out), [f"data={other}"]), resume=True)
+
+
+def test_sigterm_to_the_whole_group_saves_and_ends_cleanly(folder, tmp_path):
+    """As a scheduler sends it: to the run and to its workers."""
+    out = tmp_path / "run"
+    plan = tmp_path / "plan"
+    plan.mkdir()
+    config = config_for(folder, out, "training.steps=100000", "speed.workers=1")
+    (plan / "config.yaml").write_text(run_folder.to_yaml(config))
+    code = (
+        "import sys; from glocal.training.run_folder import read_run_config; "
+        "from glocal.training.loop import pretrain; pretrain(read_run_config(sys.argv[1]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(plan)], start_new_session=True, stderr=subprocess.PIPE)
+    metrics = out / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.stat().st_size:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said.decode()[-2000:]
+    assert b"resume=true continues" in said
+    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] > 0

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from glocal.views.augment import IMAGENET_MEAN, IMAGENET_STD, augment, view_seeds
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.groups import Pipeline, ViewGroup
@@ -14,7 +16,6 @@ from glocal.views.photometric.blur import GaussianBlur
 from glocal.views.photometric.colour import ColorJitter, Grayscale
 from glocal.views.photometric.tone import Invert, Posterise, Solarise
 from glocal.views.randomness import hash_seed
-from torch import Tensor
 
 JITTER: Pipeline = (ColorJitter(probability=0.8), Grayscale(probability=0.3))
 BLUR: Pipeline = (GaussianBlur(probability=0.5), Solarise(probability=0.3))

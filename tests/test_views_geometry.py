@@ -70,7 +70,9 @@ def test_distribution_equals_the_sequential_law() -> None:
     draws = law.draw(np.arange(images))
     ours = np.array([law.place(draws, i, height, width)[0] for i in range(images)], dtype=float)
     generator = np.random.default_rng(0)
-    slow = np.array([_reference_box(iter(generator.random, 2.0), group, height, width) for _ in range(images)], dtype=float)
+    slow = np.array(
+        [_reference_box(iter(generator.random, 2.0), group, height, width) for _ in range(images)], dtype=float
+    )
     error = np.sqrt((ours.var(0) + slow.var(0)) / images)
     assert (np.abs(ours.mean(0) - slow.mean(0)) < 4.5 * error).all()
     for column in range(4):
@@ -112,7 +114,9 @@ def test_a_batch_draws_what_single_images_draw() -> None:
 
 def test_strong_coins() -> None:
     def strong(coin: str, probability: float, pipeline: tuple[()] | None = ()) -> np.ndarray:
-        group = ViewGroup(count=4, size=8, area=(0.5, 1), strong=pipeline, strong_probability=probability, strong_coin=coin)
+        group = ViewGroup(
+            count=4, size=8, area=(0.5, 1), strong=pipeline, strong_probability=probability, strong_coin=coin
+        )
         return GeometryLaw({"first": DINO["global"], "g": group}).draw(np.arange(4000)).strong[:, 2:]
 
     view, image = strong("view", 0.3), strong("image", 0.3)

@@ -46,7 +46,9 @@ def test_equals_pillow(data: st.DataObject) -> None:
     assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - in_one).max() <= 2
 
 
-@pytest.mark.parametrize(("box", "side"), [((20, 30, 300, 360), 224), ((100, 100, 170, 190), 96), ((0, 0, 32, 32), 224)])
+@pytest.mark.parametrize(
+    ("box", "side"), [((20, 30, 300, 360), 224), ((100, 100, 170, 190), 96), ((0, 0, 32, 32), 224)]
+)
 def test_equals_pillow_at_the_sizes_of_the_recipes(box: tuple[int, int, int, int], side: int) -> None:
     picture = _picture(400, 500)
     ours = crop_and_resize(torch.from_numpy(picture), box, (side, side)).permute(1, 2, 0).numpy()

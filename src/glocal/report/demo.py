@@ -57,10 +57,16 @@ class Answers(NamedTuple):
     trained: Encoder
 
 
-# Small and mild for so little data: no local views, which cost accuracy in the same time at this size.
+# What learns most in two minutes of two cores: a narrow model, many small steps, a fast teacher and no small crops, which
+# cost accuracy in the same time at this size.
 SETTINGS = (
-    "training.steps=1500",
+    "backbone.embed_dim=64",
+    "backbone.depth=3",
+    "views.local=null",
+    "teacher.momentum=0.95",
+    "optimiser.warmup_epochs=5",
     "training.batch_size=64",
+    "training.steps=900",
     "training.log_every=100",
     "probe.enabled=false",
 )

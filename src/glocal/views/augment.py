@@ -108,7 +108,7 @@ def _shares(batch: ViewBatch, group: ViewGroup) -> list[tuple[Pipeline, Selectio
     return [(pipeline, rows.to(device, non_blocking=True)) for pipeline, rows in shares if len(rows)]
 
 
-def _select(x: Shaped[Tensor, "batch views *rest"], selection: Selection) -> Shaped[Tensor, "rows *rest"]:
+def _select(x: Shaped[Tensor, "batch views *rest"], selection: Selection) -> Shaped[Tensor, rows * rest]:
     """The selected views along one axis; a view of `x` unless chosen by flat number."""
     if isinstance(selection, int):
         return x[:, selection]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,6 +168,7 @@ def make_loader(
         prefetch_factor=PREFETCH if workers else None,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_parent,
         # A loader draws a seed for its workers when iterated; from the global generator if it has none of its own.
         generator=torch.Generator(),
     )
@@ -178,6 +180,14 @@ def _empty_bytes(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Schedulers and terminals send SIGTERM and SIGINT to the whole process group. A worker that died of one would fail
+    the run before its checkpoint is written; workers end when the parent does.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _check_shared_memory(groups: Mapping[str, ViewGroup], images: int, workers: int) -> None:

@@ -190,7 +190,7 @@ class ColorJitter(OperationBase):
     `form="exact"` is torchvision's definition on floats: the four in random order, clipped after each, hue in HSV.
     `form="affine"` (the default) fuses them, and a neighbouring `Grayscale`, into one colour map clipped once, with hue
     as a rotation in YIQ (which keeps luma, as HSV does not). On two photographs and with DINO's strengths it differs
-    from the exact form by 5.8 levels of 255 in the mean, nearly all of it hue, at a tenth of the time
+    from the exact form by 5.8 levels of 255 in the mean, nearly all of it hue, at a fifteenth of the time
     (`benchmarks/bench_photometric.py`).
     """
 
