@@ -120,14 +120,15 @@ def draw_pictures(config: RunConfig, answers: Answers, folder: Path, shown: int 
     """Views, matches, attention, neighbours and patches that find each other; return the files."""
     source = open_source(config.data)
     some = np.linspace(0, len(source) - 1, shown).astype(int)
+    example = int(len(source) * 0.05)  # a cat's face
     ranks = {name: r.nearest[some] for name, r in answers.found.items()}
     right = {name: r.right[some] for name, r in answers.found.items()}
     pictures = {
-        "views": draw_views(source, int(some[1]), config),
-        "matches": draw_matches(source, int(some[1]), config),
+        "views": draw_views(source, example, config),
+        "matches": draw_matches(source, example, config),
         "attention": draw_attention(answers.trained, list(answers.tiles[some])),
         "neighbours": draw_neighbours(list(answers.queries[some]), list(answers.tiles), ranks, right),
-        "patches": draw_patch_matches(answers.trained, answers.tiles[some[1]], answers.queries[some[1]]),
+        "patches": draw_patch_matches(answers.trained, answers.tiles[example], answers.queries[example]),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():

@@ -93,6 +93,8 @@ class SelfDistillation(nn.Module):
                 term = objective(student, teacher, views, progress, given.watch)
                 total = total + value_at(self.weights[name], progress) * term.loss  # type: ignore[arg-type]
                 scalars[name] = term.loss.detach()
+                if given.watch and term.loss.requires_grad:
+                    scalars[f"{name}.feature_gradient"] = _gradient_norm(term.loss, student_features)
                 scalars |= {f"{name}.{key}": value.detach() for key, value in term.scalars.items()}
         if given.watch:
             scalars["teacher_cls"] = next(iter(teacher_features.values())).cls.flatten(0, 1).detach().float()
@@ -138,6 +140,14 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
     teacher.requires_grad_(False).eval()
     weights = {name: settings.weight for name, settings in config.active_objectives().items()}
     return SelfDistillation(student, teacher, objectives, config.views, weights, autocast)
+
+
+def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:
+    """How hard a term pulls at the backbone: the norm of its gradient by the student's embeddings. Costs a backward
+    pass through the term's own head, not through the backbone."""
+    embeddings = [t for f in features.values() for t in (f.cls, f.patches)]
+    found = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
+    return torch.stack([g.float().norm() for g in found if g is not None] or [loss.new_zeros(())]).norm()
 
 
 def _seeded(config: RunConfig, part: str, build):  # type: ignore[no-untyped-def]
