@@ -7,11 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
-from glocal.objectives.image_level import HeadConfig, ImageLevel, ImageLevelConfig
+from glocal.objectives.image_level import ImageLevel, ImageLevelConfig
 from glocal.objectives.instance import Instance, InstanceConfig
 from glocal.objectives.local_global_reference import LocalGlobalReference, LocalGlobalReferenceConfig
 from glocal.objectives.local_group import LocalGroup, LocalGroupConfig
 from glocal.objectives.matched_patches import MatchedPatches, MatchedPatchesConfig
+from glocal.objectives.prototype_term import HeadConfig
 from glocal.objectives.self_patch import SelfPatch, SelfPatchConfig
 
 AnyObjective = Annotated[

@@ -14,8 +14,9 @@ from glocal.distributed import all_reduce_sum
 from glocal.errors import ConfigError
 from glocal.models.heads import PrototypeHead
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
-from glocal.objectives.image_level import HeadConfig, stack_cls, views_seen_by
+from glocal.objectives.image_level import stack_cls, views_seen_by
 from glocal.objectives.matched_tokens import gather_patches, match_view_groups, refuse_moved_pixels, to_device
+from glocal.objectives.prototype_term import HeadConfig
 from glocal.objectives.prototypes import Pairs, Prototypes, prototype_cross_entropy
 from glocal.objectives.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views

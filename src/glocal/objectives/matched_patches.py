@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from glocal.distributed import all_reduce_sum, world_size
-from glocal.models.heads import PrototypeHead
-from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
-from glocal.objectives.centring import CentringConfig, TeacherCentre
-from glocal.objectives.image_level import HeadConfig, watch_targets
+from glocal.objectives.base import Branch, Term
 from glocal.objectives.matched_tokens import gather_patches, match_view_groups, refuse_moved_pixels, to_device
+from glocal.objectives.prototype_term import HeadConfig, PrototypeTerm, PrototypeTermConfig, watch_targets
 from glocal.objectives.prototypes import Prototypes, prototype_cross_entropy
-from glocal.objectives.schedules import Progress, Schedule, value_at
+from glocal.objectives.schedules import Progress
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 
 
-class MatchedPatchesConfig(ObjectiveConfig):
+class MatchedPatchesConfig(PrototypeTermConfig):
     """The patch-level term: which patches are matched, and how the student learns from its match."""
 
     kind: Literal["matched_patches"] = "matched_patches"
@@ -36,9 +34,6 @@ class MatchedPatchesConfig(ObjectiveConfig):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of student patches that take part in a step, drawn at random: the term's cost falls with it."""
     head: HeadConfig = HeadConfig(hidden=512, layers=3, bottleneck=128, prototypes=4096)
-    student_temperature: Annotated[float, Field(gt=0)] = 0.1
-    teacher_temperature: float | Schedule = 0.04
-    centring: CentringConfig = CentringConfig()
 
     def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> MatchedPatches:
         """Make the term.
@@ -49,7 +44,7 @@ class MatchedPatchesConfig(ObjectiveConfig):
         return MatchedPatches(self, embed_dim, groups)
 
 
-class MatchedPatches(Objective):
+class MatchedPatches(PrototypeTerm):
     """Mean over matched patches of the cross-entropy from the teacher's to the student's prototype distribution.
 
     Javidani et al. (arXiv 2310.18651), the patch-level loss. Departures from the reference: boxes are the images' own,
@@ -59,40 +54,20 @@ class MatchedPatches(Objective):
     """
 
     def __init__(self, config: MatchedPatchesConfig, embed_dim: int, groups: Mapping[str, ViewGroup]) -> None:
-        super().__init__()
-        self.config, self.embed_dim, self.groups = config, embed_dim, dict(groups)
+        super().__init__(config, embed_dim)
+        self.config, self.groups = config, dict(groups)
         refuse_moved_pixels("matched_patches", groups)
-        self.centre = TeacherCentre(config.head.prototypes, config.centring)
-
-    def build_heads(self, role: Role) -> PrototypeHead:
-        """A head for patches, the same for both networks."""
-        return self.config.head.build(self.embed_dim)
-
-    def frozen(self, heads: nn.Module, progress: Progress) -> Iterator[nn.Parameter]:
-        """The prototypes, during the first epochs."""
-        assert isinstance(heads, PrototypeHead)
-        if self.config.head.frozen(progress):
-            yield from heads.prototype_parameters()
 
     def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
         """Match, gather, project, compare. Without any match the term is 0 and still differentiable."""
-        assert isinstance(student.heads, PrototypeHead) and isinstance(teacher.heads, PrototypeHead)
         config = self.config
         tokens = match_view_groups(
             views, self.groups, student.features, teacher.features, rule=config.rule, weight=config.match_weight,
             max_scale_ratio=config.max_scale_ratio, bilinear=config.bilinear, share=config.share,
         )  # fmt: skip
         device = views.seed.device
-        online = Prototypes(
-            student.heads.bottleneck(gather_patches(student.features, tokens.student_rows)),
-            student.heads.prototypes(),
-            config.student_temperature,
-        )
-        with torch.no_grad():
-            patches = gather_patches(teacher.features, tokens.teacher_rows)
-            temperature = value_at(config.teacher_temperature, progress)
-            target = Prototypes(teacher.heads.bottleneck(patches), teacher.heads.prototypes(), temperature)
-            centre = self.centre.for_targets(target)
+        online = self.online(student, gather_patches(student.features, tokens.student_rows))
+        target, centre = self.target(teacher, gather_patches(teacher.features, tokens.teacher_rows), progress)
         # The mean runs over the matches of all processes, so that their number does not change the loss.
         matches = all_reduce_sum(tokens.pairs.weight.sum().to(device)) / world_size()
         loss = prototype_cross_entropy(online, target, centre, to_device(tokens.pairs, device)) / matches.clamp_min(
@@ -106,7 +81,3 @@ class MatchedPatches(Objective):
         patches = sum(f.patches.shape[:-1].numel() for f in student.features.values())
         matched = sum(r.numel() for r in rows.values())
         return {"matched_share": torch.tensor(matched / patches, device=centre.device)} | watch_targets(target, centre)
-
-    def finish_step(self) -> None:
-        """Move the centre."""
-        self.centre.finish_step()

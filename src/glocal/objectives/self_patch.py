@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from glocal.errors import ConfigError, ModelError
 from glocal.matching.neighbours import Border, Neighbours, neighbours
@@ -17,12 +17,13 @@ from glocal.models.features import Features
 from glocal.models.heads import PrototypeHead
 from glocal.models.initialisation import initialise
 from glocal.models.vit import VisionTransformer
-from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
-from glocal.objectives.centring import CentringConfig, TeacherCentre
-from glocal.objectives.image_level import HeadConfig, pair_table, repeat_over_batch, watch_targets
+from glocal.objectives.base import Branch, Role, Term
+from glocal.objectives.centring import TeacherCentre
+from glocal.objectives.image_level import pair_table, repeat_over_batch
 from glocal.objectives.neighbourhood import weighted_mean, wrapped
+from glocal.objectives.prototype_term import HeadConfig, PrototypeTerm, PrototypeTermConfig, watch_targets
 from glocal.objectives.prototypes import Pairs, Prototypes, prototype_cross_entropy
-from glocal.objectives.schedules import Progress, Schedule, value_at
+from glocal.objectives.schedules import Progress, Schedule
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 from glocal.views.randomness import fold_in, uniforms
@@ -30,7 +31,7 @@ from glocal.views.randomness import fold_in, uniforms
 _SALT = sum(b"self_patch")
 
 
-class SelfPatchConfig(ObjectiveConfig):
+class SelfPatchConfig(PrototypeTermConfig):
     """The term of patches and their neighbours: who the neighbours are, how they are summed up, what is compared."""
 
     kind: Literal["self_patch"] = "self_patch"
@@ -58,9 +59,6 @@ class SelfPatchConfig(ObjectiveConfig):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each view's patches that take part in a step, drawn at random: the term's cost falls with it."""
     head: HeadConfig = HeadConfig(hidden=512, bottleneck=128, prototypes=4096)
-    student_temperature: Annotated[float, Field(gt=0)] = 0.1
-    teacher_temperature: float | Schedule = 0.04
-    centring: CentringConfig = CentringConfig()
 
     def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> SelfPatch:
         """Make the term.
@@ -85,7 +83,7 @@ class _Chosen(NamedTuple):
     contexts: list[KeysValues] | None
 
 
-class SelfPatch(Objective):
+class SelfPatch(PrototypeTerm):
     """Mean over patches of the cross-entropy from the teacher's summed-up neighbourhood to the student's patch.
 
     Yun et al. 2022, "Patch-level representation learning for self-supervised vision transformers", section 3. Student
@@ -100,11 +98,10 @@ class SelfPatch(Objective):
     """
 
     def __init__(self, config: SelfPatchConfig, embed_dim: int, groups: Mapping[str, ViewGroup]) -> None:
-        super().__init__()
-        self.config, self.embed_dim = config, embed_dim
+        super().__init__(config, embed_dim)
+        self.config = config
         self.groups = _same_views(config, groups)
         self.num_heads: int | None = None
-        self.centre = TeacherCentre(config.head.prototypes, config.centring)
         self.summary_views: list[tuple[str, int]] = []
         self.summary_pairs: list[tuple[int, int, float]] = []
         self.summary_centre: TeacherCentre | None = None
@@ -158,25 +155,14 @@ class SelfPatch(Objective):
             initialise(head.aggregator, self.config.head.init)
         return head
 
-    def frozen(self, heads: nn.Module, progress: Progress) -> Iterator[nn.Parameter]:
-        """The prototypes, during the first epochs."""
-        assert isinstance(heads, PrototypeHead)
-        if self.config.head.frozen(progress):
-            yield from heads.prototype_parameters()
-
     def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
         """Match, sum up, project, compare."""
-        assert isinstance(student.heads, PrototypeHead) and isinstance(teacher.heads, PrototypeHead)
-        config, temperature = self.config, value_at(self.config.teacher_temperature, progress)
         with torch.no_grad():
             chosen = {name: self._choose(name, teacher, views) for name in self.groups}
             summed = torch.cat([self._sum_up(teacher, group).flatten(0, 1) for group in chosen.values()])
-            tokens = teacher.heads.bottleneck(summed)
-            target = Prototypes(tokens, teacher.heads.prototypes(), temperature)
-            centre = self.centre.for_targets(target)
+        target, centre = self.target(teacher, summed, progress)
         patches = torch.cat([_rows(student.features[name].patches.flatten(0, 1), c.row) for name, c in chosen.items()])
-        tokens = student.heads.bottleneck(patches)
-        online = Prototypes(tokens, student.heads.prototypes(), config.student_temperature)
+        online = self.online(student, patches)
         loss = prototype_cross_entropy(online, target, centre, self._pairs(chosen))
         scalars = self._watch(chosen) | watch_targets(target, centre) if watch else {}
         if self.summary_centre is not None:
@@ -187,7 +173,7 @@ class SelfPatch(Objective):
 
     def finish_step(self) -> None:
         """Move the centres."""
-        self.centre.finish_step()
+        super().finish_step()
         if self.summary_centre is not None:
             self.summary_centre.finish_step()
 

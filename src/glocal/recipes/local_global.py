@@ -10,9 +10,9 @@ photometric augmentation drawn anew for every patch.
 from __future__ import annotations
 
 from glocal.models.vit import BackboneConfig
-from glocal.objectives.image_level import HeadConfig
 from glocal.objectives.local_global_reference import LocalGlobalReferenceConfig
 from glocal.objectives.matched_patches import MatchedPatchesConfig
+from glocal.objectives.prototype_term import HeadConfig
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.scales import SCALES, Scale, multi_crop
 from glocal.training.config import RunConfig, TrainingConfig
@@ -30,7 +30,7 @@ def local_global(preset: str, data: str, out: str) -> RunConfig:
 def pw_self(preset: str, data: str, out: str) -> RunConfig:
     """Local-Global with colours drawn for every patch of the student's views, on top of those of the view."""
     config = local_global(preset, data, out)
-    ops = photometric.patch_literal(probability=0.5, seen_by="student")
+    ops = photometric.patch_literal(probability=0.2, seen_by="student")
     views = {name: with_patch_operations(group, ops) for name, group in config.views.items()}
     return config.model_copy(update={"recipe": "pw-self", "views": views})
 

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glocal.models.vit import BackboneConfig
-from glocal.objectives.image_level import HeadConfig, ImageLevelConfig
+from glocal.objectives.image_level import ImageLevelConfig
 from glocal.objectives.instance import InstanceConfig
 from glocal.objectives.local_group import LocalGroupConfig
+from glocal.objectives.prototype_term import HeadConfig
 from glocal.objectives.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.relation import TokenMean
 from glocal.objectives.schedules import Schedule

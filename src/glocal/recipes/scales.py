@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glocal.data import ImageSource
 from glocal.models.vit import BackboneConfig
 from glocal.objectives.centring import CentringConfig
-from glocal.objectives.image_level import HeadConfig
+from glocal.objectives.prototype_term import HeadConfig
 from glocal.objectives.schedules import Schedule
 from glocal.training.config import OptimiserConfig, TeacherConfig, TrainingConfig
 from glocal.views.groups import Pipeline, ViewGroup

@@ -13,7 +13,8 @@ and others' figures; not yet reproduced here).
 from __future__ import annotations
 
 from glocal.models.vit import BackboneConfig
-from glocal.objectives.image_level import HeadConfig, ImageLevelConfig
+from glocal.objectives.image_level import ImageLevelConfig
+from glocal.objectives.prototype_term import HeadConfig
 from glocal.objectives.self_patch import SelfPatchConfig
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.local_global import pw_self

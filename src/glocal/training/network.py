@@ -91,10 +91,11 @@ class SelfDistillation(nn.Module):
                 student = Branch(self.student.backbone, self.student.heads[name], student_features)
                 teacher = Branch(self.teacher.backbone, self.teacher.heads[name], teacher_features)
                 term = objective(student, teacher, views, progress, given.watch)
-                total = total + value_at(self.weights[name], progress) * term.loss  # type: ignore[arg-type]
+                weighted = value_at(self.weights[name], progress) * term.loss  # type: ignore[arg-type]
+                total = total + weighted
                 scalars[name] = term.loss.detach()
-                if given.watch and term.loss.requires_grad:
-                    scalars[f"{name}.feature_gradient"] = _gradient_norm(term.loss, student_features)
+                if given.watch and weighted.requires_grad:
+                    scalars[f"{name}.feature_gradient"] = _gradient_norm(weighted, student_features)
                 scalars |= {f"{name}.{key}": value.detach() for key, value in term.scalars.items()}
         if given.watch:
             scalars["teacher_cls"] = next(iter(teacher_features.values())).cls.flatten(0, 1).detach().float()
@@ -143,11 +144,13 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
 
 
 def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:
-    """How hard a term pulls at the backbone: the norm of its gradient by the student's embeddings. Costs a backward
-    pass through the term's own head, not through the backbone."""
+    """How hard a weighted term pulls at the backbone: the norm of its gradient by the student's embeddings. Costs a backward
+    pass through the term's own head, not through the backbone.
+    """
     embeddings = [t for f in features.values() for t in (f.cls, f.patches)]
     found = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
-    return torch.stack([g.float().norm() for g in found if g is not None] or [loss.new_zeros(())]).norm()
+    norms = [torch.linalg.vector_norm(g.float()) for g in found if g is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
 
 
 def _seeded(config: RunConfig, part: str, build):  # type: ignore[no-untyped-def]
