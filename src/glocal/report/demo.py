@@ -1,7 +1,8 @@
 """What the demo asks of a model, in words a visitor understands; and the same asked of raw pixels and random weights.
 
 Global: tiles of 18 photographs are the gallery; a distorted crop of a tile (a part of it, mirrored or not, recoloured,
-blurred) is the query. From which photograph does the nearest tile come? Local: the same patch in two crops of a tile.
+blurred) is the query. From which photograph does the nearest tile come? Local: the same of a single patch of the crop,
+searched among all patches of all tiles.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.data import ImageSource, open_source
-from glocal.evaluation.base import Work
-from glocal.evaluation.correspondence import Correspondence
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
 from glocal.models.vit import VisionTransformer
@@ -104,14 +103,9 @@ def measure(config: RunConfig) -> Answers:
         "trained": patches_by_encoder(trained),
     }
     one_patch = [100 * retrieve_patches(embed, queries, tiles, source.labels) for embed in patch_embeds.values()]
-    local = Correspondence(images=300)
-    work = Work(progress=False)
-    patches = [local.run_on_pixels(source, side, config.backbone.patch_size, work)]
-    patches += [local.run(encoder, {"test": source}, work).numbers for encoder in (untrained, trained)]
     rows = [
         ("global: which of 18 photographs is this distorted crop from?", [100 * r.accuracy for r in found.values()]),
         ("local: which of 18 photographs is this one patch of the crop from?", one_patch),
-        ("local: which of 64 patches of another crop shows the same place?", [p["accuracy"] for p in patches]),
     ]
     return Answers(tuple(embeds), rows, queries, tiles, found, trained)
 
