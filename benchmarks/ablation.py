@@ -24,7 +24,7 @@ from glocal.recipes import configure
 
 # Small enough that 32,000 images take some two or three minutes of one core; every method gets exactly these.
 TWO_CORES = [
-    "backbone.embed_dim=64", "backbone.depth=3", "backbone.num_heads=4", "views.local=null", "training.batch_size=64",
+    "backbone.embed_dim=64", "backbone.depth=3", "backbone.num_heads=4", "training.batch_size=64",
     "training.steps=500", "teacher.momentum=0.95", "optimiser.warmup_epochs=0.05", "speed.workers=0", "speed.device=cpu",
 ]  # fmt: skip
 COMMON = ["probe.enabled=false", "training.log_every=100"]

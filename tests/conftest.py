@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+
+# One thread, before torch is imported: the tensors are tiny, and sums cut over threads round differently.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import HeadConfig, ImageLevelConfig, MatchedPatchesConfig
 from glocal.training.config import RunConfig
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.groups import ViewGroup
+
+# The same examples on every machine and no time limit for one: a loaded machine must not fail a test.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 SMALL_HEAD = HeadConfig(hidden=32, layers=2, bottleneck=16, prototypes=24, frozen_epochs=0)
 GROUPS = {

@@ -45,6 +45,7 @@ def test_overrides_are_typed(override, value):
         ("training.batch_size=1.5", "training.batch_size"),
         ("training", "Write key=value"),
         ("seed.x=1", "single value"),
+        ("objectives.ptach=null", "Did you mean 'patch'"),
         ("views.global.photometric.7=[]", "list of 1"),
         ("views.global.size=30", "patches of 8 do not divide"),
         ("views.global.area=[0.5, 1.5]", "at most 1"),

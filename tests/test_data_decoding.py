@@ -132,7 +132,7 @@ def test_draft_never_goes_below_what_was_asked(width: int, height: int, at_least
     shorter = min(decode_image(data, at_least=at_least).size)
     assert shorter >= min(at_least, width, height)
     # It shrinks by 2, 4 or 8 whenever the next power of two allows.
-    assert shorter < 2 * at_least or shorter <= -(-min(width, height) // 8)
+    assert shorter <= 2 * at_least or shorter <= -(-min(width, height) // 8)
 
 
 def test_draft_keeps_png_whole() -> None:

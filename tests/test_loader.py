@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +181,36 @@ def test_nothing_readable_is_an_error_that_says_so(workers: int) -> None:
     with pytest.raises(DataError, match=r"^6 images in a row of pictures .* picture-\d is broken") as caught:
         _batches(Pictures(6, broken=tuple(range(6))), workers=workers)
     assert "worker process" not in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_with_the_loop_that_left_early() -> None:
+    batches = iter(make_loader(Pictures(9), GROUPS, batch_size=4, seed=0, workers=2, total_steps=50))  # type: ignore[arg-type]
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    del batches
+    assert not multiprocessing.active_children()
+
+
+def test_workers_survive_a_signal_to_the_group_but_not_the_end_of_their_parent(tmp_path: Path) -> None:
+    """A process that leaves by an uncaught error while a loader lives must exit."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, signal, sys\n"
+        f"sys.path[:0] = {sys.path!r}\n"
+        "from test_loader import GROUPS, Pictures, make_loader\n"
+        "batches = iter(make_loader(Pictures(9), GROUPS, batch_size=4, seed=0, workers=2, total_steps=60))\n"
+        "next(batches)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "os.system(f'kill -TERM -- -{os.getpgid(0)}')\n"
+        "for _ in range(40):\n"
+        "    next(batches)\n"
+        "raise ValueError(f'{len(multiprocessing.active_children())} workers still there')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, start_new_session=True, check=False
+    )
+    assert run.returncode == 1 and run.stderr.endswith("ValueError: 2 workers still there\n"), run.stderr
 
 
 def test_the_global_generator_is_left_alone() -> None:
@@ -193,7 +227,7 @@ def test_sizes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
         _batches(Pictures(5), batch_size=4, world_size=3)
     usage = shutil.disk_usage("/")._replace(free=20_000)
     monkeypatch.setattr("glocal.views.loader.shutil.disk_usage", lambda _: usage)
-    monkeypatch.setattr("glocal.views.loader._SHARED_MEMORY", __import__("pathlib").Path("/"))
+    monkeypatch.setattr("glocal.views.loader._SHARED_MEMORY", Path("/"))
     with pytest.raises(TrainingError, match=r"need 0 MB of shared memory .* set speed.workers to 0"):
         _batches(Pictures(5), workers=2)
 

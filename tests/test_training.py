@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def config_for(folder: Path, out: Path, *more: str, recipe: str = "pw-self"):
-    return configure(recipe, data=str(folder), out=str(out), preset="cifar", overrides=[*FAST, *more])
+    return configure(recipe, data=str(folder), out=str(out), preset="small", overrides=[*FAST, *more])
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -156,7 +156,7 @@ def test_starting_from_weights(folder, tmp_path):
         "dino",
         data=str(folder),
         out=str(tmp_path / "second"),
-        preset="cifar",
+        preset="small",
         init=str(first),
         overrides=[*FAST, "training.steps=1", "optimiser.learning_rate=1e-12"],
     )

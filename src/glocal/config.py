@@ -97,7 +97,7 @@ def _set_path(data: dict[str, Any], kind: type[Config], keys: list[str], value: 
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key
-            if key not in node and not (last and model is None):
+            if key not in node and not (last and model is None and value is not None):
                 names = list(model.model_fields) if model is not None else list(node)
                 raise ConfigError(
                     f"{path}: there is no setting '{key}' here.{nearest_name(key, names)} Allowed: {', '.join(names)}."

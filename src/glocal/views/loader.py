@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,13 +121,22 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
 
 
 class ViewLoader(DataLoader[LoadedBatch]):
-    """A DataLoader that raises what `ViewDataset` returns as an error."""
+    """A DataLoader that raises what `ViewDataset` returns as an error, and then ends its workers at once.
+
+    Workers live as long as one pass, which is a whole run. Kept alive beyond it (`persistent_workers`), they would
+    outlast an error through the loader that its traceback holds.
+    """
 
     def __iter__(self) -> Iterator[LoadedBatch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, GlocalError):
-                raise batch
-            yield batch
+        batches = super().__iter__()
+        try:
+            for batch in batches:
+                if isinstance(batch, GlocalError):
+                    raise batch
+                yield batch
+        finally:
+            # The iterator ends its workers when it is freed; the frame of a traceback must not hold it.
+            del batches
 
 
 def make_loader(
@@ -166,7 +177,6 @@ def make_loader(
         sampler=sampler,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        persistent_workers=workers > 0,
         pin_memory=pin_memory,
         worker_init_fn=_leave_signals_to_the_parent,
         # A loader draws a seed for its workers when iterated; from the global generator if it has none of its own.
@@ -183,11 +193,23 @@ def _empty_bytes(*shape: int) -> Tensor:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Schedulers and terminals send SIGTERM and SIGINT to the whole process group. A worker that died of one would fail
-    the run before its checkpoint is written; workers end when the parent does.
+    """Ignore SIGINT, and SIGTERM unless this worker's own parent sent it.
+
+    Schedulers and terminals signal the whole process group. A worker that died of it would fail the run before its
+    checkpoint is written. But a parent that exits with a loader still alive ends its workers by SIGTERM and waits for
+    them, so that ignoring the signal altogether would keep the parent from ever exiting.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where workers die of SIGTERM
+        # Threads made from here on inherit the mask, so the one that waits is the only one to get the signal.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _check_shared_memory(groups: Mapping[str, ViewGroup], images: int, workers: int) -> None:
