@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -94,6 +95,9 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run the command; an error that a person can mend is printed as its text, without a traceback."""
+    # Before torch is imported: its CPU tensors then ask for huge pages. Fresh memory costs page faults, dear on virtual
+    # machines: 11 to 14 % less CPU time for a ViT-Ti step was measured with it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         app()
     except GlocalError as error:
