@@ -62,7 +62,7 @@ def cifar() -> Scale:
         centring=CentringConfig(method="sinkhorn"),
         optimiser=OptimiserConfig(learning_rate=2e-3, scaling="none", warmup_epochs=1.0, weight_decay=0.04),
         teacher=TeacherConfig(momentum=Schedule(start=0.97, end=1.0)),
-        training=TrainingConfig(batch_size=128, epochs=8),
+        training=TrainingConfig(batch_size=128, epochs=5),
     )
 
 
