@@ -160,3 +160,22 @@ def _seconds(command, subprocess) -> float:
     began = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began
+
+
+def test_a_run_shows_what_it_is_about_to_see(trained):
+    assert {p.name for p in (trained / "pictures").iterdir()} == {"views.png", "matches.png", "data.png"}
+
+
+def test_protocols_run_during_training_and_leave_the_weights_alone(photos, tmp_path):
+    weights = []
+    for name, more in (("with", [f"probe.evaluations={{logistic: {photos}}}"]), ("without", ["probe.enabled=false"])):
+        out = tmp_path / name
+        more = [*more, "backbone.drop_path=0.2"]
+        result = run(
+            "pretrain", "dino", f"data={photos}", f"out={out}", *[w for w in FAST if "patch.head" not in w], *more
+        )
+        assert result.exit_code == 0, result.output
+        weights.append(torch.load(out / "checkpoints" / "last.pt", weights_only=True)["student"])
+    records = [json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()]
+    assert any(key.startswith("logistic.") for key in records[-1])
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

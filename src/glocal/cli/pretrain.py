@@ -19,6 +19,7 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
         _print_help()
         return
     from glocal.recipes import configure, continue_run
+    from glocal.report.views import draw_start
     from glocal.training.loop import pretrain
 
     own, overrides = split_settings(words, OWN)
@@ -38,7 +39,7 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
         recipe, data=own["data"], out=own["out"], preset=own.get("preset"), init=own.get("init"),
         file=own.get("config"), overrides=overrides,
     )  # fmt: skip
-    pretrain(config)
+    pretrain(config, at_start=draw_start)
 
 
 def _print_help() -> None:

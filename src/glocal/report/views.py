@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -77,6 +78,14 @@ def contact_sheet(source: ImageSource, config: RunConfig, images: int = 8, seed:
             shown += [to_image(p, IMAGENET_MEAN, IMAGENET_STD, scale) for p in views.groups[name].pixels[0]]
         lines.append(row(shown))
     return with_margin(column(lines))
+
+
+def draw_start(config: RunConfig, source: ImageSource, folder: Path) -> None:
+    """What a run is about to see: `views.png` and `matches.png` of its first image, and a contact sheet of eight."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw_views(source, 0, config).save(folder / "views.png")
+    draw_matches(source, 0, config).save(folder / "matches.png")
+    contact_sheet(source, config).save(folder / "data.png")
 
 
 def make_views(source: ImageSource, index: int, config: RunConfig, seed: int = 0) -> Views:

@@ -76,6 +76,9 @@ class ProbeConfig(Config):
     """Labelled images for the probe; null: those of the run's own data, held-out part and rest."""
     neighbours: Positive = 20
     enabled: bool = True
+    """Whether the k-NN probe runs."""
+    evaluations: dict[str, str] = Field(default_factory=dict)
+    """Protocols to run at the same steps, by name, and their data: `probe.evaluations={knn-seg: camvid/}`."""
 
 
 class SpeedConfig(Config):

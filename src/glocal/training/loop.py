@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from glocal.training.metrics import Display, MetricsLog, Stopwatch, return_freed
 from glocal.training.monitor import CollapseMonitor, check_finite
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 from glocal.training.optimiser import build_optimiser, clip_gradients, learning_rate_schedule, set_schedules
-from glocal.training.outputs import export_teacher, load_start, training_probe
+from glocal.training.outputs import Probe, export_teacher, load_start, training_probes
 from glocal.training.run_folder import RunFolder
 from glocal.views.augment import augment
 from glocal.views.batch import Views
@@ -62,7 +62,11 @@ class Run:
         return Progress(step, self.steps, self.steps_per_epoch)
 
 
-def pretrain(config: RunConfig, *, resume: bool = False) -> Path:
+AtStart = Callable[[RunConfig, ImageSource, Path], object]
+"""Called once by the first process of a new run, with its configuration, its images and the folder for pictures."""
+
+
+def pretrain(config: RunConfig, *, resume: bool = False, at_start: AtStart | None = None) -> Path:
     """Pretrain as configured and return the run folder.
 
     With `resume`, the run in `config.out` goes on from its last checkpoint; on a CPU the result is bit for bit that of
@@ -76,6 +80,8 @@ def pretrain(config: RunConfig, *, resume: bool = False) -> Path:
     first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
     with folder if first else contextlib.nullcontext():
         run = _prepare(config, folder, resume)
+        if at_start is not None and run.first and not resume:
+            at_start(config, run.source, folder.pictures)
         _train(run)
     return folder.path
 
@@ -136,7 +142,7 @@ def _train(run: Run) -> None:
     config, model, optimiser = run.config, run.model, run.optimiser
     log = MetricsLog(run.folder.metrics, enabled=run.first)
     log.cut_after(run.done)
-    probe = training_probe(config, run.source) if run.first else None
+    probes = training_probes(config, run.source) if run.first else []
     probe_every = config.probe.every or max(1, run.steps // 10)
     rate = learning_rate_schedule(config.optimiser, config.training.batch_size)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -145,8 +151,8 @@ def _train(run: Run) -> None:
     running: dict[str, Tensor] = {}
     with Display(run.steps, run.done, enabled=run.first) as display, _stop_requested() as stop:
         _introduce(run, display)
-        if probe is not None and run.done == 0:
-            _record_probe(run, probe, log, display, 0)
+        if probes and run.done == 0:
+            _record_probes(run, probes, log, display, 0)
         batches = iter(_loader(run))
         began = time.perf_counter()
         step = run.done
@@ -195,8 +201,8 @@ def _train(run: Run) -> None:
                 return_freed_memory()
                 for message in monitor.look(record, warm=step > run.steps // 10):
                     display.say(message, style="bold yellow")
-            if probe is not None and (step % probe_every == 0 or step == run.steps):
-                _record_probe(run, probe, log, display, step)
+            if probes and (step % probe_every == 0 or step == run.steps):
+                _record_probes(run, probes, log, display, step)
             stopping = logging and _agree(run, stop.requested) if run.fabric.world_size > 1 else stop.requested
             if stopping or step % config.training.checkpoint_every == 0 or step == run.steps:
                 _save(run, step, running)
@@ -279,10 +285,10 @@ def _save(run: Run, step: int, running: dict[str, Tensor]) -> None:
         save_checkpoint(run.folder.last.with_name(f"step-{step}.pt"), run.model, run.optimiser, step, images)
 
 
-def _record_probe(run: Run, probe: Any, log: MetricsLog, display: Display, step: int) -> None:
-    numbers = {name: value for name, value in probe(run.model.teacher.backbone).items() if name.endswith("top1")}
+def _record_probes(run: Run, probes: list[Probe], log: MetricsLog, display: Display, step: int) -> None:
+    numbers = {name: value for probe in probes for name, value in probe(run.model.teacher.backbone).items()}
     log.write({"step": step, **numbers})
-    display.say(f"step {step} · " + " · ".join(f"{name} {value:.1%}" for name, value in numbers.items()))
+    display.say(f"step {step} · " + " · ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
 
 
 def _note_unreadable(run: Run, found: list[tuple[str, str]], display: Display) -> None:

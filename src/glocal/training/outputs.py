@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from glocal.data import ImageSource, hold_out, open_source
 from glocal.errors import ConfigError
+from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, Work
 from glocal.evaluation.knn import KnnProbe
 from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
@@ -30,7 +32,25 @@ def load_start(model: SelfDistillation, spec: str) -> LoadReport:
     return report
 
 
-def training_probe(config: RunConfig, source: ImageSource) -> Callable[[VisionTransformer], dict[str, float]] | None:
+Probe = Callable[[VisionTransformer], dict[str, float]]
+"""From the teacher's backbone to named figures."""
+
+
+def training_probes(config: RunConfig, source: ImageSource) -> list[Probe]:
+    """Everything that is measured at a period: the k-NN probe where labels are, and the protocols asked for.
+
+    They draw from no generator of the run's: a run with probes and one without give the same weights.
+
+    Raises:
+        ConfigError: for labels that can't serve, or an unknown protocol; before training starts.
+    """
+    probes = [_knn_probe(config, source)] if config.probe.enabled else []
+    for name, data in config.probe.evaluations.items():
+        probes.append(_protocol_probe(config, PROTOCOLS[name](), name, data))
+    return [_leaving_generators(probe) for probe in probes if probe is not None]
+
+
+def _knn_probe(config: RunConfig, source: ImageSource) -> Probe | None:
     """The k-NN probe of this run, or None where no labels are.
 
     Without `probe.data`, a held-out share of the run's own labelled images is classified by neighbours among the rest.
@@ -38,8 +58,6 @@ def training_probe(config: RunConfig, source: ImageSource) -> Callable[[VisionTr
     """
     settings = config.probe
     labelled = open_source(settings.data) if settings.data is not None else source
-    if not settings.enabled:
-        return None
     if labelled.labels is None or len(np.unique(labelled.labels)) < 2 or len(labelled) < 4:
         if settings.data is not None:
             raise ConfigError(
@@ -49,30 +67,52 @@ def training_probe(config: RunConfig, source: ImageSource) -> Callable[[VisionTr
     rest, queries = hold_out(labelled, min(settings.queries, max(1, len(labelled) // 5)), seed=config.seed)
     bank, _ = hold_out(rest, max(0, len(rest) - settings.bank), seed=config.seed)
     probe = KnnProbe(bank, queries, ks=(settings.neighbours,), workers=0)
-    side = max(max(group.height_width) for group in config.views.values())
 
     def run(backbone: VisionTransformer) -> dict[str, float]:
-        return probe.run(_encoder(config, backbone, side))
+        numbers = probe.run(_encoder(config, backbone))
+        return {name: value for name, value in numbers.items() if name.endswith("top1")}
+
+    return run
+
+
+def _protocol_probe(config: RunConfig, protocol: ProtocolConfig, name: str, data: str) -> Probe:
+    """A protocol as the command runs it, with its own defaults; figures in per cent as the command prints them."""
+
+    def run(backbone: VisionTransformer) -> dict[str, float]:
+        result = protocol.run(_encoder(config, backbone), data, Work(progress=False))
+        return {f"{name}.{key}": value for key, value in result.numbers.items()}
+
+    return run
+
+
+def _leaving_generators(probe: Probe) -> Probe:
+    def run(backbone: VisionTransformer) -> dict[str, float]:
+        with torch.random.fork_rng(devices=[]):
+            return probe(backbone)
 
     return run
 
 
 def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:
     """Write the teacher's backbone so that `glocal.load` and timm read it."""
-    side = max(max(group.height_width) for group in config.views.values())
     export_backbone(
-        backbone, folder, mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=side,
+        backbone, folder, mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=_side(config),
         extra={"recipe": config.recipe, "step": step},
     )  # fmt: skip
 
 
-def _encoder(config: RunConfig, backbone: VisionTransformer, side: int) -> Encoder:
+def _side(config: RunConfig) -> int:
+    """Pixels at which a run's backbone is evaluated: its largest views'."""
+    return max(max(group.height_width) for group in config.views.values())
+
+
+def _encoder(config: RunConfig, backbone: VisionTransformer) -> Encoder:
     return Encoder(
         name=config.out,
         backbone=backbone,
         embed_dim=backbone.embed_dim,
         patch_size=config.backbone.patch_size,
-        image_size=side,
+        image_size=_side(config),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         report=None,
