@@ -95,6 +95,7 @@ class SpeedConfig(Config):
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode and crop; null: all cores but one on a GPU machine, one on a small CPU machine."""
     compile: bool = False
+    """Compile every block. For GPUs, not measured there yet; on a CPU it costs half a minute and brings nothing."""
     checkpoint_blocks: bool = False
     """Recompute block activations in the backward pass: about a third more time, far less memory."""
     decode_at_least: Positive | None = 512
