@@ -89,6 +89,8 @@ def test_show_draws_a_picture(photos, tmp_path, what):
     assert result.exit_code == 0, result.output
     with Image.open(out) as picture:
         assert min(picture.size) > 100
+    one = run("show", what, str(photos / "train" / "red" / "1.png"), f"out={out}")
+    assert one.exit_code == 0, one.output
     sheet = run("show", what, str(photos / "train"), "preset=small", f"out={out}", "images=2")
     assert sheet.exit_code == 0
 

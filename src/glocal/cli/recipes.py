@@ -13,7 +13,7 @@ from glocal.config import to_yaml
 
 def run(recipe: str | None, words: Sequence[str]) -> None:
     """List all recipes, or print one's configuration and the reasons for it."""
-    from glocal.recipes import RECIPES, configure, find_recipe
+    from glocal.recipes import RECIPES, UNNAMED, configure, find_recipe
 
     console = Console(width=140)
     if recipe is None:
@@ -26,7 +26,7 @@ def run(recipe: str | None, words: Sequence[str]) -> None:
         )
         return
     own, overrides = split_settings(words, ("data", "preset"))
-    config = configure(recipe, data=own.get("data", "DATA"), out="RUN", preset=own.get("preset"), overrides=overrides)
+    config = configure(recipe, data=own.get("data", UNNAMED), out="RUN", preset=own.get("preset"), overrides=overrides)
     console.print(find_recipe(recipe).documentation, highlight=False)
     console.print()
     console.print(to_yaml(config), highlight=False, markup=False)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from glocal.config import apply_overrides, validate
+from glocal.data import ImageSource, open_source
 from glocal.errors import ConfigError, nearest_name
 from glocal.recipes import dino as _dino
 from glocal.recipes import local_global as _local_global
@@ -21,6 +22,10 @@ from glocal.training.run_folder import read_run_config
 
 # What a continued run may change: where its data lies now, and how fast, how often and how long it goes.
 _MAY_CHANGE = ("data", "speed.", "probe.", "training.log_every", "training.checkpoint_every", "training.keep_every")
+
+
+UNNAMED = "DATA"
+"""Stands for data that nobody has named yet, when a recipe is only shown."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def configure(
     """
     found = find_recipe(recipe)
     if preset is None:
-        preset = _choose_preset(found, data)
+        preset = found.presets[0] if data == UNNAMED else choose_preset(recipe, open_source(data))
     if preset not in found.presets:
         raise ConfigError(
             f"preset={preset}: recipe '{recipe}' has no such preset.{nearest_name(preset, found.presets)} Allowed: {', '.join(found.presets)}."
@@ -143,13 +148,10 @@ def pretrain(recipe: str, *, data: str, out: str, resume: bool = False, **settin
     return run(configure(recipe, data=data, out=out, preset=preset, init=init, overrides=overrides))
 
 
-def _choose_preset(recipe: Recipe, data: str) -> str:
-    """The preset that suits the data; a recipe of its own presets takes the first."""
-    if recipe.presets != _SCALED or data == "DATA":
-        return recipe.presets[0]
-    from glocal.data import open_source
-
-    return choose_scale(open_source(data))[0]
+def choose_preset(name: str, source: ImageSource) -> str:
+    """The preset of a recipe that suits these images; a recipe with presets of its own takes the first."""
+    recipe = find_recipe(name)
+    return choose_scale(source)[0] if recipe.presets == _SCALED else recipe.presets[0]
 
 
 def _apply_file(config: RunConfig, path: Path) -> RunConfig:
