@@ -30,6 +30,12 @@ GROUPS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _exact_products():
+    """A run sets torch's global precision of float32 products; no test may depend on which ran before it."""
+    torch.set_float32_matmul_precision("highest")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real image sets, or a skip that says what is missing."""

@@ -422,8 +422,10 @@ def test_mugs_recipe_has_three_terms_and_crops_of_the_teachers_own(preset):
     assert list(config.active_objectives()) == ["instance", "local_group", "group"]
     views = config.views
     assert (views["teacher"].seen_by, views["teacher"].strong) == ("teacher", None)
-    assert (views["global"].strong_coin, views["local"].strong_coin) == ("image", "view")
-    assert views["global"].strong is not None and views["local"].strong_probability == 0.5
+    assert views["global"].strong_coin == "image" and views["global"].strong is not None
+    assert ("local" in views) == (preset != "cifar")
+    if "local" in views:
+        assert (views["local"].strong_coin, views["local"].strong_probability) == ("view", 0.5)
     left = configure("mugs", data="DATA", out="unused", preset=preset, overrides=["objectives.local_group.weight=0"])
     assert list(left.active_objectives()) == ["instance", "group"]
 
