@@ -22,9 +22,9 @@ from torch import Tensor
 
 from glocal.distributed import all_reduce_sum
 
-# Elements of one chunk of logits. On a CPU a chunk should stay in the last-level cache (2**21 floats are 8 MiB); on a
+# Elements of one chunk of logits. On a CPU a chunk should stay in the last-level cache (2**22 floats are 16 MiB); on a
 # GPU a chunk must be large enough to fill the card (2**26 floats are 256 MiB).
-_CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+_CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
 
 
 class Pairs(NamedTuple):
