@@ -301,3 +301,18 @@ def test_sigterm_to_the_whole_group_saves_and_ends_cleanly(folder, tmp_path):
     assert process.returncode == 0, said.decode()[-2000:]
     assert b"resume=true continues" in said
     assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] > 0
+
+
+def test_mugs_records_how_pure_its_neighbours_are(folder, tmp_path):
+    fast = [w for w in FAST if not w.startswith("objectives.image")]
+    more = [
+        "training.steps=12",
+        "objectives.local_group.memory=64",
+        "objectives.local_group.queue=64",
+        "objectives.instance.queue=64",
+    ]
+    out = pretrain(
+        configure("mugs", data=str(folder), out=str(tmp_path / "run"), preset="small", overrides=[*fast, *more])
+    )
+    last = records(out)[-1]
+    assert 0.0 <= last["local_group.neighbour_purity"] <= 1.0

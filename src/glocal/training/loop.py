@@ -28,7 +28,7 @@ from glocal.training.metrics import Display, MetricsLog, Stopwatch, return_freed
 from glocal.training.monitor import CollapseMonitor, check_finite
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 from glocal.training.optimiser import build_optimiser, clip_gradients, learning_rate_schedule, set_schedules
-from glocal.training.outputs import Probe, export_teacher, load_start, training_probes
+from glocal.training.outputs import Probe, export_teacher, label_purity, load_start, training_probes
 from glocal.training.run_folder import RunFolder
 from glocal.views.augment import augment
 from glocal.views.batch import Views
@@ -192,6 +192,7 @@ def _train(run: Run) -> None:
                 record: dict[str, Any] = {"step": step, "epoch": round(step / run.steps_per_epoch, 4)}
                 record |= _read(run, scalars, running, min(steps, step - run.done), norm)
                 check_finite(record["loss"], step)
+                record |= label_purity(run.model, run.source)
                 record |= {"learning_rate": learning_rate, "weight_decay": decay, "teacher_momentum": momentum}
                 left = (time.perf_counter() - began) / (step - run.done) * (run.steps - step)
                 record |= watch.read() | {"seconds_left": left, "unreadable": len(run.unreadable)}
