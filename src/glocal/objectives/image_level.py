@@ -113,12 +113,14 @@ def pair_table(
 def repeat_over_batch(
     table: Sequence[tuple[int, int, float]], batch: int, student_views: int, teacher_views: int, device: torch.device
 ) -> Pairs:
-    """The pair table for every image, as indices of image-major flattened tokens."""
+    """The pair table for every image, as indices of image-major flattened tokens. Built on the CPU: making small
+    tensors from lists on a GPU would wait for it.
+    """
     student, teacher, weight = zip(*table, strict=True)
-    image = torch.arange(batch, device=device)[:, None]
+    image = torch.arange(batch)[:, None]
 
     def index(view: Sequence[int], views: int) -> Int64[Tensor, " pairs"]:
-        return (image * views + torch.tensor(view, device=device)).flatten()
+        return (image * views + torch.tensor(view)).flatten()
 
-    weights = torch.tensor(weight, device=device).expand(batch, -1).flatten()
-    return Pairs(index(student, student_views), index(teacher, teacher_views), weights)
+    weights = torch.tensor(weight).expand(batch, -1).flatten()
+    return Pairs(index(student, student_views), index(teacher, teacher_views), weights).to(device)

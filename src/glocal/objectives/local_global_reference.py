@@ -15,7 +15,7 @@ from glocal.errors import ConfigError
 from glocal.models.heads import PrototypeHead
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.image_level import stack_cls, views_seen_by
-from glocal.objectives.matched_tokens import gather_patches, match_view_groups, refuse_moved_pixels, to_device
+from glocal.objectives.matched_tokens import gather_patches, match_view_groups, refuse_moved_pixels
 from glocal.objectives.prototype_term import HeadConfig
 from glocal.objectives.prototypes import Pairs, Prototypes, prototype_cross_entropy
 from glocal.objectives.schedules import Progress, Schedule, value_at
@@ -109,9 +109,7 @@ class LocalGlobalReference(Objective):
                 bottleneck, teacher.heads.prototypes(), value_at(self.config.teacher_temperature, progress)
             )
             self._note(bottleneck, position, target.prototypes)
-        pairs = to_device(
-            self._pairs(matched.pairs, matched.image, matched.view_pair, batch, matched.teacher_rows), cls.device
-        )
+        pairs = self._pairs(matched.pairs, matched.image, matched.view_pair, batch, matched.teacher_rows).to(cls.device)
         return Term(prototype_cross_entropy(online, target, self.centre, pairs, position), {})
 
     def _teacher_tokens(self, teacher: Branch) -> tuple[Int64[Tensor, " tokens"], Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glocal.distributed import all_reduce_sum, world_size
 from glocal.objectives.base import Branch, Term
-from glocal.objectives.matched_tokens import gather_patches, match_view_groups, refuse_moved_pixels, to_device
+from glocal.objectives.matched_tokens import gather_patches, match_view_groups, refuse_moved_pixels
 from glocal.objectives.prototype_term import HeadConfig, PrototypeTerm, PrototypeTermConfig, watch_targets
 from glocal.objectives.prototypes import Prototypes, prototype_cross_entropy
 from glocal.objectives.schedules import Progress
@@ -69,10 +69,8 @@ class MatchedPatches(PrototypeTerm):
         online = self.online(student, gather_patches(student.features, tokens.student_rows))
         target, centre = self.target(teacher, gather_patches(teacher.features, tokens.teacher_rows), progress)
         # The mean runs over the matches of all processes, so that their number does not change the loss.
-        matches = all_reduce_sum(tokens.pairs.weight.sum().to(device)) / world_size()
-        loss = prototype_cross_entropy(online, target, centre, to_device(tokens.pairs, device)) / matches.clamp_min(
-            1e-6
-        )
+        matches = all_reduce_sum(tokens.pairs.weight.sum().to(device, non_blocking=True)) / world_size()
+        loss = prototype_cross_entropy(online, target, centre, tokens.pairs.to(device)) / matches.clamp_min(1e-6)
         return Term(loss, self._scalars(student, tokens.student_rows, target, centre) if watch else {})
 
     def _scalars(

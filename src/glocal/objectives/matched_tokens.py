@@ -19,6 +19,7 @@ from glocal.models.features import Features
 from glocal.objectives.prototypes import Pairs
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
+from glocal.views.randomness import fold_in, uniforms
 
 
 class MatchedTokens(NamedTuple):
@@ -103,13 +104,11 @@ def gather_patches(
 ) -> Float[Tensor, "tokens dim"]:
     """The chosen patch embeddings of all groups, group after group."""
     return torch.cat(
-        [features[n].patches.flatten(0, 2).index_select(0, r.to(features[n].patches.device)) for n, r in rows.items()]
+        [
+            features[n].patches.flatten(0, 2).index_select(0, r.to(features[n].patches.device, non_blocking=True))
+            for n, r in rows.items()
+        ]
     )
-
-
-def to_device(pairs: Pairs, device: torch.device) -> Pairs:
-    """The pairs on the device of the features."""
-    return Pairs(*(t.to(device, non_blocking=True) for t in pairs))
 
 
 def refuse_moved_pixels(term: str, groups: Mapping[str, ViewGroup]) -> None:
@@ -172,8 +171,6 @@ def _kept_patches(
     """A random share of a group's patches; a function of the images' seeds, so the same on any number of processes."""
     if share >= 1:
         return None
-    from glocal.views.randomness import fold_in, uniforms
-
     batch, count, patches = features.patches.shape[:3]
     drawn = uniforms(fold_in(views.seed.cpu(), sum(name.encode())), count * patches)
     return (drawn < share).view(batch, count, patches)

@@ -34,6 +34,10 @@ class Pairs(NamedTuple):
     teacher: Int64[Tensor, " pairs"]
     weight: Float[Tensor, " pairs"]
 
+    def to(self, device: torch.device) -> Pairs:
+        """The pairs on the device of the features, copied without waiting for it."""
+        return Pairs(*(t.to(device, non_blocking=True) for t in self))
+
 
 class TargetStatistics(NamedTuple):
     """What the teacher's distributions look like: mean entropy in nats, and the mean distribution over prototypes."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from glocal.errors import ConfigError
 from glocal.models.features import Features
+from glocal.models.teacher import freeze
 from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, Role
 from glocal.objectives.schedules import Progress, value_at
@@ -138,7 +139,7 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
     student, teacher = Network(backbone, students), Network(teacher_backbone, teachers)
     start = student.state_dict()
     teacher.load_state_dict({name: start[name] for name in teacher.state_dict()})
-    teacher.requires_grad_(False).eval()
+    freeze(teacher)
     weights = {name: settings.weight for name, settings in config.active_objectives().items()}
     return SelfDistillation(student, teacher, objectives, config.views, weights, autocast)
 
