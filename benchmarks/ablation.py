@@ -27,7 +27,21 @@ TWO_CORES = [
     "backbone.embed_dim=64", "backbone.depth=3", "backbone.num_heads=4", "training.batch_size=64",
     "training.steps=500", "teacher.momentum=0.95", "optimiser.warmup_epochs=0.05", "speed.workers=0", "speed.device=cpu",
 ]  # fmt: skip
-COMMON = ["probe.enabled=false", "training.log_every=100"]
+PURITY = "local_group.neighbour_purity"
+COMMON = ["probe.enabled=false", "training.log_every=25"]
+
+
+def _tokens(norm: str, tokens: str) -> list[str]:
+    return [
+        f"objectives.local_group.{vector}.{key}={value}"
+        for vector in ("query", "row")
+        for key, value in (("norm", norm), ("tokens", tokens))
+    ]
+
+
+def _rows(count: int) -> list[str]:
+    return [f"objectives.{term}={count}" for term in ("instance.queue", "local_group.queue", "local_group.memory")]
+
 
 # name: recipe, overrides, patch operations (None: the recipe's own)
 VARIANTS: dict[str, tuple[str, list[str]]] = {
@@ -53,6 +67,16 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "mugs without instance": ("mugs", ["objectives.instance.weight=0"]),
     "mugs without local group": ("mugs", ["objectives.local_group.weight=0"]),
     "mugs without group": ("mugs", ["objectives.group.weight=0"]),
+    "mugs tokens class": ("mugs", _tokens("after", "class")),
+    "mugs tokens all": ("mugs", _tokens("after", "all")),
+    "mugs tokens patches before norm": ("mugs", _tokens("before", "patches")),
+    "mugs tokens of the reference": ("mugs", _tokens("before", "all")[:2]),
+    "mugs k 2": ("mugs", ["objectives.local_group.neighbours=2"]),
+    "mugs k 32": ("mugs", ["objectives.local_group.neighbours=32"]),
+    "mugs rows 1024": ("mugs", _rows(1024)),
+    "mugs rows 32768": ("mugs", _rows(32768)),
+    "mugs weak only": ("mugs", ["views.global.strong_probability=0"]),
+    "mugs strong only": ("mugs", ["views.global.strong_probability=1"]),
 }
 
 
@@ -103,7 +127,9 @@ def run_one(job: tuple[str, int, str, str, str | None, str]) -> dict[str, Any]:
 
 
 def measure(folder: Path, data: str, camvid: str | None) -> dict[str, float]:
-    """k-NN and linear probe on 10,000 and 5,000 labelled images, correspondence, and CamVid by k-NN segmentation."""
+    """k-NN and linear probe on 10,000 and 5,000 labelled images, correspondence, CamVid by k-NN segmentation, and the
+    label purity of Mugs' neighbours over the second half of training.
+    """
     import glocal
     from glocal.data import hold_out, open_source
     from glocal.evaluation.base import PROTOCOLS, Work
@@ -122,6 +148,10 @@ def measure(folder: Path, data: str, camvid: str | None) -> dict[str, float]:
         .run(encoder, {"test": queries}, work)
         .numbers["accuracy"],
     }
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    purity = [record[PURITY] for record in log[len(log) // 2 :] if PURITY in record]
+    if purity:
+        numbers["purity"] = 100 * statistics.mean(purity)
     if camvid is not None:
         # 64 pixels a side keep 94,000 training patches: seconds on one core, and the same for every variant.
         segmentation = PROTOCOLS["knn-seg"](size=64, neighbours=(10,), distances=("cosine",))
@@ -137,7 +167,7 @@ def test_of(data: str) -> str:
 def table(out: Path) -> str:
     """Mean and spread (largest minus smallest) of every variant over its seeds, as Markdown."""
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    names = [k for k in rows[0] if k not in ("variant", "seed", "seconds")]
+    names = [k for k in {k: None for row in rows for k in row} if k not in ("variant", "seed", "seconds")]
     lines = [f"| variant | seeds | {' | '.join(names)} | minutes |", "|" + "---|" * (len(names) + 3)]
     for variant in VARIANTS:
         mine = [r for r in rows if r["variant"] == variant]

@@ -23,8 +23,8 @@ from glocal.objectives.info_nce import Queue, info_nce
 from glocal.objectives.local_group import neighbour_purity
 from glocal.objectives.prototypes import Pairs
 from glocal.objectives.queue_contrast import ContrastiveHeadConfig
-from glocal.objectives.relation import RelationBlock, TokenMean
-from glocal.objectives.schedules import Progress
+from glocal.objectives.relation import ImageToken, RelationBlock
+from glocal.objectives.schedules import Progress, value_at
 from glocal.recipes import configure
 from glocal.training.network import StepInput, build_distillation
 from glocal.views.groups import ViewGroup
@@ -180,7 +180,8 @@ def slow_mean(features, mean, view):
     tokens = array(features.tokens_before_norm[:, view])
     if mean.norm == "after":
         tokens = np.concatenate([array(features.cls[:, view])[:, None], array(features.patches[:, view])], axis=1)
-    return tokens[:, (0 if mean.class_token else 1) :].mean(axis=1)
+    wanted = {"all": slice(None), "patches": slice(1, None), "class": slice(0, 1)}[mean.tokens]
+    return tokens[:, wanted].mean(axis=1)
 
 
 def slow_nearest(query, rows, image, own, k):
@@ -188,10 +189,10 @@ def slow_nearest(query, rows, image, own, k):
     return [j for _, j in sorted(similarity, reverse=True)[:k]]
 
 
-MEANS = [TokenMean(norm=norm, class_token=token) for norm in ("before", "after") for token in (False, True)]
+MEANS = [ImageToken(norm=norm, tokens=t) for norm in ("before", "after") for t in ("patches", "all", "class")]
 
 
-@pytest.mark.parametrize(("query", "row"), [*zip(MEANS, MEANS, strict=True), (MEANS[1], MEANS[2])])
+@pytest.mark.parametrize(("query", "row"), [*zip(MEANS, MEANS, strict=True), (MEANS[1], MEANS[3])])
 def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row):
     """The whole path: what is remembered, who is retrieved, what enters the relation block, what comes out."""
     model = build(group=LOCAL_GROUP.model_copy(update={"query": query, "row": row}))
@@ -365,6 +366,18 @@ def test_a_queue_smaller_than_a_step_is_refused_with_its_size():
         model.finish_step()
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objectives.instance.queue=127", "objectives.instance.queue=127 is smaller than the 128 keys of one step"),
+        ("objectives.local_group.memory=63", "objectives.local_group.memory=63 is smaller than the 64 rows"),
+    ],
+)
+def test_a_memory_smaller_than_a_step_is_refused_before_anything_starts(override, said):
+    with pytest.raises(ConfigError, match=said):
+        configure("mugs", data="DATA", out="RUN", preset="small", overrides=["training.batch_size=64", override])
+
+
 def test_more_neighbours_than_rows_is_refused():
     with pytest.raises(ConfigError, match="neighbours is 21, more than the memory's 20"):
         build(group=LOCAL_GROUP.model_copy(update={"neighbours": 21}))
@@ -375,10 +388,11 @@ def test_double_advance_without_noise_is_refused():
         build(group=LOCAL_GROUP.model_copy(update={"double_advance": True}))
 
 
-def test_class_token_means_need_a_class_token():
+@pytest.mark.parametrize("wanted", [ImageToken(tokens="all"), ImageToken(norm="before", tokens="class")])
+def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted):
     backbone = small_config().backbone.model_copy(update={"pooling": "class_attention"})
-    term = LOCAL_GROUP.model_copy(update={"query": TokenMean(class_token=True)})
-    with pytest.raises(ConfigError, match="class_token"):
+    term = LOCAL_GROUP.model_copy(update={"query": wanted})
+    with pytest.raises(ConfigError, match=r"query\.tokens=patches"):
         build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": term}))
     model = build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": LOCAL_GROUP}))
     assert run(model, views_of(2, seed=12))[0].isfinite()
@@ -447,6 +461,10 @@ def test_reference_presets_are_the_published_table(preset, peak, batch, decay):
     assert (config.optimiser.patch_embed_factor, config.views["local"].count) == (0.2, 10)
     term = config.objectives["local_group"]
     assert (term.double_advance, term.neighbours, term.memory, term.queue) == (True, 8, 65536, 65536)
+    clip = config.optimiser.clip
+    assert [value_at(clip, Progress(e, 250, 1)) for e in (0, 99, 100)] == pytest.approx(
+        [3.0, 3.0, 0.3 if preset == "l250" else 3.0]
+    )
     # 22 pairs of 24, of which the two large ones weigh ten times a small one each.
     pairs = config.objectives["instance"].build(384, config.views).pairs
     weights = sorted({round(weight, 6) for *_, weight in pairs})

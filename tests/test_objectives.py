@@ -19,7 +19,7 @@ from glocal.objectives import (
 )
 from glocal.objectives.centring import CentringConfig
 from glocal.objectives.queue_contrast import ContrastiveHeadConfig
-from glocal.objectives.relation import TokenMean
+from glocal.objectives.relation import ImageToken
 from glocal.objectives.schedules import Progress
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 
@@ -58,7 +58,7 @@ TERMS |= {
         fill_random=True,
         double_advance=True,
         exclude_own=False,
-        query=TokenMean(norm="before", class_token=True),
+        query=ImageToken(norm="before", tokens="all"),
     ),
 }
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from glocal.errors import ConfigError, TrainingError
+from glocal.objectives.schedules import Progress
 from glocal.recipes import configure, continue_run
 from glocal.training import run_folder
 from glocal.training.loop import pretrain
@@ -244,7 +245,7 @@ def test_clipping_by_parameter_equals_the_definition():
     parameters = [torch.nn.Parameter(torch.zeros(5, 3)) for _ in gradients]
     for p, g in zip(parameters, gradients, strict=True):
         p.grad = g.clone()
-    total = clip_gradients(parameters, OptimiserConfig(clip=3.0))
+    total = clip_gradients(parameters, OptimiserConfig(clip=3.0), Progress(0, 1, 1))
     assert total.item() == pytest.approx(np.sqrt(sum(float((g**2).sum()) for g in gradients)), rel=1e-5)
     for p, g in zip(parameters, gradients, strict=True):
         expected = g * min(1.0, 3.0 / (float(g.norm()) + 1e-6))

@@ -58,6 +58,9 @@ class ObjectiveConfig(Config):
         """Make the objective for a backbone of this embedding size and these view groups."""
         raise NotImplementedError
 
+    def check_batch(self, key: str, batch_size: int, groups: Mapping[str, ViewGroup]) -> None:
+        """Raise ValueError when a step of this many images can't be served; `key` is where this term is configured."""
+
 
 class Objective(nn.Module, ABC):
     """One term of the loss. Buffers are its state and are saved; parameters live in its heads, never here."""

@@ -18,7 +18,7 @@ from glocal.objectives.gathered_memory import GatheredMemory
 from glocal.objectives.image_level import View
 from glocal.objectives.memory import Nearest
 from glocal.objectives.queue_contrast import ContrastConfig, ContrastiveHead, Positive, QueueContrast
-from glocal.objectives.relation import RelationBlock, TokenMean
+from glocal.objectives.relation import ImageToken, RelationBlock
 from glocal.objectives.schedules import Progress
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
@@ -32,14 +32,23 @@ class LocalGroupConfig(ContrastConfig):
     """Rows that a view's token attends to."""
     memory: Positive = 65536
     """Rows of each network's memory; a step writes one an image."""
-    query: TokenMean = TokenMean()
+    query: ImageToken = ImageToken()
     """What stands for a view: looks neighbours up and enters the relation block."""
-    row: TokenMean = TokenMean()
+    row: ImageToken = ImageToken()
     """What is remembered of an image's first large view. Better of the same space as `query`."""
     student_rows: Literal["weak", "all"] = "weak"
     """Whether the student's memory takes only images whose first large view has weak augmentation, or all."""
     double_advance: bool = False
     """Move the memories' pointers twice as far as was written (the reference's bug); needs `fill_random`."""
+
+    def check_batch(self, key: str, batch_size: int, groups: Mapping[str, ViewGroup]) -> None:
+        """Every key and every row of a step must fit."""
+        super().check_batch(key, batch_size, groups)
+        if self.memory < batch_size:
+            raise ValueError(
+                f"{key}.memory={self.memory} is smaller than the {batch_size} rows of one step. Set {key}.memory to at "
+                f"least {batch_size}, better many times that, or lower training.batch_size"
+            )
 
     def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> LocalGroup:
         """Make the term.
@@ -101,16 +110,18 @@ class LocalGroup(QueueContrast):
         self.found: FoundNeighbours | None = None
 
     def check_backbone(self, backbone: VisionTransformer) -> None:
-        """The relation block takes the backbone's shape; a mean over class token and patches needs a class token.
+        """The relation block takes the backbone's shape; what asks for the class token needs one.
 
         Raises:
-            ConfigError: for a mean with the class token of a backbone that has none.
+            ConfigError: for a query or row with the class token of a backbone that has none.
         """
-        if not backbone.config.class_token and (self.config.query.class_token or self.config.row.class_token):
-            raise ConfigError(
-                "local_group averages tokens with class_token=true, but backbone.pooling=class_attention has no class "
-                "token among them. Set query.class_token and row.class_token to false."
-            )
+        for name, wanted in (("query", self.config.query), ("row", self.config.row)):
+            if not backbone.config.class_token and wanted.needs_class_token():
+                raise ConfigError(
+                    f"local_group's {name}.tokens is '{wanted.tokens}' ({wanted.norm} the norm), but with "
+                    "backbone.pooling=class_attention no class token is among the tokens. "
+                    f"Set {name}.tokens=patches."
+                )
         self.backbone_config = backbone.config
 
     def build_heads(self, role: Role) -> LocalGroupHeads:

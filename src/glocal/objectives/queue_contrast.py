@@ -80,6 +80,16 @@ class ContrastConfig(ObjectiveConfig):
     fill_random: bool = False
     """Queue and memories start full of noise that counts as rows (reference), instead of empty."""
 
+    def check_batch(self, key: str, batch_size: int, groups: Mapping[str, ViewGroup]) -> None:
+        """Every key of a step must fit into the queue, or some would be lost before they served once."""
+        keys = batch_size * len(views_seen_by("teacher", groups))
+        if self.queue < keys:
+            raise ValueError(
+                f"{key}.queue={self.queue} is smaller than the {keys} keys of one step ({batch_size} images x "
+                f"{keys // batch_size} teacher views). Set {key}.queue to at least {keys}, better many times that, or "
+                "lower training.batch_size"
+            )
+
 
 class QueueContrast(Objective):
     """Pairs of views, a key queue and the InfoNCE between them; subclasses say what is told apart."""

@@ -16,23 +16,31 @@ from glocal.models.initialisation import initialise
 from glocal.models.vit import BackboneConfig
 
 
-class TokenMean(Config):
-    """One vector for an image: the mean of its tokens, and in which space."""
+class ImageToken(Config):
+    """One vector for an image: of which of its tokens it is the mean, and in which space."""
 
     norm: Literal["before", "after"] = "after"
     """Tokens of the last block's residual stream, or behind the backbone's final norm."""
-    class_token: bool = False
-    """Whether the class token is among them."""
+    tokens: Literal["patches", "class", "all"] = "patches"
+    """The patches, the class token alone, or both together."""
 
     def of(self, features: Features) -> Float[Tensor, "*batch dim"]:
-        """The mean. With `class_token` the backbone must have one, first among its tokens before the norm."""
+        """The mean. Before the norm a class token must exist to be asked for; it is the first."""
+        count = features.patches.shape[-2]
         if self.norm == "before":
             tokens = features.tokens_before_norm
-            return (tokens if self.class_token else tokens[..., -features.patches.shape[-2] :, :]).mean(dim=-2)
-        if not self.class_token:
+            if self.tokens == "class":
+                return tokens[..., 0, :]
+            return (tokens if self.tokens == "all" else tokens[..., -count:, :]).mean(dim=-2)
+        if self.tokens == "class":
+            return features.cls
+        if self.tokens == "patches":
             return features.patches.mean(dim=-2)
-        count = features.patches.shape[-2]
         return (features.patches.sum(dim=-2) + features.cls) / (count + 1)
+
+    def needs_class_token(self) -> bool:
+        """Whether a backbone without a class token among its tokens can't give this vector."""
+        return self.tokens == "all" or (self.tokens == "class" and self.norm == "before")
 
 
 class RelationBlock(nn.Module):

@@ -28,7 +28,8 @@ class Progress:
 class Schedule(Config):
     """A value from `start` to `end`, reached along a shape after an optional linear warm-up from `warmup_from`.
 
-    `over_epochs` limits the way from start to end (constant afterwards); without it the whole run is the way.
+    `over_epochs` limits the way from start to end (constant afterwards); without it the whole run is the way. With shape
+    `step` the value is `start` on the way and `end` behind it.
 
     >>> Schedule(start=0.04, end=0.07, shape="linear", over_epochs=30).at(Progress(15, 100, 1))
     0.055
@@ -36,7 +37,7 @@ class Schedule(Config):
 
     start: float
     end: float
-    shape: Literal["cosine", "linear"] = "cosine"
+    shape: Literal["cosine", "linear", "step"] = "cosine"
     over_epochs: Annotated[float, Field(gt=0)] | None = None
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     warmup_from: float = 0.0
@@ -54,6 +55,8 @@ class Schedule(Config):
         share = min(1.0, (progress.step - warmup) / max(1, way))
         if self.shape == "cosine":
             share = 0.5 * (1.0 - math.cos(math.pi * share))
+        elif self.shape == "step":
+            share = float(share == 1.0)
         return self.start + (self.end - self.start) * share
 
 

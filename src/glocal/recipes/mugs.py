@@ -20,7 +20,7 @@ from glocal.objectives.instance import InstanceConfig
 from glocal.objectives.local_group import LocalGroupConfig
 from glocal.objectives.prototype_term import HeadConfig
 from glocal.objectives.queue_contrast import ContrastiveHeadConfig
-from glocal.objectives.relation import TokenMean
+from glocal.objectives.relation import ImageToken
 from glocal.objectives.schedules import Schedule
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.scales import SCALES, Scale, multi_crop
@@ -87,6 +87,7 @@ class _Published:
     temperature: float | Schedule
     frozen_epochs: int
     norm_last_layer: bool = False
+    clip: float | Schedule = 3.0
 
 
 def _warm(epochs: int) -> Schedule:
@@ -98,8 +99,9 @@ REFERENCE_PRESETS = {
     "s300": _Published("small", 300, 1024, 8e-4, 1e-6, (0.04, 0.1), 0.1, _warm(30), 1),
     "s800": _Published("small", 800, 1024, 8e-4, 1e-6, (0.04, 0.1), 0.1, _warm(30), 1),
     "b400": _Published("base", 400, 1008, 8e-4, 2e-6, (0.04, 0.1), 0.1, _warm(50), 3),
-    "l250": _Published("large", 250, 640, 1.5e-3, 1.5e-4, (0.025, 0.08), 0.3, _warm(50), 3, norm_last_layer=True),
-}
+    "l250": _Published("large", 250, 640, 1.5e-3, 1.5e-4, (0.025, 0.08), 0.3, _warm(50), 3, norm_last_layer=True,
+                       clip=Schedule(start=3.0, end=0.3, shape="step", over_epochs=100)),
+}  # fmt: skip
 
 
 def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
@@ -107,7 +109,7 @@ def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
     whose pointer moves twice as far as was written (objectives.local_group.double_advance=false for one that moves as
     intended), queries and rows of different spaces, each term a third. Departures: schedules move every step, not every
     epoch; random augmentation runs on the crop; keys are enqueued image by image; of three terms with one left out the
-    others stay a third each; preset l250 clips at 3.0 throughout, where the code changes to 0.3 after epoch 100.
+    others stay a third each.
     """
     published = REFERENCE_PRESETS[preset]
     views = multi_crop(224, 96, 10, global_area=(0.25, 1.0), local_area=(0.05, 0.25))
@@ -124,6 +126,7 @@ def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
         optimiser=OptimiserConfig(
             learning_rate=published.learning_rate, final_learning_rate=published.final_learning_rate,
             weight_decay=Schedule(start=published.decay[0], end=published.decay[1]), patch_embed_factor=0.2,
+            clip=published.clip,
         ),
         teacher=TeacherConfig(momentum=Schedule(start=0.996, end=1.0)),
         training=TrainingConfig(batch_size=published.batch, epochs=published.epochs),
@@ -138,7 +141,7 @@ def _reference_objectives(published: _Published) -> dict[str, InstanceConfig | L
         ),
         "local_group": LocalGroupConfig(
             weight=third, skip_same_number=True, exclude_own=False, storage="fp32", fill_random=True,
-            double_advance=True, query=TokenMean(norm="before", class_token=True), row=TokenMean(norm="after"),
+            double_advance=True, query=ImageToken(norm="before", tokens="all"), row=ImageToken(),
         ),
         "group": ImageLevelConfig(
             weight=third, pair_weights="balanced", skip_same_number=True, teacher_temperature=published.temperature,

@@ -33,8 +33,8 @@ class OptimiserConfig(Config):
     """Rate of a block as a power of this, counted from the top."""
     patch_embed_factor: Annotated[float, Field(gt=0)] = 1.0
     """Rate of the patch embedding relative to its layer's."""
-    clip: Annotated[float, Field(gt=0)] | None = 3.0
-    """Largest gradient norm; null for none."""
+    clip: Annotated[float, Field(gt=0)] | Schedule | None = 3.0
+    """Largest gradient norm, a number or a schedule; null for none."""
     clip_by: Literal["parameter", "global"] = "parameter"
     """Every tensor by its own norm (DINO), or all by the norm of all."""
 
@@ -139,6 +139,8 @@ class RunConfig(Config):
             raise ValueError(
                 f"training.batch_size={self.training.batch_size} is not divisible by training.accumulate={self.training.accumulate}"
             )
+        for name, term in self.active_objectives().items():
+            term.check_batch(f"objectives.{name}", self.training.batch_size, self.views)
         return self
 
     def active_objectives(self) -> dict[str, AnyObjective]:

@@ -173,7 +173,7 @@ def _train(run: Run) -> None:
             scalars = _backward(run, views, progress, logging)
             for frozen in model.frozen(progress):
                 frozen.grad = None
-            norm = clip_gradients(parameters, config.optimiser)
+            norm = clip_gradients(parameters, config.optimiser, progress)
 
             # ---- update: the objectives' state, the student, the teacher
             model.finish_step()

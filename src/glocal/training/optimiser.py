@@ -75,7 +75,9 @@ def set_schedules(
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimiserConfig) -> Float[Tensor, ""]:
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], config: OptimiserConfig, progress: Progress
+) -> Float[Tensor, ""]:
     """Clip in place and return the global norm before clipping (a tensor: reading it waits for the device).
 
     By parameter (DINO): each tensor is scaled to at most `clip`; by a list of multi-tensor kernels, where the
@@ -87,9 +89,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], config: OptimiserConfig) 
     norms = torch._foreach_norm(gradients)
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if config.clip is not None:
+        largest = value_at(config.clip, progress)
         if config.clip_by == "parameter":
-            factors = list((config.clip / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind())
+            factors = list((largest / (torch.stack(norms) + 1e-6)).clamp_(max=1.0).unbind())
             torch._foreach_mul_(gradients, factors)
         else:
-            torch._foreach_mul_(gradients, (config.clip / (total + 1e-6)).clamp_(max=1.0))
+            torch._foreach_mul_(gradients, (largest / (total + 1e-6)).clamp_(max=1.0))
     return total
