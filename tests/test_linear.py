@@ -57,6 +57,32 @@ def test_each_head_ends_as_if_trained_alone() -> None:
             assert torch.allclose(heads.bias[own], bias, atol=1e-9)
 
 
+def test_each_head_of_the_whole_grid_ends_as_if_trained_alone() -> None:
+    x, y = blobs(90, dim=10)
+    columns = [[slice(2, 4)], [slice(0, 4)], [slice(2, 10)], [slice(0, 10)]]
+    rates = LinearProbe().learning_rates
+    settings = {"epochs": 3, "batch_size": 32, "momentum": 0.9, "seed": 5}
+    grid = train_heads(x, y, 4, rates, columns=columns, **settings)
+    for heads, choice in zip(grid, columns, strict=True):
+        for place, rate in enumerate(rates):
+            weight, bias = slow_head(x[:, choice[0]], y, 4, rate, **settings)
+            own = slice(4 * place, 4 * place + 4)
+            assert torch.allclose(heads.weight[:, own], weight, atol=1e-9)
+            assert torch.allclose(heads.bias[own], bias, atol=1e-9)
+
+
+def test_single_precision_and_a_diverged_neighbour_change_nothing() -> None:
+    x, y = blobs(200)
+    x = x.float()
+    settings = {"epochs": 20, "batch_size": 64}
+    with_diverged = train_heads(x, y, 4, [0.01, 1e38, 0.3], **settings)[0]
+    assert not with_diverged.weight[:, 4:8].isfinite().any()
+    for own, rate in ((slice(0, 4), 0.01), (slice(8, 12), 0.3)):
+        alone = train_heads(x, y, 4, [rate], **settings)[0]
+        assert torch.allclose(with_diverged.weight[:, own], alone.weight, atol=1e-5)
+        assert torch.allclose(with_diverged.bias[own], alone.bias, atol=1e-5)
+
+
 def test_a_long_training_reaches_scikit_learn() -> None:
     x, y = blobs(400)
     test_x, test_y = blobs(300, seed=1)

@@ -94,7 +94,7 @@ def test_augmented_training_learns_and_repeats() -> None:
 
 def test_the_fast_route_is_the_named_form_without_augmentation() -> None:
     for protocol in (LinearSegmentation, LinearSegmentation100):
-        fast = protocol.fast()
+        fast = protocol.quick(colour_encoder())
         assert fast.protocol == protocol().protocol and not fast.augment and protocol().augment
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from glocal.cli.settings import describe, require, split_settings
-from glocal.errors import ConfigError, GlocalError
+from glocal.cli.settings import describe, flag, require, split_settings
+from glocal.errors import ConfigError
+from glocal.evaluation.results import Skip
 
-OWN = ("model", "data", "train", "val", "test", "out", "workers", "device")
+if TYPE_CHECKING:
+    from glocal.evaluation.base import DataLike, Work
+    from glocal.evaluation.results import Result
+    from glocal.models.encoder import Encoder
+
+OWN = ("model", "data", "train", "val", "test", "out", "workers", "device", "quick")
 
 
 def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     """Load the model, open the data, run one protocol or all that the data allows, print and record the result."""
-    from glocal.evaluation.base import PROTOCOLS, DataLike, Work, evaluate
+    from glocal.evaluation.base import PROTOCOLS, Work
 
     console = Console()
     if help or protocol is None:
@@ -32,21 +40,36 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
         console.print(encoder.report.summary(), highlight=False)
     out = Path(own["out"]) if "out" in own else None
     work = Work(cache=out / "features" if out is not None else None, workers=int(own.get("workers", "0")))
-    named: DataLike = data
-    for name in PROTOCOLS if protocol == "all" else [protocol]:
-        try:
-            result = evaluate(name, encoder, named, overrides=overrides, out=out, work=work)
-        except GlocalError as error:
-            if protocol != "all":
-                raise
-            console.print(f"[yellow]{name} skipped:[/] {error}", highlight=False)
+    quick = flag(own.get("quick", "true" if protocol == "all" else "false"), "quick")
+    for found in _results(protocol, encoder, data, overrides, out, work, quick):
+        if isinstance(found, Skip):
+            console.print(f"[yellow]{found.protocol} skipped:[/] {escape(found.reason)}", highlight=False)
             continue
-        console.print(result.table())
-        rows = result.rows_table()
+        console.print(found.table())
+        rows = found.rows_table()
         if rows is not None:
             console.print(rows)
     if out is not None:
         console.print(f"results in {out / 'results.json'}", highlight=False)
+
+
+def _results(
+    protocol: str,
+    encoder: Encoder,
+    data: DataLike,
+    overrides: Sequence[str],
+    out: Path | None,
+    work: Work,
+    quick: bool,
+) -> Iterable[Result | Skip]:
+    from glocal.evaluation.all_protocols import evaluate_all
+    from glocal.evaluation.base import PROTOCOLS, evaluate
+
+    if protocol == "all":
+        return evaluate_all(encoder, data, overrides=overrides, out=out, work=work, quick=quick)
+    kind = PROTOCOLS[protocol]
+    config = kind.quick(encoder) if quick else kind()
+    return [evaluate(config, encoder, data, overrides=overrides, out=out, work=work)]
 
 
 def _data(own: dict[str, str]):  # type: ignore[no-untyped-def]
@@ -77,10 +100,12 @@ def _print_help(console: Console, protocol: str | None) -> None:
     from glocal.evaluation.base import PROTOCOLS
 
     console.print(
-        "[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] [out=FOLDER] [workers=N] [device=cpu|cuda] [key=value ...]"
+        "[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] [out=FOLDER] [quick=true|false] [workers=N] "
+        "[device=cpu|cuda] [key=value ...]"
     )
     console.print(
-        "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows.\n"
+        "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows, at quick "
+        "settings unless quick=false, and takes settings as PROTOCOL.key=value.\n"
     )
     table = Table("protocol", "setting", "default", "meaning", box=None)
     for name in [protocol] if protocol in PROTOCOLS else PROTOCOLS:

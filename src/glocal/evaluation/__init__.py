@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from glocal.evaluation.base import PROTOCOLS as PROTOCOLS
     from glocal.evaluation.base import ProtocolConfig as ProtocolConfig
-    from glocal.evaluation.base import Result as Result
     from glocal.evaluation.base import Work as Work
     from glocal.evaluation.base import evaluate as evaluate
     from glocal.evaluation.embedding import embed as embed
@@ -19,12 +18,13 @@ if TYPE_CHECKING:
     from glocal.evaluation.extraction import iterate_features as iterate_features
     from glocal.evaluation.knn import KnnProbe as KnnProbe
     from glocal.evaluation.knn import knn_classify as knn_classify
+    from glocal.evaluation.results import Result as Result
     from glocal.evaluation.statistics import effective_rank as effective_rank
 
 _HOMES = {
     "PROTOCOLS": "base",
     "ProtocolConfig": "base",
-    "Result": "base",
+    "Result": "results",
     "Work": "base",
     "evaluate": "base",
     "embed": "embedding",

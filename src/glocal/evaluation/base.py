@@ -1,4 +1,4 @@
-"""What every protocol shares: its settings, what it may use, the result it gives and the file results are kept in.
+"""What every protocol shares: its settings, what it may use, and how it is run by name.
 
 A protocol is one file of this room with one `ProtocolConfig` subclass. The same object serves the command, a script and
 the training loop. Nothing here knows how any protocol works.
@@ -7,28 +7,20 @@ the training loop. Nothing here knows how any protocol works.
 from __future__ import annotations
 
 import importlib
-import json
-import math
-import os
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from glocal.config import Config, apply_overrides
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, nearest_name
+from glocal.evaluation.results import Result, write_result
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from glocal.models.encoder import Encoder
-
-FORMAT = 1
-"""Layout version of results.json."""
 
 SPLITS = ("train", "val", "test", "all")
 """Splits that a path is asked for."""
@@ -53,62 +45,6 @@ class Work:
     """Divide extraction among the processes of this run; all of them must then take part."""
 
 
-@dataclass
-class Result:
-    """What one protocol measured for one model on one data set.
-
-    `settings` holds everything needed to repeat it, resolution, layer and norm included. `notes` names and counts what
-    was left out (unreadable images, absent classes). Percentages are in 0..100.
-    """
-
-    protocol: str
-    version: int
-    settings: dict[str, Any]
-    numbers: dict[str, float]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    model: dict[str, str] = field(default_factory=dict)
-    data: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for results.json. Numbers that are not finite become null, since JSON has no name for them."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Result:
-        """Read what `to_json` wrote; null numbers come back as NaN."""
-        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        known["numbers"] = {k: math.nan if v is None else float(v) for k, v in known["numbers"].items()}
-        return cls(**known)
-
-    def table(self) -> Table:
-        """A rich table of the numbers, with the settings that must be told with them in the caption."""
-        from rich.table import Table
-
-        title = f"{self.protocol} v{self.version}: {self.model.get('name', '?')} on {', '.join(self.data) or '?'}"
-        caption = "\n".join([_caption(self.settings), *self.notes])
-        width = min(110, max(map(len, [title, *caption.splitlines()])))
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", min_width=width)
-        table.add_column("measure")
-        table.add_column("value", justify="right")
-        for name, value in self.numbers.items():
-            table.add_row(name, format_number(value))
-        return table
-
-    def rows_table(self) -> Table | None:
-        """A rich table of the detail rows, or None without any."""
-        from rich.table import Table
-
-        if not self.rows:
-            return None
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        table = Table(*names, title=f"{self.protocol}: details", title_justify="left")
-        for row in self.rows:
-            table.add_row(*(format_number(row.get(name, "")) for name in names))
-        return table
-
-
 class ProtocolConfig(Config, ABC):
     """Settings of one protocol, and the protocol itself. Settings are overridden as `key=value`."""
 
@@ -116,6 +52,16 @@ class ProtocolConfig(Config, ABC):
     """Name on the command line and in results.json."""
     version: ClassVar[int] = 1
     """Raised whenever the same settings would give another number."""
+    only_by_name: ClassVar[str | None] = None
+    """Why `evaluate all` leaves this protocol out; null: it doesn't."""
+
+    @classmethod
+    def quick(cls, encoder: Encoder) -> Self:
+        """Settings for minutes on a CPU, for `evaluate all` and the training loop; the defaults where those are quick.
+
+        Numbers at quick settings compare with each other only; a result's settings tell which they were.
+        """
+        return cls()
 
     @abstractmethod
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
@@ -220,8 +166,15 @@ def evaluate(
     config = apply_overrides(config, overrides)
     result = config.run(encoder, data, work or Work(cache=out / "features" if out is not None else None))
     if out is not None:
-        write_result(out / "results.json", result)
+        write_result(out / "results.json", result, given=name_of(data))
     return result
+
+
+def name_of(data: DataLike) -> str:
+    """What a caller gave, in words: the path, or the open sources by split."""
+    if not isinstance(data, Mapping):
+        return str(data)
+    return ", ".join(f"{split}: {source.name}" for split, source in data.items())
 
 
 def open_split(data: DataLike, *names: str) -> ImageSource:
@@ -251,64 +204,3 @@ def _open_first(data: str | Path, names: Sequence[str]) -> ImageSource:
         except DataError as error:
             failures.append(f"{name}: {error}")
     raise DataError(f"'{data}' has none of the splits {', '.join(names)}.\n" + "\n".join(failures))
-
-
-def write_result(path: Path, result: Result) -> None:
-    """Merge a result into results.json, atomically. An older one of the same protocol, model and data is replaced."""
-    kept = [r for r in read_results(path) if _identity(r) != _identity(result)] if path.exists() else []
-    plain = {"format": FORMAT, "results": [r.to_json() for r in [*kept, result]]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(plain, file, indent=2, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def read_results(path: Path) -> list[Result]:
-    """Read results.json.
-
-    Raises:
-        DataError: when it is absent, no JSON, or of a layout this version doesn't know.
-    """
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"Can't read {path}: {error}. Run `glocal evaluate` with out={path.parent} first.") from error
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        seen = plain.get("format") if isinstance(plain, dict) else type(plain).__name__
-        raise DataError(f"{path} has layout {seen!r}; this version reads {FORMAT}. Move it away and evaluate again.")
-    return [Result.from_json(entry) for entry in plain["results"]]
-
-
-def format_number(value: Any) -> str:
-    """Print a table cell: four significant digits for fractions, everything else as it is."""
-    if isinstance(value, float):
-        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
-    return str(value)
-
-
-def _identity(result: Result) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-    return result.protocol, result.model.get("fingerprint", ""), tuple(sorted(result.data.items()))
-
-
-def _caption(settings: Mapping[str, Any]) -> str:
-    told = ("resolution", "layer", "norm", "features")
-    return ", ".join(f"{name} {settings[name]}" for name in told if name in settings)
-
-
-def _plain(value: Any) -> Any:
-    """Turn NumPy scalars, paths and non-finite floats into what JSON can hold."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, str | bytes):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

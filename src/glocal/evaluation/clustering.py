@@ -6,7 +6,7 @@ cluster takes the class it is purest in (many more clusters than classes) or clu
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, Result, Work
+from glocal.evaluation.base import DataLike, Work
 from glocal.evaluation.dense_features import (
+    QUICK_GRID,
     Counted,
     DenseConfig,
     iterate_dense,
@@ -23,6 +24,7 @@ from glocal.evaluation.dense_features import (
     standardisation,
 )
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation_data import TEST, open_segmentation
 from glocal.evaluation.segmentation_metrics import (
     assign_by_hungarian,
@@ -106,6 +108,11 @@ class OverClustering(DenseConfig):
     """Most passes over the patches."""
     restarts: int = 5
     """Initialisations tried a run; the one of least inertia is kept."""
+
+    @classmethod
+    def quick(cls, encoder: Encoder) -> Self:
+        """A grid of 14x14 patches, one run of k-means from one start."""
+        return cls(size=QUICK_GRID * encoder.patch_size, seeds=1, restarts=1)
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Cluster the patches of the test split and score the clusters against its masks."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from glocal.errors import DataError
-from glocal.evaluation.base import Result, format_number, read_results
+from glocal.evaluation.results import Result, format_number, read_results
 
 TELLING = ("version", "resolution", "layer", "norm", "transform", "features", "temperature", "epochs", "batch_size")
 """Settings that make two numbers of one protocol incomparable when they differ."""
@@ -42,6 +42,7 @@ def gather(runs: Sequence[str | Path]) -> Comparison:
     if not runs:
         raise DataError("Nothing to compare. Name folders that `glocal evaluate ... out=FOLDER` wrote.")
     columns: dict[str, list[Result]] = {}
+    warnings: list[str] = []
     for run in runs:
         path = results_path(Path(run))
         results = read_results(path)
@@ -51,14 +52,18 @@ def gather(runs: Sequence[str | Path]) -> Comparison:
             name = str(run) if len(models) == 1 else f"{run} · {own[0].model.get('name', model)}"
             while name in columns:
                 name += " '"
-            columns[name] = own
+            columns[name], repeated = _latest(own)
+            warnings += [
+                f"! {name}: several {protocol} results of different settings; the latest is shown"
+                for protocol in repeated
+            ]
     numbers: dict[Measure, list[float | None]] = {}
     for place, results in enumerate(columns.values()):
         for result in results:
             for name, value in result.numbers.items():
                 measure = Measure(result.protocol, ", ".join(result.data), name)
                 numbers.setdefault(measure, [None] * len(columns))[place] = value
-    return Comparison(list(columns), numbers, _differences(columns))
+    return Comparison(list(columns), numbers, [*warnings, *_differences(columns)])
 
 
 def compare(runs: Sequence[str | Path]) -> Table:
@@ -89,6 +94,18 @@ def results_path(run: Path) -> Path:
         looked = " or ".join(str(path) for path in options)
         raise DataError(f"{run} has no results ({looked}). Run `glocal evaluate all model={run} data=... out={run}`.")
     return found
+
+
+def _latest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """The last result of each protocol and data set, and the protocols that had others."""
+    last: dict[tuple[str, str], Result] = {}
+    repeated: dict[str, None] = {}
+    for result in results:
+        key = result.protocol, ", ".join(result.data)
+        if key in last:
+            repeated[result.protocol] = None
+        last[key] = result
+    return list(last.values()), list(repeated)
 
 
 def _differences(columns: dict[str, list[Result]]) -> list[str]:

@@ -21,9 +21,10 @@ from torch import Tensor
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work
-from glocal.evaluation.extraction import FeatureTransform, Skipped, iterate_features, iterate_pixels
+from glocal.evaluation.base import DataLike, ProtocolConfig, Work
+from glocal.evaluation.extraction import FeatureTransform, Skipped, check_patches, iterate_features, iterate_pixels
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.matching.geometric import teacher_index
 from glocal.models.encoder import Encoder
 from glocal.views.photometric import Operation, apply_pipeline
@@ -250,7 +251,9 @@ def _features(config: Correspondence, encoder: Encoder, work: Work, skipped: Ski
         )
         for batch in stream:
             if len(batch.indices):
-                yield batch.indices, batch.features[0].patches
+                features = batch.features[0]
+                check_patches(encoder, features.patches, features.grid)
+                yield batch.indices, features.patches
 
     return patches
 

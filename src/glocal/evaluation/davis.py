@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work
+from glocal.evaluation.base import DataLike, ProtocolConfig, Work
 from glocal.evaluation.davis_data import DavisVideos
 from glocal.evaluation.davis_metrics import SequenceScore, score_dataset, score_sequence
-from glocal.evaluation.dense_features import check_patches, resize_mask
-from glocal.evaluation.extraction import device_of
+from glocal.evaluation.dense_features import resize_mask
+from glocal.evaluation.extraction import check_patches, device_of
 from glocal.evaluation.label_propagation import Propagation, follow, sharpen
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 
 Labels = UInt8[np.ndarray, "h w"]
@@ -75,6 +76,11 @@ class Davis(ProtocolConfig):
     """Block whose patches are used, counted from the end, after the final norm."""
     save: str | None = None
     """Folder for predicted label maps (indexed PNG) and one overlay GIF a sequence; null: nothing is written."""
+
+    @classmethod
+    def quick(cls, encoder: Encoder) -> Self:
+        """The published 30 patches on the short side, whatever the patch: 480 pixels only at patches of 16."""
+        return cls(short_side=min(480, 30 * encoder.patch_size))
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Follow the objects of every sequence and score them. Needs no training and no labels but the first mask."""
@@ -154,7 +160,7 @@ class Davis(ProtocolConfig):
         resized = np.array(frame.resize(size, Image.Resampling.BILINEAR))
         pixels = encoder.normalise(torch.from_numpy(resized).permute(2, 0, 1)[None].to(device_of(encoder)))
         found = encoder.features(pixels) if self.layer == -1 else encoder.intermediate(pixels, (self.layer,))[0]
-        check_patches(encoder, found)
+        check_patches(encoder, found.patches, found.grid)
         return found.patches[0].float().reshape(*found.grid, -1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from glocal.errors import DataError, ModelError
+from glocal.errors import DataError
 from glocal.evaluation.base import ProtocolConfig, Work
-from glocal.evaluation.extraction import FeatureTransform, Skipped, iterate_features
+from glocal.evaluation.extraction import FeatureTransform, Skipped, check_patches
+from glocal.evaluation.patch_stream import iterate_patches
 from glocal.evaluation.progress import progress_bar
 from glocal.evaluation.segmentation_data import SegmentationData
 from glocal.evaluation.segmentation_metrics import (
@@ -24,7 +25,9 @@ from glocal.evaluation.segmentation_metrics import (
     segmentation_score,
 )
 from glocal.models.encoder import Encoder
-from glocal.models.features import Features
+
+QUICK_GRID = 14
+"""Patches a side at quick settings: what 224 pixels are to patches of 16."""
 
 
 class DenseConfig(ProtocolConfig):
@@ -38,6 +41,11 @@ class DenseConfig(ProtocolConfig):
     """Mask values left out besides 255; null: those the known layout leaves out (CamVid's void, ADE20K's 0)."""
     num_classes: int | None = None
     """Classes of a data set of unknown layout; null: one more than the highest mask value."""
+
+    @classmethod
+    def quick(cls, encoder: Encoder) -> Self:
+        """A grid of 14x14 patches."""
+        return cls(size=QUICK_GRID * encoder.patch_size)
 
     def transform(self, encoder: Encoder) -> FeatureTransform:
         """The squash to `size`, resolved for this model."""
@@ -91,15 +99,12 @@ def iterate_dense(
     """
     source = data.checked().source
     total = len(source) if indices is None else len(indices)
-    stream = iterate_features(
-        encoder, source, transform, work.batch_size, work.workers, indices, (layer,), counted.skipped
-    )
+    stream = iterate_patches(encoder, source, transform, layer, work, counted.skipped, indices)
     given = 0
     with progress_bar(f"{source.name}: {title}", total, work.progress) as advance:
         for batch in stream:
             for row, index in enumerate(batch.indices.tolist()):
-                features = batch.features[0]
-                check_patches(encoder, features)
+                check_patches(encoder, batch.patches, batch.grid)
                 mask = data.mask(index)
                 if (mask == IGNORED).all():
                     keys = counted.unscored.setdefault(source.name, [])
@@ -107,26 +112,11 @@ def iterate_dense(
                         keys.append(source.key(index))
                     continue
                 given += 1
-                yield DenseImage(index, features.patches[row].float(), features.grid, mask)
+                yield DenseImage(index, batch.patches[row], batch.grid, mask)
             advance(batch.seen)
     if given == 0:
         reasons = "; ".join(counted.notes()) or "the split is empty"
         raise DataError(f"{source.name}: not one of {total} images can be used. {reasons}")
-
-
-def check_patches(encoder: Encoder, features: Features) -> None:
-    """Refuse a model that gives no patch tokens, or not one a grid cell.
-
-    Raises:
-        ModelError: naming the model.
-    """
-    rows, columns = features.grid
-    count = features.patches.shape[-2] if features.patches is not None and features.patches.ndim >= 2 else 0
-    if count == 0 or count != rows * columns:
-        raise ModelError(
-            f"{encoder.name} gives {count} patch tokens on a grid of {rows}x{columns}; dense protocols need one each. "
-            "Use a Vision Transformer with patch tokens, or an image-level protocol (knn, linear)."
-        )
 
 
 def upsample(

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, UnreadableImageError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work
+from glocal.evaluation.base import DataLike, ProtocolConfig, Work
 from glocal.evaluation.extraction import Skipped, device_of
 from glocal.evaluation.paired_folders import PairedFolders, open_voc_boxes
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation_data import (
     TEST,
     SegmentationData,

@@ -6,10 +6,6 @@ format. Each readout (`cls@-1`) has files of its own, so a protocol that needs o
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +22,7 @@ from glocal.distributed import all_gather_rows, rank, world_size
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.base import Work
 from glocal.evaluation.extraction import FeatureTransform, Skipped, device_of, iterate_features
+from glocal.evaluation.feature_files import features_folder, read_features, write_features
 from glocal.evaluation.progress import progress_bar
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
@@ -89,7 +86,8 @@ def extract_embeddings(
     work = work or Work()
     transform = (transform or FeatureTransform()).resolve(encoder)
     asked = {name: _parse(name) for name in what}
-    folder = None if work.cache is None else work.cache / _cache_key(encoder, source, transform)
+    deciding = [FORMAT, SHARD, encoder.fingerprint(), source.fingerprint(), len(source), transform.model_dump()]
+    folder = None if work.cache is None else features_folder(work.cache, deciding)
     share = work.share and world_size() > 1
     starts = range(rank() * SHARD, len(source), world_size() * SHARD) if share else range(0, len(source), SHARD)
     items = list(dict.fromkeys(asked.values()))
@@ -186,11 +184,6 @@ def _gather(
     return Embeddings(vectors, indices, labels, skipped)
 
 
-def _cache_key(encoder: Encoder, source: ImageSource, transform: FeatureTransform) -> str:
-    deciding = [FORMAT, SHARD, encoder.fingerprint(), source.fingerprint(), len(source), transform.model_dump()]
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:20]
-
-
 def _shard_path(folder: Path, start: int, item: _Item) -> Path:
     return folder / f"{item[0]}@{item[1]}-{start:09d}.safetensors"
 
@@ -199,30 +192,18 @@ def _read_shard(folder: Path | None, start: int, items: Sequence[_Item]) -> _Sha
     """Read a shard when every readout of it is there and whole."""
     if folder is None:
         return None
-    from safetensors import SafetensorError, safe_open
-
     shard = _Shard(np.empty(0, np.int64), [], {})
     for item in items:
-        path = _shard_path(folder, start, item)
-        if not path.exists():
+        found = read_features(_shard_path(folder, start, item))
+        if found is None:
             return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                shard.vectors[item] = file.get_tensor("vectors")
-                shard.indices = file.get_tensor("indices").numpy()
-                shard.bad = [(int(i), str(text)) for i, text in json.loads(file.metadata()["bad"])]
-        except (SafetensorError, OSError):
-            return None
+        shard.vectors[item], shard.indices, shard.bad = (
+            found.tensors["vectors"], found.tensors["indices"].numpy(), found.bad,
+        )  # fmt: skip
     return shard
 
 
 def _write_shard(folder: Path, start: int, shard: _Shard) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
     for item, vectors in shard.vectors.items():
-        handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-        os.close(handle)
-        tensors = {"vectors": vectors.contiguous(), "indices": torch.from_numpy(shard.indices)}
-        save_file(tensors, name, metadata={"bad": json.dumps(shard.bad)})
-        Path(name).replace(_shard_path(folder, start, item))
+        tensors = {"vectors": vectors, "indices": torch.from_numpy(shard.indices)}
+        write_features(_shard_path(folder, start, item), tensors, shard.bad)

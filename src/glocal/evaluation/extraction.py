@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from glocal.config import Config
 from glocal.data.source import ImageSource
-from glocal.errors import ConfigError, UnreadableImageError
+from glocal.errors import ConfigError, ModelError, UnreadableImageError
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 
@@ -225,6 +225,21 @@ def iterate_features(
             rest = seen - len(where) if start + batch_size >= len(where) else 0
             features = tile if len(where) <= batch_size else [_rows(f, part) for f in tile]
             yield FeatureBatch(where[part], features, len(where[part]) + rest)
+
+
+def check_patches(encoder: Encoder, patches: Float[Tensor, "images patches dim"], grid: tuple[int, int]) -> None:
+    """Refuse a model that gives no patch tokens, or not one a grid cell.
+
+    Raises:
+        ModelError: naming the model.
+    """
+    rows, columns = grid
+    count = patches.shape[-2]
+    if count == 0 or count != rows * columns:
+        raise ModelError(
+            f"{encoder.name} gives {count} patch tokens on a grid of {rows}x{columns}; dense protocols need one each. "
+            "Use a Vision Transformer with patch tokens, or an image-level protocol (knn, linear)."
+        )
 
 
 def device_of(encoder: Encoder) -> torch.device:

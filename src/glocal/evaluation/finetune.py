@@ -17,12 +17,13 @@ from torch.nn.functional import cross_entropy
 
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, TrainingError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work, open_split
+from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
 from glocal.evaluation.crops import RandomCrops
 from glocal.evaluation.extraction import FeatureTransform, Skipped, device_of, iterate_features, iterate_pixels
 from glocal.evaluation.knn import TOP, top_accuracies
 from glocal.evaluation.labels import LabelPair, align_labels
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 
 Positive = Annotated[int, Field(ge=1)]
@@ -37,6 +38,7 @@ class FineTune(ProtocolConfig):
     """
 
     protocol: ClassVar[str] = "finetune"
+    only_by_name: ClassVar[str | None] = "it trains the whole model; run `glocal evaluate finetune` by its name"
     epochs: Positive = 50
     batch_size: Positive = 128
     """Images a step. Changes results."""

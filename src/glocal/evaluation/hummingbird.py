@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.errors import ConfigError
-from glocal.evaluation.base import DataLike, Result, Work
+from glocal.evaluation.base import DataLike, Work
 from glocal.evaluation.dense_features import (
     Counted,
     DenseConfig,
@@ -29,6 +29,7 @@ from glocal.evaluation.dense_features import (
     upsample,
 )
 from glocal.evaluation.extraction import FeatureTransform
+from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation_data import (
     CroppedSource,
     SegmentationData,

@@ -18,7 +18,7 @@ from glocal.config import Config
 from glocal.data.source import ImageSource
 from glocal.evaluation.base import Work
 from glocal.evaluation.descriptors import DescriptorConfig, at_size
-from glocal.evaluation.extraction import FeatureTransform, Skipped, device_of, iterate_features
+from glocal.evaluation.extraction import FeatureTransform, Skipped, check_patches, device_of, iterate_features
 from glocal.evaluation.progress import progress_bar
 from glocal.evaluation.ranking import Candidates
 from glocal.models.encoder import Encoder
@@ -111,5 +111,7 @@ def _patches(
         encoder, source, transform, work.batch_size, work.workers, indices, (layer,), Skipped()
     ):
         if len(batch.indices):
-            normalised = F.normalize(batch.features[0].patches.float(), dim=-1)
+            features = batch.features[0]
+            check_patches(encoder, features.patches, features.grid)
+            normalised = F.normalize(features.patches.float(), dim=-1)
             yield from zip(batch.indices.tolist(), normalised, strict=True)

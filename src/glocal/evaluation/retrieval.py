@@ -14,7 +14,7 @@ from torch import Tensor
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work
+from glocal.evaluation.base import DataLike, ProtocolConfig, Work
 from glocal.evaluation.descriptors import DescriptorConfig, describe, rows_of
 from glocal.evaluation.embeddings import Embeddings
 from glocal.evaluation.extraction import device_of
@@ -26,6 +26,7 @@ from glocal.evaluation.ranking import (
     trapezoid_average_precision,
 )
 from glocal.evaluation.reranking import RerankingConfig, rerank
+from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval_data import (
     CroppedSource,
     Judgement,

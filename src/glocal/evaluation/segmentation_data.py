@@ -202,12 +202,13 @@ class _WrappedSource(ImageSource):
     def read_mask(self, index: int) -> NDArray[Any]:
         return self.inner.read_mask(index)
 
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint()
-
 
 class CheckedSource(_WrappedSource):
     """A source that refuses an image whose mask is unreadable or of another size. Images are decoded at full size."""
+
+    def fingerprint(self) -> str:
+        """Its own: other images are unreadable here, and features of the two must never be mixed."""
+        return f"{self.inner.fingerprint()}-checked"
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Read an image; a mask that doesn't fit makes it unreadable, which callers count and name."""
@@ -242,6 +243,11 @@ class CroppedSource(_WrappedSource):
     ) -> None:
         super().__init__(inner)
         self.seed, self.round, self.area, self.aspect = seed, round_, area, aspect
+
+    def fingerprint(self) -> str:
+        """The source's, with what decides the crops."""
+        deciding = (self.inner.fingerprint(), "crops", self.seed, self.round, *self.area, *self.aspect)
+        return "-".join(map(str, deciding))
 
     def box(self, index: int, width: int, height: int) -> tuple[int, int, int, int, bool]:
         """Left, top, width, height in pixels and whether to mirror. Sides are clipped to the image."""

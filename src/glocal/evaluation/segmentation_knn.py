@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, Result, Work
+from glocal.evaluation.base import DataLike, Work
 from glocal.evaluation.dense_features import (
     Counted,
     DenseConfig,
@@ -25,6 +25,7 @@ from glocal.evaluation.dense_features import (
 )
 from glocal.evaluation.extraction import FeatureTransform
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation_data import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation_metrics import (
     IGNORED,

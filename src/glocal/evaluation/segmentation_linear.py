@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glocal.errors import ConfigError
-from glocal.evaluation.base import DataLike, Result, Work
+from glocal.evaluation.base import DataLike, Work
 from glocal.evaluation.dense_features import (
+    QUICK_GRID,
     Counted,
     DenseConfig,
     DenseImage,
@@ -32,6 +33,7 @@ from glocal.evaluation.dense_features import (
 )
 from glocal.evaluation.extraction import FeatureTransform, device_of
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation_data import (
     CroppedSource,
     SegmentationData,
@@ -194,9 +196,9 @@ class LinearSegmentation(_Linear):
     """Side of the masks in the loss; null: `size`. Smaller is faster."""
 
     @classmethod
-    def fast(cls) -> LinearSegmentation:
-        """Frozen features of the squashed image, 1000 steps, loss at 56x56."""
-        return cls(augment=False, size=224, steps=1000, mask_side=56)
+    def quick(cls, encoder: Encoder) -> Self:
+        """Frozen features of the squashed image on a grid of 14x14 patches, 1000 steps, loss at 56x56."""
+        return cls(augment=False, size=QUICK_GRID * encoder.patch_size, steps=1000, mask_side=56)
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Train the head on train, score it on the test split."""
@@ -266,9 +268,9 @@ class LinearSegmentation100(_Linear):
     """Side of the map that the loss is taken and the score counted at."""
 
     @classmethod
-    def fast(cls) -> LinearSegmentation100:
-        """Frozen features of the squashed image: every image passes the model once instead of 25 times."""
-        return cls(augment=False, size=224)
+    def quick(cls, encoder: Encoder) -> Self:
+        """Frozen features of the squashed image on a grid of 14x14 patches: every image passes the model once."""
+        return cls(augment=False, size=QUICK_GRID * encoder.patch_size)
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Train the head on train, score it on the test split."""

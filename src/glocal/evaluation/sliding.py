@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from glocal.errors import ConfigError, UnreadableImageError
 from glocal.evaluation.base import Work
-from glocal.evaluation.dense_features import Counted, check_patches, upsample
-from glocal.evaluation.extraction import device_of
+from glocal.evaluation.dense_features import Counted, upsample
+from glocal.evaluation.extraction import check_patches, device_of
 from glocal.evaluation.progress import progress_bar
 from glocal.evaluation.segmentation_data import SegmentationData
 from glocal.evaluation.segmentation_metrics import IGNORED
@@ -85,7 +85,7 @@ def _image_logits(
             where = (slice(top, top + window), slice(left, left + window))
             part = pixels[:, :, where[0], where[1]]
             found = encoder.features(part) if layer == -1 else encoder.intermediate(part, (layer,))[0]
-            check_patches(encoder, found)
+            check_patches(encoder, found.patches, found.grid)
             logits = upsample(head(found.patches[0].float(), found.grid), found.grid, (window, window))
             if total is None:
                 total = logits.new_zeros(len(logits), *pixels.shape[2:])

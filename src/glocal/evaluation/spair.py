@@ -21,10 +21,11 @@ from torch import Tensor
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work
-from glocal.evaluation.extraction import FeatureTransform, Skipped, iterate_features
+from glocal.evaluation.base import DataLike, ProtocolConfig, Work
+from glocal.evaluation.extraction import FeatureTransform, Skipped, check_patches, iterate_features
 from glocal.evaluation.ground_truth import name_some
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 
 ALPHAS = (0.1, 0.05, 0.01)
@@ -126,6 +127,7 @@ class KeypointTransfer(ProtocolConfig):
         ):
             if len(batch.indices):
                 features = batch.features[0]
+                check_patches(encoder, features.patches, features.grid)
                 normalised = F.normalize(features.patches.float(), dim=-1)
                 found.update((i, (p, features.grid)) for i, p in zip(batch.indices.tolist(), normalised, strict=True))
         return found

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from glocal.data.source import ImageSource
-from glocal.errors import DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Result, Work, open_split
+from glocal.errors import DataError, ModelError
+from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
 from glocal.evaluation.crops import RandomCrops
 from glocal.evaluation.embeddings import extract_embeddings
-from glocal.evaluation.extraction import LARGEST_TILE, FeatureTransform, Skipped, iterate_features
+from glocal.evaluation.extraction import LARGEST_TILE, FeatureTransform, Skipped, check_patches, iterate_features
 from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 
 PAIR_CHUNK = 1024
@@ -118,13 +119,17 @@ class Statistics(ProtocolConfig):
             "alignment": self._alignment(encoder, source, transform, work),
             "dimension_std_mean": float(dimension_std(cls).mean()),
             "dimension_std_min": float(dimension_std(cls).min()),
-            **_patch_statistics(encoder, source, transform, work),
         }
+        notes = found.skipped.notes()
+        try:
+            numbers |= _patch_statistics(encoder, source, transform, work)
+        except ModelError as error:
+            notes.append(f"statistics of patches left out: {error}")
         return self.result(
             encoder,
             {"images": source},
             numbers,
-            notes=found.skipped.notes(),
+            notes=notes,
             transform=transform.model_dump(),
             resolution=transform.size,
             layer="-1",
@@ -150,6 +155,7 @@ def _patch_statistics(
         for batch in iterate_features(encoder, source, transform, LARGEST_TILE, work.workers, skipped=Skipped()):
             advance(batch.seen)
             for found in batch.features:
+                check_patches(encoder, found.patches, found.grid)
                 pair = patch_class_similarity(found.patches, found.cls), patch_similarity(found.patches)
                 values.append(torch.stack(pair, dim=1).double().cpu())
     to_class, among = torch.cat(values).mean(0).tolist()

@@ -47,7 +47,7 @@ def training_probes(config: RunConfig, source: ImageSource) -> list[Probe]:
     """
     probes = [_knn_probe(config, source)] if config.probe.enabled else []
     for name, data in config.probe.evaluations.items():
-        probes.append(_protocol_probe(config, PROTOCOLS[name](), name, data))
+        probes.append(_protocol_probe(config, PROTOCOLS[name], data))
     return [_leaving_generators(probe) for probe in probes if probe is not None]
 
 
@@ -76,12 +76,13 @@ def _knn_probe(config: RunConfig, source: ImageSource) -> Probe | None:
     return run
 
 
-def _protocol_probe(config: RunConfig, protocol: ProtocolConfig, name: str, data: str) -> Probe:
-    """A protocol as the command runs it, with its own defaults; figures in per cent as the command prints them."""
+def _protocol_probe(config: RunConfig, protocol: type[ProtocolConfig], data: str) -> Probe:
+    """A protocol at its quick settings, as `evaluate all` runs it; figures as the command prints them."""
 
     def run(backbone: VisionTransformer) -> dict[str, float]:
-        result = protocol.run(_encoder(config, backbone), data, Work(progress=False))
-        return {f"{name}.{key}": value for key, value in result.numbers.items()}
+        encoder = _encoder(config, backbone)
+        result = protocol.quick(encoder).run(encoder, data, Work(progress=False))
+        return {f"{protocol.protocol}.{key}": value for key, value in result.numbers.items()}
 
     return run
 

@@ -1,0 +1,74 @@
+"""Every protocol that the data allows, one after another; what can't be run is named with its reason."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from glocal.config import apply_overrides
+from glocal.errors import ConfigError, GlocalError, nearest_name
+from glocal.evaluation.base import PROTOCOLS, DataLike, ProtocolConfig, Work, evaluate, name_of
+from glocal.evaluation.results import Result, Skip, write_skip
+from glocal.models.encoder import Encoder
+
+
+def evaluate_all(
+    encoder: Encoder,
+    data: DataLike,
+    *,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    work: Work | None = None,
+    quick: bool = True,
+) -> Iterator[Result | Skip]:
+    """Run every protocol, yielding what it measured or why it could not.
+
+    All share one cache of features: the model sees each image once for each resolution and layer asked for.
+
+    Args:
+        encoder: a frozen model, from `glocal.load`.
+        data: a path, or open sources by split name.
+        overrides: settings with the protocol's name before them (`knn.ks=[20]`).
+        out: folder for results.json, which names skipped protocols too; null writes nothing.
+        work: speed settings; without a cache in it a temporary one is used.
+        quick: settings for minutes on a CPU (`ProtocolConfig.quick`) instead of the published ones.
+
+    Raises:
+        ConfigError: for an override of no protocol or setting, before anything is run.
+
+    >>> for found in evaluate_all(glocal.load("runs/a"), "camvid/"): print(found)  # doctest: +SKIP
+    """
+    configured = _configure(encoder, overrides, quick)
+    model = {"name": encoder.name, "fingerprint": encoder.fingerprint()}
+    with tempfile.TemporaryDirectory(prefix="glocal-features-") as temporary:
+        work = work or Work()
+        work = work if work.cache is not None else replace(work, cache=Path(temporary))
+        for name, config in configured.items():
+            reason = config.only_by_name
+            if reason is None:
+                try:
+                    yield evaluate(config, encoder, data, out=out, work=work)
+                    continue
+                except GlocalError as error:
+                    reason = str(error)
+            skip = Skip(name, reason, model, name_of(data))
+            if out is not None:
+                write_skip(out / "results.json", skip)
+            yield skip
+
+
+def _configure(encoder: Encoder, overrides: Sequence[str], quick: bool) -> dict[str, ProtocolConfig]:
+    """Settings of every protocol; an override goes to the protocol named before its first dot."""
+    own: dict[str, list[str]] = {name: [] for name in PROTOCOLS}
+    for override in overrides:
+        name, dot, rest = override.partition(".")
+        if not dot or name not in own:
+            hint = nearest_name(name, own)
+            raise ConfigError(
+                f"'{override}' names no protocol.{hint} With `all` write PROTOCOL.key=value, for example knn.ks=[20]."
+            )
+        own[name].append(rest)
+    kinds = {name: PROTOCOLS[name] for name in own}
+    return {name: apply_overrides(kind.quick(encoder) if quick else kind(), own[name]) for name, kind in kinds.items()}

@@ -1,0 +1,187 @@
+"""What a protocol measured, what could not be measured, and the file both are kept in."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glocal.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = 1
+"""Layout version of results.json."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A protocol of `evaluate all` that could not be run, and why."""
+
+    protocol: str
+    reason: str
+    model: dict[str, str]
+    data: str
+
+
+@dataclass
+class Result:
+    """What one protocol measured for one model on one data set.
+
+    `settings` holds everything needed to repeat it, resolution, layer and norm included. `notes` names and counts what
+    was left out (unreadable images, absent classes). Percentages are in 0..100.
+    """
+
+    protocol: str
+    version: int
+    settings: dict[str, Any]
+    numbers: dict[str, float]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    model: dict[str, str] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for results.json. Numbers that are not finite become null, since JSON has no name for them."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Result:
+        """Read what `to_json` wrote; null numbers come back as NaN."""
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        known["numbers"] = {k: math.nan if v is None else float(v) for k, v in known["numbers"].items()}
+        return cls(**known)
+
+    def table(self) -> Table:
+        """A rich table of the numbers, with the settings that must be told with them in the caption."""
+        from rich.table import Table
+
+        title = f"{self.protocol} v{self.version}: {self.model.get('name', '?')} on {', '.join(self.data) or '?'}"
+        caption = "\n".join([_caption(self.settings), *self.notes])
+        width = min(110, max(map(len, [title, *caption.splitlines()])))
+        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", min_width=width)
+        table.add_column("measure")
+        table.add_column("value", justify="right")
+        for name, value in self.numbers.items():
+            table.add_row(name, format_number(value))
+        return table
+
+    def rows_table(self) -> Table | None:
+        """A rich table of the detail rows, or None without any."""
+        from rich.table import Table
+
+        if not self.rows:
+            return None
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        table = Table(*names, title=f"{self.protocol}: details", title_justify="left")
+        for row in self.rows:
+            table.add_row(*(format_number(row.get(name, "")) for name in names))
+        return table
+
+
+def write_result(path: Path, result: Result, given: str = "") -> None:
+    """Merge a result into results.json, atomically. Only one of the very same settings, model and data is replaced.
+
+    Args:
+        path: the file.
+        result: what to keep.
+        given: the data as the caller named it; a skip of this protocol and model on it is dropped.
+    """
+    results, skips = read_results(path), read_skips(path)
+    name, model = result.protocol, result.model.get("fingerprint", "")
+    _write(
+        path,
+        [*(r for r in results if _identity(r) != _identity(result)), result],
+        [s for s in skips if (s.protocol, s.model.get("fingerprint", ""), s.data) != (name, model, given)],
+    )
+
+
+def write_skip(path: Path, skip: Skip) -> None:
+    """Merge a skip into results.json, atomically. An older one of the same protocol, model and data is replaced."""
+    same = (skip.protocol, skip.model.get("fingerprint", ""), skip.data)
+    others = [s for s in read_skips(path) if (s.protocol, s.model.get("fingerprint", ""), s.data) != same]
+    _write(path, read_results(path), [*others, skip])
+
+
+def read_results(path: Path) -> list[Result]:
+    """Read the results of results.json, oldest first; none when the file doesn't exist.
+
+    Raises:
+        DataError: when it is no JSON, or of a layout this version doesn't know.
+    """
+    return [Result.from_json(entry) for entry in _read(path).get("results", [])]
+
+
+def read_skips(path: Path) -> list[Skip]:
+    """Read what `evaluate all` left out, and why; none when the file doesn't exist.
+
+    Raises:
+        DataError: when it is no JSON, or of a layout this version doesn't know.
+    """
+    return [Skip(**entry) for entry in _read(path).get("skipped", [])]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"Can't read {path}: {error}. Move it away and evaluate again.") from error
+    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
+        seen = plain.get("format") if isinstance(plain, dict) else type(plain).__name__
+        raise DataError(f"{path} has layout {seen!r}; this version reads {FORMAT}. Move it away and evaluate again.")
+    return plain
+
+
+def _write(path: Path, results: Sequence[Result], skips: Sequence[Skip]) -> None:
+    plain = {"format": FORMAT, "results": [r.to_json() for r in results], "skipped": [asdict(s) for s in skips]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(plain, file, indent=2, allow_nan=False, ensure_ascii=False)
+            file.write("\n")
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def format_number(value: Any) -> str:
+    """Print a table cell: four significant digits for fractions, everything else as it is."""
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    return str(value)
+
+
+def _identity(result: Result) -> tuple[Any, ...]:
+    """What must be equal for one result to stand for another: quick settings must not wipe out hours of full ones."""
+    settings = json.dumps(_plain(result.settings), sort_keys=True)
+    model = result.model.get("fingerprint", "")
+    return result.protocol, result.version, settings, model, tuple(sorted(result.data.items()))
+
+
+def _caption(settings: Mapping[str, Any]) -> str:
+    told = ("resolution", "layer", "norm", "features")
+    return ", ".join(f"{name} {settings[name]}" for name in told if name in settings)
+
+
+def _plain(value: Any) -> Any:
+    """Turn NumPy scalars, paths and non-finite floats into what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str | bytes):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
