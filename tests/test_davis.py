@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,29 @@ def test_several_objects_are_followed(tmp_path: Path) -> None:
     assert len(saved) == 6 and set(np.unique(saved[3])) == {0, 1, 2}
     with Image.open(tmp_path / "saved/moving.gif") as animation:
         assert animation.size == (64, 32) and getattr(animation, "n_frames", 1) == 6
+
+
+def test_finished_sequences_are_kept_when_interrupted(tmp_path: Path, monkeypatch) -> None:
+    write_video(tmp_path, name="second")
+    base, encoder, protocol = write_video(tmp_path, name="first"), colour_encoder(), Davis(short_side=64)
+    (base / "ImageSets/2017/val.txt").write_text("first\nsecond\n")
+    plain = protocol.run(encoder, base, QUIET)
+    work, predict, asked = replace(QUIET, cache=tmp_path / "cache"), Davis.predict, []
+
+    def interrupted(self, encoder, videos, sequence, first_mask):
+        asked.append(sequence)
+        if asked == ["first", "second"]:
+            raise KeyboardInterrupt
+        return predict(self, encoder, videos, sequence, first_mask)
+
+    monkeypatch.setattr(Davis, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        protocol.run(encoder, base, work)
+    resumed = protocol.run(encoder, base, work)
+    assert asked == ["first", "second", "second"]
+    assert resumed.numbers == plain.numbers and resumed.rows == plain.rows
+    protocol.model_copy(update={"radius": 3}).run(encoder, base, work)
+    assert asked[3:] == ["first", "second"]  # other settings: nothing to read
 
 
 def test_a_tar_reads_like_its_folder(tmp_path: Path) -> None:

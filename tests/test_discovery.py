@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,33 @@ def test_corloc_end_to_end() -> None:
     notes = "\n".join(result.notes)
     assert "3.png" in notes and "1 image(s) without a true object" in notes
     assert result.settings["norm"] is False
+
+
+def test_finished_images_are_kept_when_interrupted(tmp_path, monkeypatch) -> None:
+    encoder, source, protocol = colour_encoder(), squares(), Discovery(methods=("tokencut",))
+    plain, work, score = (
+        protocol.run(encoder, {"test": source}, QUIET),
+        replace(QUIET, cache=tmp_path),
+        Discovery._score,
+    )
+    asked = []
+
+    def interrupted(self, *given):
+        asked.append(1)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return score(self, *given)
+
+    monkeypatch.setattr(Discovery, "_score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        protocol.run(encoder, {"test": source}, work)
+    (journal,) = tmp_path.glob("*.jsonl")
+    journal.write_text(journal.read_text()[:-3])  # the second image's line is cut short
+    resumed = protocol.run(encoder, {"test": source}, work)
+    assert len(asked) == 3 + 3
+    assert resumed.numbers == plain.numbers and resumed.rows == plain.rows
+    protocol.run(encoder, {"test": source}, work)
+    assert len(asked) == 3 + 3
 
 
 def test_keys_of_padded_images() -> None:

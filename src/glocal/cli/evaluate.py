@@ -43,7 +43,11 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     quick = flag(own.get("quick", "true" if protocol == "all" else "false"), "quick")
     for found in _results(protocol, encoder, data, overrides, out, work, quick):
         if isinstance(found, Skip):
-            console.print(f"[yellow]{found.protocol} skipped:[/] {escape(found.reason)}", highlight=False)
+            # The whole reason is in results.json; here a line each, so that results stay in sight.
+            reason = escape(found.reason.partition("\n")[0])
+            console.print(
+                f"[yellow]{found.protocol} skipped:[/] {reason}", highlight=False, overflow="ellipsis", no_wrap=True
+            )
             continue
         console.print(found.table())
         rows = found.rows_table()

@@ -23,6 +23,7 @@ from glocal.evaluation.davis_data import DavisVideos
 from glocal.evaluation.davis_metrics import SequenceScore, score_dataset, score_sequence
 from glocal.evaluation.dense_features import resize_mask
 from glocal.evaluation.extraction import check_patches, device_of
+from glocal.evaluation.journal import Journal
 from glocal.evaluation.label_propagation import Propagation, follow, sharpen
 from glocal.evaluation.progress import progress_bar
 from glocal.evaluation.results import Result
@@ -91,9 +92,16 @@ class Davis(ProtocolConfig):
         videos = DavisVideos(data, self.split)
         names = self._chosen(videos)
         scores: list[SequenceScore] = []
+        journal = self._journal(encoder, videos, work)
         total = sum(len(videos.frames(name)) for name in names)
         with progress_bar(f"{videos.name}: label propagation", total, work.progress, unit="frames") as advance:
             for name in names:
+                kept = journal.get(name)
+                if kept is not None:
+                    region, boundary = map(np.array, kept["scores"])
+                    scores.append(SequenceScore(name, region, boundary, kept["notes"]))
+                    advance(len(videos.frames(name)))
+                    continue
                 truth = videos.read_masks(name)
                 predicted = []
                 for labels in self.predict(encoder, videos, name, truth[0]):
@@ -102,6 +110,8 @@ class Davis(ProtocolConfig):
                 if self.save is not None:
                     save_sequence(Path(self.save), videos, name, predicted)
                 scores.append(score_sequence(name, truth, predicted))
+                of = scores[-1]
+                journal.add(name, {"scores": [of.region.tolist(), of.boundary.tolist()], "notes": of.notes})
         numbers = {key: 100 * value for key, value in score_dataset(scores).items()}
         rows = [_row(score) for score in scores]
         return self.result(
@@ -116,6 +126,12 @@ class Davis(ProtocolConfig):
             norm=True,
             sequences=names,
         )
+
+    def _journal(self, encoder: Encoder, videos: DavisVideos, work: Work) -> Journal:
+        """Scores of finished sequences. None are read back where predictions are to be written."""
+        settings = self.model_dump(mode="json", exclude={"save", "sequences"})
+        deciding = [self.protocol, self.version, encoder.fingerprint(), videos.fingerprint(), settings]
+        return Journal(work.cache if self.save is None else None, deciding)
 
     def _chosen(self, videos: DavisVideos) -> list[str]:
         unknown = [name for name in self.sequences or [] if name not in videos.sequences]

@@ -22,6 +22,7 @@ from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, UnreadableImageError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work
 from glocal.evaluation.extraction import Skipped, device_of
+from glocal.evaluation.journal import Journal
 from glocal.evaluation.paired_folders import PairedFolders, open_voc_boxes
 from glocal.evaluation.progress import progress_bar
 from glocal.evaluation.results import Result
@@ -158,9 +159,16 @@ class Discovery(ProtocolConfig):
         source, masks, objects = self._open(data)
         skipped, empty = Skipped(), 0
         rows: list[dict[str, Any]] = []
+        settings = self.model_dump(mode="json", exclude={"overlap"})
+        deciding = [self.protocol, self.version, encoder.fingerprint(), source.fingerprint(), settings]
+        journal = Journal(work.cache, deciding)
         with progress_bar(f"{source.name}: discovery", len(source), work.progress) as advance:
             for index in range(len(source)):
                 advance(1)
+                kept = journal.get(str(index))
+                if kept is not None:
+                    rows.append({"image": source.key(index), **kept})
+                    continue
                 try:
                     image = np.array(source.read(index))
                     true = self._boxes(source, masks, index, objects)
@@ -170,7 +178,9 @@ class Discovery(ProtocolConfig):
                 if len(true) == 0:
                     empty += 1
                     continue
-                rows.append({"image": source.key(index), **self._score(encoder, image, true)})
+                best = self._score(encoder, image, true)
+                journal.add(str(index), best)
+                rows.append({"image": source.key(index), **best})
         if not rows:
             raise DataError(
                 f"{source.name}: none of {len(source)} images has an object to find. Set object_classes (class ids) or "

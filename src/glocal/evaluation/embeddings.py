@@ -22,7 +22,7 @@ from glocal.distributed import all_gather_rows, rank, world_size
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.base import Work
 from glocal.evaluation.extraction import FeatureTransform, Skipped, device_of, iterate_features
-from glocal.evaluation.feature_files import features_folder, read_features, write_features
+from glocal.evaluation.feature_files import key_of, read_features, write_features
 from glocal.evaluation.progress import progress_bar
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
@@ -87,7 +87,7 @@ def extract_embeddings(
     transform = (transform or FeatureTransform()).resolve(encoder)
     asked = {name: _parse(name) for name in what}
     deciding = [FORMAT, SHARD, encoder.fingerprint(), source.fingerprint(), len(source), transform.model_dump()]
-    folder = None if work.cache is None else features_folder(work.cache, deciding)
+    folder = None if work.cache is None else work.cache / key_of(deciding)
     share = work.share and world_size() > 1
     starts = range(rank() * SHARD, len(source), world_size() * SHARD) if share else range(0, len(source), SHARD)
     items = list(dict.fromkeys(asked.values()))

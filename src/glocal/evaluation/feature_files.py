@@ -23,9 +23,9 @@ class FeatureFile(NamedTuple):
     bad: BadImages
 
 
-def features_folder(cache: Path, deciding: Sequence[Any]) -> Path:
-    """Folder of features that depend on exactly these plain values."""
-    return cache / hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:20]
+def key_of(deciding: Sequence[Any]) -> str:
+    """A name for what depends on exactly these plain values."""
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def read_features(path: Path) -> FeatureFile | None:

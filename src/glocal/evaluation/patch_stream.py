@@ -15,7 +15,7 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.evaluation.base import Work
 from glocal.evaluation.extraction import FeatureBatch, FeatureTransform, Skipped, device_of, iterate_features
-from glocal.evaluation.feature_files import features_folder, read_features, write_features
+from glocal.evaluation.feature_files import key_of, read_features, write_features
 from glocal.models.encoder import Encoder
 
 FORMAT = 1
@@ -59,7 +59,7 @@ def iterate_patches(
     transform = transform.resolve(encoder)
     if work.cache is not None and indices is None:
         deciding = ["patches", FORMAT, encoder.fingerprint(), source.fingerprint(), len(source), layer]
-        folder = features_folder(work.cache, [*deciding, transform.model_dump()])
+        folder = work.cache / key_of([*deciding, transform.model_dump()])
         yield from _kept(encoder, source, transform, layer, work, skipped, folder)
         return
     for batch in iterate_features(
