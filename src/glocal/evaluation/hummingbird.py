@@ -22,6 +22,7 @@ from glocal.evaluation.base import DataLike, Work
 from glocal.evaluation.dense_features import (
     Counted,
     DenseConfig,
+    best_class,
     class_shares,
     cut_mask,
     iterate_dense,
@@ -104,7 +105,7 @@ class Hummingbird(DenseConfig):
             queries = F.normalize(image.patches, dim=1)
             similarity, places = nearest_entries(queries, memory.features, self.neighbours)
             shares = soft_vote(similarity, memory.shares[places], self.temperature)
-            predicted = upsample(shares, image.grid, image.mask.shape).argmax(0).cpu()
+            predicted = best_class(upsample(shares, image.grid, image.mask.shape)).cpu()
             confusion += confusion_matrix(torch.from_numpy(image.mask), predicted, test.num_classes)
         numbers, rows, notes = score_confusion(confusion, test)
         resolved = {

@@ -26,6 +26,7 @@ from glocal.evaluation.dense_features import (
     Counted,
     DenseConfig,
     DenseImage,
+    best_class,
     iterate_dense,
     resize_mask,
     score_confusion,
@@ -217,7 +218,7 @@ class LinearSegmentation(_Linear):
         slide = self.augment and self.test == "slide"
         confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
         for mask, logits in self._logits(encoder, test, head, transform, slide, work, counted):
-            confusion += confusion_matrix(torch.from_numpy(mask), logits.argmax(0).cpu(), test.num_classes)
+            confusion += confusion_matrix(torch.from_numpy(mask), best_class(logits).cpu(), test.num_classes)
         numbers, rows, notes = score_confusion(confusion, test)
         seen = f"shorter side {transform.size}, sliding window" if slide else f"{transform.size} squash"
         resolved: dict[str, Any] = {"resolution": f"{seen}, scored at the masks' size", "warmup": warmup}
@@ -291,7 +292,7 @@ class LinearSegmentation100(_Linear):
         side = (self.output, self.output)
         for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="scoring"):
             # The layer is linear and interpolation sums to 1, so enlarging logits equals enlarging features.
-            predicted = upsample(_head_on(head, image.patches, image.grid), image.grid, side).argmax(0).cpu()
+            predicted = best_class(upsample(_head_on(head, image.patches, image.grid), image.grid, side)).cpu()
             truth = torch.from_numpy(resize_mask(image.mask, side))
             confusion += confusion_matrix(truth, predicted, test.num_classes)
         numbers, rows, notes = score_confusion(confusion, test)
