@@ -72,7 +72,7 @@ def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path) -> None:
 
 def test_dense_features_are_kept_and_continued(tmp_path) -> None:
     encoder, source = small_encoder(), coloured(300, 3, bad=(5, 270))
-    transform, tile = FeatureTransform(), FeatureTransform().resolve(encoder).tile(8)
+    transform, tile = FeatureTransform(), FeatureTransform().resolve(encoder).tile(encoder)
     assert tile == 256  # so there are two files
     work = replace(QUIET, cache=tmp_path)
 

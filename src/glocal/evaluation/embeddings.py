@@ -29,7 +29,7 @@ from glocal.models.features import Features
 
 SHARD = 512
 """Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
-FORMAT = 1
+FORMAT = 2
 """Layout and arithmetic of the cache; part of its key."""
 
 

@@ -18,7 +18,7 @@ from glocal.evaluation.extraction import FeatureBatch, FeatureTransform, Skipped
 from glocal.evaluation.feature_files import key_of, read_features, write_features
 from glocal.models.encoder import Encoder
 
-FORMAT = 1
+FORMAT = 2
 """Layout and arithmetic of the files; part of their key."""
 LARGEST_KEPT = 16 * 2**30
 """Bytes of one model's patches on one split that are kept at most. ViT-S/16 at 224 px takes 0.3 MB an image."""
@@ -79,7 +79,7 @@ def _kept(
 ) -> Iterator[PatchBatch]:
     """Read the files that are there and compute the others, in one stream."""
     # One file a tile: tiles, and with them the bits, don't depend on what is there already.
-    tile, count = transform.tile(encoder.patch_size), len(source)
+    tile, count = transform.tile(encoder), len(source)
     paths = {start: folder / f"{start:09d}.safetensors" for start in range(0, count, tile)}
     missing = [start for start, path in paths.items() if not path.exists()]
     order = np.concatenate([np.arange(s, min(s + tile, count)) for s in missing]) if missing else np.arange(0)
