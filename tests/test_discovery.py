@@ -13,6 +13,7 @@ from dense_fakes import QUIET, MaskSource, colour_encoder
 from PIL import Image
 
 from glocal.errors import DataError, ModelError
+from glocal.evaluation import discovery
 from glocal.evaluation.discovery import (
     Discovery,
     box_overlap,
@@ -62,7 +63,9 @@ def test_lost_equals_a_slow_version() -> None:
         assert set(np.flatnonzero(lost(keys, (4, 5), expansion=6)).tolist()) == region
 
 
-def test_tokencut_equals_the_generalised_problem() -> None:
+@pytest.mark.parametrize("iterate_from", [2, 1000])
+def test_tokencut_equals_the_generalised_problem(iterate_from, monkeypatch) -> None:
+    monkeypatch.setattr(discovery, "LANCZOS_FROM", iterate_from)
     keys = object_keys(noise=0.6, seed=3)
     unit = keys.double().numpy()
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -133,6 +136,17 @@ def test_finished_images_are_kept_when_interrupted(tmp_path, monkeypatch) -> Non
     assert resumed.numbers == plain.numbers and resumed.rows == plain.rows
     protocol.run(encoder, {"test": source}, work)
     assert len(asked) == 3 + 3
+
+
+def test_large_images_can_be_shrunk_with_their_boxes() -> None:
+    native = Discovery(methods=("tokencut",)).run(colour_encoder(4), {"test": squares()}, QUIET)
+    quick = Discovery.quick(colour_encoder(4))
+    assert quick.longest_side == 128
+    shrunk = Discovery(methods=("tokencut",), longest_side=38).run(colour_encoder(4), {"test": squares()}, QUIET)
+    assert shrunk.numbers == native.numbers == {"CorLoc_tokencut": 100.0, "images": 4.0}
+    assert "at most 38" in shrunk.settings["resolution"] and "native" in native.settings["resolution"]
+    same = Discovery(methods=("tokencut",), longest_side=76).run(colour_encoder(4), {"test": squares()}, QUIET)
+    assert same.rows == native.rows
 
 
 def test_keys_of_padded_images() -> None:
