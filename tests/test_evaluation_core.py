@@ -240,6 +240,13 @@ def test_results_merge_by_protocol_model_and_data(tmp_path) -> None:
         read_results(path)
 
 
+def test_a_terminal_shows_the_first_rows_only() -> None:
+    rows = [{"image": f"{i}.png", "hit": float(i)} for i in range(45)]
+    table = Result("discovery", 1, {}, {"hit": 1.0}, rows=rows).rows_table()
+    assert table is not None and table.row_count == 40 and table.caption == "and 5 more in results.json"
+    assert Result("knn", 1, {}, {"top1": 1.0}).rows_table() is None
+
+
 def test_evaluate_writes_what_it_needs_to_be_repeated(tmp_path) -> None:
     data = {"train": coloured(40, 2, name="train"), "test": coloured(20, 2, seed=1, name="test")}
     overrides = ["ks=[1, 3]", "transform.size=24"]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Layout version of results.json."""
+ROWS_SHOWN = 40
+"""Detail rows that a table on a terminal holds."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,16 @@ class Result:
         return table
 
     def rows_table(self) -> Table | None:
-        """A rich table of the detail rows, or None without any."""
+        """A rich table of the first 40 detail rows, or None without any; results.json holds all."""
         from rich.table import Table
 
         if not self.rows:
             return None
         names = list(dict.fromkeys(name for row in self.rows for name in row))
-        table = Table(*names, title=f"{self.protocol}: details", title_justify="left")
-        for row in self.rows:
+        more = len(self.rows) - ROWS_SHOWN
+        caption = f"and {more} more in results.json" if more > 0 else None
+        table = Table(*names, title=f"{self.protocol}: details", title_justify="left", caption=caption)
+        for row in self.rows[:ROWS_SHOWN]:
             table.add_row(*(format_number(row.get(name, "")) for name in names))
         return table
 
