@@ -283,6 +283,12 @@ def test_compare_puts_runs_side_by_side_and_warns(tmp_path) -> None:
     values = next(v for m, v in found.numbers.items() if m.name == "k1_top1")
     assert all(v is not None for v in values)
     assert any("resolution differs" in line for line in found.warnings)
-    assert compare([tmp_path / "a", tmp_path / "b"]).row_count == len(found.numbers)
+    (table,) = compare([tmp_path / "a", tmp_path / "b"])
+    assert table.row_count == len(found.numbers) and "resolution differs" in str(table.caption)
+    evaluate(KnnConfig(ks=(3,)), small_encoder(), data, out=tmp_path / "a", work=QUIET)
+    again = gather([tmp_path / "a", tmp_path / "b"])
+    assert any("several knn results" in line for line in again.warnings)
+    shown = {m.name: v for m, v in again.numbers.items()}
+    assert shown["k3_top1"][1] is None and shown["k1_top1"][0] is None  # the latest of run a is k=3 only
     with pytest.raises(DataError, match="has no results"):
         compare([tmp_path / "nothing"])

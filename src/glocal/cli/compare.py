@@ -11,4 +11,4 @@ def run(runs: Sequence[str]) -> None:
     """Print the results of several folders side by side."""
     from glocal.evaluation.compare import compare
 
-    Console().print(compare(runs))
+    Console().print(*compare(runs), sep="\n")

@@ -66,24 +66,27 @@ def gather(runs: Sequence[str | Path]) -> Comparison:
     return Comparison(list(columns), numbers, [*warnings, *_differences(columns)])
 
 
-def compare(runs: Sequence[str | Path]) -> Table:
-    """A table with a row a measure and a column a run. No number is called best: for some, lower is.
+def compare(runs: Sequence[str | Path]) -> list[Table]:
+    """A table a protocol and data set: a row a measure, a column a run. No number is called best: for some, lower is.
 
-    Settings that differ within a protocol are named below it, since such numbers can't be compared.
+    Settings that differ within a protocol are named below the last one, since such numbers can't be compared.
     """
     found = gather(runs)
-    table = Table("protocol", "data", "measure", caption="\n".join(found.warnings) or None, caption_justify="left")
-    for name in found.columns:
-        table.add_column(name, justify="right")
-    last: tuple[str, str] | None = None
+    tables: dict[tuple[str, str], Table] = {}
     for measure, values in found.numbers.items():
         head = (measure.protocol, measure.data)
-        shown = ("", "") if head == last else head
-        if head != last and last is not None:
-            table.add_section()
-        last = head
-        table.add_row(*shown, measure.name, *("-" if value is None else format_number(value) for value in values))
-    return table
+        if head not in tables:
+            table = Table(title=f"{measure.protocol} on {measure.data}", title_justify="left")
+            table.add_column("measure", no_wrap=True)
+            for name in found.columns:
+                table.add_column(name, justify="right", overflow="fold")
+            tables[head] = table
+        cells = ("-" if value is None else format_number(value) for value in values)
+        tables[head].add_row(measure.name, *cells)
+    shown = list(tables.values())
+    if found.warnings:
+        shown[-1].caption, shown[-1].caption_justify = "\n".join(found.warnings), "left"
+    return shown
 
 
 def results_path(run: Path) -> Path:
