@@ -346,6 +346,5 @@ def test_a_timm_folder_brings_its_statistics(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     encoder = load(tmp_path)
     assert encoder.mean == (0.5,) * 3 and encoder.std == (0.25,) * 3
-    torch.testing.assert_close(
-        encoder.normalise(torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)), torch.full((1, 3, 8, 8), 2.0)
-    )
+    white = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    torch.testing.assert_close(encoder.normalise(white), torch.full((1, 3, 8, 8), 2.0))

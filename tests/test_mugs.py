@@ -1,4 +1,4 @@
-"""Mugs' terms against slow NumPy versions, over one and two processes, and the recipes built from them."""
+"""Mugs' terms against slow NumPy versions, and over one and two processes."""
 
 from __future__ import annotations
 
@@ -9,64 +9,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL_HEAD, make_views, small_config
+from conftest import SMALL_HEAD
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mugs_fakes import GROUPS, INSTANCE, LOCAL_GROUP, STUDENT_VIEWS, array, build, run, unit, views_of
 from torch import multiprocessing
 
-from glocal.errors import ConfigError, TrainingError
 from glocal.models.blocks import Block
 from glocal.models.vit import BackboneConfig
-from glocal.objectives import ImageLevelConfig, InstanceConfig, LocalGroupConfig
-from glocal.objectives.gathered_memory import GatheredMemory
+from glocal.objectives import ImageLevelConfig, InstanceConfig
 from glocal.objectives.info_nce import Queue, info_nce
 from glocal.objectives.local_group import neighbour_purity
 from glocal.objectives.prototypes import Pairs
 from glocal.objectives.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.relation import ImageToken, RelationBlock
-from glocal.objectives.schedules import Progress, value_at
-from glocal.recipes import configure
-from glocal.training.network import StepInput, build_distillation
-from glocal.views.groups import ViewGroup
-
-PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
-GROUPS = {
-    "teacher": ViewGroup(count=2, size=32, area=(0.4, 1.0), seen_by="teacher"),
-    "global": ViewGroup(count=2, size=32, area=(0.4, 1.0), seen_by="student"),
-    "local": ViewGroup(count=3, size=16, area=(0.1, 0.4), seen_by="student"),
-}
-COMMON = {"head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24), "queue": 40, "storage": "fp32"}
-INSTANCE = InstanceConfig(**COMMON)
-LOCAL_GROUP = LocalGroupConfig(**COMMON, memory=20, neighbours=3)
-STUDENT_VIEWS = [("global", 0), ("global", 1), ("local", 0), ("local", 1), ("local", 2)]
-
-
-def build(groups=GROUPS, **objectives):
-    """Both networks, the teacher with weights of its own."""
-    model = build_distillation(small_config(views=groups, objectives=objectives))
-    with torch.no_grad():
-        for parameter in model.teacher.parameters():
-            noise = torch.Generator().manual_seed(parameter.numel())
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
-    return model
-
-
-def run(model, views, watch=False):
-    return model(StepInput(views, PROGRESS, watch))
-
-
-def views_of(batch, seed, first=0, groups=GROUPS):
-    """Views of images `first` to `first + batch - 1`."""
-    views = make_views(batch, groups, seed=seed)
-    return type(views)(views.groups, views.seed, views.index + first, views.source_size)
-
-
-def unit(x):
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def array(x):
-    return x.detach().double().numpy()
 
 
 def slow_info_nce(x, k, negatives, temperature):
@@ -344,134 +300,3 @@ def test_two_processes_give_the_loss_and_the_memories_of_one(tmp_path):
         assert found.keys() == state.keys()
         for name, value in state.items():
             torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
-
-
-# ------------------------------------------------------------------------------------------- cost and bad input
-
-
-@pytest.mark.parametrize("dim", [384, 768, 1024])
-def test_memories_and_queues_cost_at_most_a_third_of_the_references_three_copies(dim):
-    reference = 2 * 3 * 65536 * dim * 4
-    with torch.device("meta"):
-        terms = [config.build(dim, GROUPS) for config in (InstanceConfig(), LocalGroupConfig())]
-    ours = sum(b.numel() * b.element_size() for term in terms for b in term.buffers())
-    assert reference == {384: 603_979_776, 768: 1_207_959_552, 1024: 1_610_612_736}[dim]
-    assert ours <= reference / 3
-
-
-def test_a_queue_smaller_than_a_step_is_refused_with_its_size():
-    model = build(instance=InstanceConfig(**COMMON | {"queue": 7}))
-    run(model, views_of(4, seed=11))
-    with pytest.raises(TrainingError, match="8 rows into a queue or memory of 7"):
-        model.finish_step()
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("objectives.instance.queue=127", "objectives.instance.queue=127 is smaller than the 128 keys of one step"),
-        ("objectives.local_group.memory=63", "objectives.local_group.memory=63 is smaller than the 64 rows"),
-    ],
-)
-def test_a_memory_smaller_than_a_step_is_refused_before_anything_starts(override, said):
-    with pytest.raises(ConfigError, match=said):
-        configure("mugs", data="DATA", out="RUN", preset="small", overrides=["training.batch_size=64", override])
-
-
-def test_more_neighbours_than_rows_is_refused():
-    with pytest.raises(ConfigError, match="neighbours is 21, more than the memory's 20"):
-        build(group=LOCAL_GROUP.model_copy(update={"neighbours": 21}))
-
-
-def test_double_advance_without_noise_is_refused():
-    with pytest.raises(ConfigError, match="needs fill_random"):
-        build(group=LOCAL_GROUP.model_copy(update={"double_advance": True}))
-
-
-@pytest.mark.parametrize("wanted", [ImageToken(tokens="all"), ImageToken(norm="before", tokens="class")])
-def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted):
-    backbone = small_config().backbone.model_copy(update={"pooling": "class_attention"})
-    term = LOCAL_GROUP.model_copy(update={"query": wanted})
-    with pytest.raises(ConfigError, match=r"query\.tokens=patches"):
-        build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": term}))
-    model = build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": LOCAL_GROUP}))
-    assert run(model, views_of(2, seed=12))[0].isfinite()
-
-
-def test_without_local_crops_all_weight_is_on_the_large_pairs():
-    groups = {name: group for name, group in GROUPS.items() if name != "local"}
-    model = build(groups, instance=INSTANCE.model_copy(update={"fill_random": True}), group=LOCAL_GROUP)
-    loss, _ = run(model, views_of(3, seed=13, groups=groups))
-    assert loss.isfinite()
-    pairs = model.objectives["instance"].pairs
-    assert len(pairs) == 4 and sum(weight for *_, weight in pairs) == pytest.approx(1.0)
-
-
-def test_no_weak_image_leaves_the_students_memory_as_it_was():
-    model = build(group=LOCAL_GROUP)
-    views = views_of(3, seed=14)
-    views.groups["global"].strong.fill_(True)
-    run(model, views)
-    model.finish_step()
-    objective = model.objectives["group"]
-    assert (objective.memory("student").filled, objective.memory("teacher").filled) == (0, 3)
-    assert run(model, views_of(3, seed=15))[0].isfinite()
-
-
-def test_a_step_writes_nothing_before_it_is_finished():
-    memory = GatheredMemory(4, 2, storage="fp32")
-    memory.gather(torch.ones(1, 1, 2), torch.tensor([3]))
-    assert memory.filled == 0
-    memory.finish_step()
-    memory.finish_step()
-    assert (memory.filled, memory.images().tolist(), memory.step) == (1, [3], 1)
-
-
-# ------------------------------------------------------------------------------------------------------ recipes
-
-
-@pytest.mark.parametrize("preset", ["imagenet", "cifar", "small"])
-def test_mugs_recipe_has_three_terms_and_crops_of_the_teachers_own(preset):
-    config = configure("mugs", data="DATA", out="unused", preset=preset)
-    assert list(config.active_objectives()) == ["instance", "local_group", "group"]
-    views = config.views
-    assert (views["teacher"].seen_by, views["teacher"].strong) == ("teacher", None)
-    assert views["global"].strong_coin == "image" and views["global"].strong is not None
-    assert ("local" in views) == (preset != "cifar")
-    if "local" in views:
-        assert (views["local"].strong_coin, views["local"].strong_probability) == ("view", 0.5)
-    left = configure("mugs", data="DATA", out="unused", preset=preset, overrides=["objectives.local_group.weight=0"])
-    assert list(left.active_objectives()) == ["instance", "group"]
-
-
-@pytest.mark.parametrize(
-    ("preset", "peak", "batch", "decay"),
-    [
-        ("s100", 1.6e-3, 512, 0.2),
-        ("s300", 3.2e-3, 1024, 0.1),
-        ("s800", 3.2e-3, 1024, 0.1),
-        ("b400", 3.15e-3, 1008, 0.1),
-        ("l250", 3.75e-3, 640, 0.08),
-    ],
-)
-def test_reference_presets_are_the_published_table(preset, peak, batch, decay):
-    config = configure("mugs-reference", data="DATA", out="unused", preset=preset)
-    assert config.optimiser.learning_rate * config.training.batch_size / 256 == pytest.approx(peak)
-    assert (config.training.batch_size, config.optimiser.weight_decay.end) == (batch, decay)
-    assert (config.optimiser.patch_embed_factor, config.views["local"].count) == (0.2, 10)
-    term = config.objectives["local_group"]
-    assert (term.double_advance, term.neighbours, term.memory, term.queue) == (True, 8, 65536, 65536)
-    clip = config.optimiser.clip
-    assert [value_at(clip, Progress(e, 250, 1)) for e in (0, 99, 100)] == pytest.approx(
-        [3.0, 3.0, 0.3 if preset == "l250" else 3.0]
-    )
-    # 22 pairs of 24, of which the two large ones weigh ten times a small one each.
-    pairs = config.objectives["instance"].build(384, config.views).pairs
-    weights = sorted({round(weight, 6) for *_, weight in pairs})
-    assert len(pairs) == 22 and weights == [0.025, 0.25]
-
-
-def test_a_teacher_temperature_warms_up_over_the_published_epochs():
-    config = configure("mugs-reference", data="DATA", out="unused", preset="s300")
-    schedule = config.objectives["group"].teacher_temperature
-    assert [round(schedule.at(Progress(e, 300, 1)), 3) for e in (0, 15, 30, 299)] == [0.04, 0.055, 0.07, 0.07]

@@ -10,35 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance, ImageFilter, ImageOps
-from torch import Tensor
+from pictures import largest_difference, levels, picture, to_tensor
+from PIL import Image, ImageEnhance, ImageOps
 
 from glocal.views.photometric import blur, colour, erasing, geometric, histogram, tone
 from glocal.views.photometric.composite import RAND_AUGMENT_STEPS, RandAugment
 from glocal.views.randomness import uniforms
-
-
-def picture(height: int = 48, width: int = 40, seed: int = 0) -> Image.Image:
-    """Return a picture with smooth areas, edges, noise, black and white."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    smooth = np.stack([x / width, y / height, (x + y) / (height + width)], -1) * 255
-    values = smooth + rng.normal(0, 20, smooth.shape)
-    values[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
-    values[:4, :4], values[-4:, -4:] = 0, 255
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-
-
-def levels(pixels: Tensor) -> np.ndarray:
-    return (pixels[0].permute(1, 2, 0) * 255).numpy()
-
-
-def largest_difference(pixels: Tensor, image: Image.Image) -> float:
-    return float(np.abs(levels(pixels) - np.asarray(image, dtype=np.float64)).max())
 
 
 @pytest.mark.parametrize("threshold", [1, 100, 128, 255, 256])
@@ -193,58 +170,6 @@ def test_colour_maps_compose() -> None:
     torch.testing.assert_close(
         fused, colour.apply_colour_map(colour.apply_colour_map(pixels, first), second), atol=1e-5, rtol=0
     )
-
-
-def slow_blur(plane: np.ndarray, sigma: float) -> np.ndarray:
-    """Separable Gaussian cut at ceil(2.5 sigma), reflecting without repeating the border."""
-    radius = max(1, math.ceil(2.5 * sigma))
-    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-    taps /= taps.sum()
-    for axis in (0, 1):
-        pad = [(radius, radius) if a == axis else (0, 0) for a in (0, 1)]
-        padded = np.pad(plane, pad, mode="reflect")
-        plane = np.apply_along_axis(lambda line: np.convolve(line, taps, mode="valid"), axis, padded)
-    return plane
-
-
-@pytest.mark.parametrize("size", [(16, 16), (16, 40), (48, 40)])
-def test_blur_equals_the_slow_version(size: tuple[int, int]) -> None:
-    """Tolerance 1e-5 (of 1), by both routes, with every unit's own sigma."""
-    pixels = torch.rand(5, 3, *size)
-    sigma = torch.tensor([0.1, 0.5, 1.0, 1.5, 2.0])
-    ours = blur.gaussian_blur(pixels, sigma, 2.0)
-    for unit in range(5):
-        for channel in range(3):
-            expected = slow_blur(pixels[unit, channel].double().numpy(), float(sigma[unit]))
-            assert np.abs(ours[unit, channel].numpy() - expected).max() < 1e-5
-
-
-@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
-def test_blur_equals_pil_away_from_the_border(sigma: float) -> None:
-    """Tolerance 3 levels (0.5 in the mean): PIL approximates the Gaussian by three box filters and rounds each."""
-    image = picture(80, 72)
-    ours = levels(blur.gaussian_blur(to_tensor(image), torch.tensor([sigma]), 2.0))
-    theirs = np.asarray(image.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float64)
-    difference = np.abs(ours - theirs)[6:-6, 6:-6]
-    assert difference.max() < 3 and difference.mean() < 0.6
-
-
-@pytest.mark.parametrize("size", [16, 40])
-def test_fixed_kernel_of_five_rows(size: int) -> None:
-    """PW-Self's kernel (torchvision's `(1, 5)`, width by height): five taps down, none across. Tolerance 1e-5 (of 1)."""
-    operation = blur.GaussianBlur(sigma=(2.0, 2.0), kernel=(5, 1))
-    pixels = torch.rand(2, 3, size, size)
-    taps = np.exp(-0.5 * (np.arange(-2, 3) / 2.0) ** 2)
-    taps /= taps.sum()
-    padded = np.pad(pixels.double().numpy(), [(0, 0), (0, 0), (2, 2), (0, 0)], mode="reflect")
-    expected = sum(taps[k] * padded[:, :, k : k + size] for k in range(5))
-    assert np.abs(operation.transform(pixels, torch.zeros(2, 1)).numpy() - expected).max() < 1e-5
-
-
-@pytest.mark.parametrize("side", [1, 2, 3, 4])
-def test_blur_of_cells_smaller_than_the_kernel_keeps_a_constant(side: int) -> None:
-    pixels = torch.full((2, 3, side, side), 0.7)
-    torch.testing.assert_close(blur.gaussian_blur(pixels, torch.tensor([0.4, 2.0]), 2.0), pixels)
 
 
 def test_auto_contrast_equals_pil() -> None:

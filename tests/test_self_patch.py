@@ -16,7 +16,6 @@ from glocal.objectives import ImageLevelConfig, SelfPatchConfig
 from glocal.objectives.base import Branch
 from glocal.objectives.neighbourhood import weighted_mean, wrapped
 from glocal.objectives.schedules import Progress
-from glocal.recipes import configure
 from glocal.training.network import StepInput, build_distillation
 from glocal.views.groups import ViewGroup
 from glocal.views.photometric.geometric import Rotate
@@ -326,41 +325,3 @@ def test_a_backbone_without_patch_tokens_is_refused():
     term = SelfPatchConfig(head=SMALL_HEAD).build(32, GROUPS)
     with pytest.raises(ConfigError, match="Linear gives no patch tokens"):
         term.check_backbone(torch.nn.Linear(2, 2))
-
-
-# --------------------------------------------------------------------------------------------------------- recipes
-
-
-@pytest.mark.parametrize("preset", ["imagenet", "cifar", "small"])
-def test_recipes_differ_from_dino_and_pw_self_by_one_term(preset):
-    found = {
-        name: configure(name, data="DATA", out="RUN", preset=preset)
-        for name in ("dino", "selfpatch", "pw-self", "pw-self-selfpatch")
-    }
-    for with_term, without in (("selfpatch", "dino"), ("pw-self-selfpatch", "pw-self")):
-        config = configure(
-            with_term, data="DATA", out="RUN", preset=preset, overrides=["objectives.neighbours.weight=0"]
-        )
-        assert config.active_objectives() == found[without].objectives
-        same = {"recipe": "", "objectives": {}}
-        assert config.model_copy(update=same) == found[without].model_copy(update=same)
-        term = found[with_term].objectives["neighbours"]
-        assert (term.weight, term.border, term.aggregation) == (0.1, "clip", "mean")
-    if preset != "imagenet":  # 65,536 prototypes take a second to draw.
-        assert set(build_distillation(found["pw-self-selfpatch"]).terms()) == {"image", "patch", "neighbours"}
-
-
-def test_reference_is_the_published_table():
-    for preset, epochs in (("s200", 200), ("s300", 300)):
-        config = configure("selfpatch-reference", data="DATA", out="RUN", preset=preset)
-        assert (config.training.epochs, config.training.batch_size) == (epochs, 1024)
-        assert config.optimiser.learning_rate * 1024 / 256 == pytest.approx(2e-3)
-        image, term = config.objectives["image"], config.objectives["neighbours"]
-        assert (image.head.prototypes, term.head.prototypes, term.head.hidden) == (65536, 4096, 2048)
-        assert (term.weight, term.k, term.border, term.include_self, term.views) == (0.1, 4, "torus", False, "all")
-        assert (image.teacher_temperature, term.teacher_temperature, config.backbone.pooling) == (
-            0.04,
-            0.04,
-            "class_attention",
-        )
-        assert (config.views["global"].area, config.views["local"].area) == ((0.25, 1.0), (0.05, 0.25))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from glocal.errors import ModelError
-from glocal.models.teacher import MovingAverage, build_teacher, update_teacher
+from glocal.models.teacher import MovingAverage, freeze
 
 
 def network(predictor: bool) -> nn.ModuleDict:
@@ -33,18 +35,18 @@ def test_it_equals_the_loop_over_names() -> None:
         np.testing.assert_allclose(parameter.detach(), expected[name], atol=1e-6)
 
 
-def test_momentum_zero_and_copy_give_the_student() -> None:
-    student, teacher, other = network(True), network(False), network(False)
-    MovingAverage(teacher, student).copy()
-    update_teacher(other, student, 0.0)
-    for name, parameter in teacher.named_parameters():
-        torch.testing.assert_close(parameter, student.get_parameter(name), atol=0, rtol=0)
-        torch.testing.assert_close(other.get_parameter(name), student.get_parameter(name))
+def test_momentum_zero_gives_the_student_and_one_leaves_the_teacher() -> None:
+    student, teacher = network(True), network(False)
+    before = {name: p.detach().clone() for name, p in teacher.named_parameters()}
+    MovingAverage(teacher, student).update(1.0)
+    assert all(torch.equal(p, before[name]) for name, p in teacher.named_parameters())
+    MovingAverage(teacher, student).update(0.0)
+    assert all(torch.equal(p, student.get_parameter(name)) for name, p in teacher.named_parameters())
 
 
 def test_a_teacher_needs_no_gradient_and_leaves_the_student_alone() -> None:
     student = network(True).train()
-    teacher = build_teacher(student)
+    teacher = freeze(copy.deepcopy(student))
     assert not any(p.requires_grad for p in teacher.parameters()) and not teacher.training
     assert all(p.requires_grad for p in student.parameters()) and student.training
     before = [p.detach().clone() for p in student.parameters()]
@@ -58,8 +60,8 @@ def test_wrapped_students_are_matched() -> None:
     student = network(True)
     wrapped = nn.Module()
     wrapped.module = student
-    teacher = build_teacher(network(False))
-    MovingAverage(teacher, wrapped).copy()
+    teacher = freeze(network(False))
+    MovingAverage(teacher, wrapped).update(0.0)
     torch.testing.assert_close(teacher.get_parameter("body.weight"), student.get_parameter("body.weight"))
 
 

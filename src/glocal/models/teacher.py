@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar
 
 import torch
@@ -11,16 +10,6 @@ from torch import Tensor, nn
 from glocal.errors import ModelError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-
-def build_teacher(student: ModuleT) -> ModuleT:
-    """A copy of the student that gets no gradient and is in eval mode (so without stochastic depth).
-
-    >>> teacher = build_teacher(nn.Linear(3, 3))
-    >>> teacher.weight.requires_grad
-    False
-    """
-    return freeze(copy.deepcopy(student))
 
 
 def freeze(module: ModuleT) -> ModuleT:
@@ -58,17 +47,6 @@ class MovingAverage:
         """Move: teacher = momentum * teacher + (1 - momentum) * student."""
         if self._teacher:
             torch._foreach_lerp_(self._teacher, self._student, 1.0 - momentum)
-
-    @torch.no_grad()
-    def copy(self) -> None:
-        """Give the teacher the student's values."""
-        if self._teacher:
-            torch._foreach_copy_(self._teacher, self._student)
-
-
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """One update without a kept `MovingAverage`: matches parameters anew, so use it outside loops only."""
-    MovingAverage(teacher, student).update(momentum)
 
 
 def _plain_name(name: str) -> str:
