@@ -118,7 +118,8 @@ class Skipped:
 
     def add(self, source: ImageSource, index: int, reason: str) -> None:
         """Record one image; a second time changes nothing."""
-        self.images[(source.name, int(index))] = f"{source.key(int(index))}: {reason}"
+        key = source.key(int(index))
+        self.images[(source.name, int(index))] = reason if reason.startswith(key) else f"{key}: {reason}"
 
     def notes(self, named: int = 20) -> list[str]:
         """One line per source with the count, then the first few by name."""
