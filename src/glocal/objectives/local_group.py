@@ -133,7 +133,7 @@ class LocalGroup(QueueContrast):
 
     def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
         """Look up, relate, contrast; rows are remembered at the end of the step."""
-        image = views.index.to(views.seed.device, non_blocking=True)
+        image = views.index.to(views.device, non_blocking=True)
         predictions, near_student = self._relate("student", student, self.student_views, image)
         with torch.no_grad():
             keys, near_teacher = self._relate("teacher", teacher, self.teacher_views, image)

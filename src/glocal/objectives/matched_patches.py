@@ -65,7 +65,7 @@ class MatchedPatches(PrototypeTerm):
             views, self.groups, student.features, teacher.features, rule=config.rule, weight=config.match_weight,
             max_scale_ratio=config.max_scale_ratio, bilinear=config.bilinear, share=config.share,
         )  # fmt: skip
-        device = views.seed.device
+        device = views.device
         online = self.online(student, gather_patches(student.features, tokens.student_rows))
         target, centre = self.target(teacher, gather_patches(teacher.features, tokens.teacher_rows), progress)
         # The mean runs over the matches of all processes, so that their number does not change the loss.

@@ -172,7 +172,7 @@ def _kept_patches(
     if share >= 1:
         return None
     batch, count, patches = features.patches.shape[:3]
-    drawn = uniforms(fold_in(views.seed.cpu(), sum(name.encode())), count * patches)
+    drawn = uniforms(fold_in(views.seed, sum(name.encode())), count * patches)
     return (drawn < share).view(batch, count, patches)
 
 

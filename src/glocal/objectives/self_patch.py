@@ -193,7 +193,7 @@ class SelfPatch(PrototypeTerm):
         patches = features.patches.shape[1]
         kept = max(1, round(config.share * patches))
         drawn = uniforms(fold_in(views.seed, _SALT + sum(name.encode())), count * patches)
-        row = drawn.view(-1, patches).argsort(dim=1, stable=True)[:, :kept]
+        row = drawn.view(-1, patches).argsort(dim=1, stable=True)[:, :kept].to(features.cls.device, non_blocking=True)
         index = row[..., None].expand(-1, -1, config.k)
         return _Chosen(features, row, Neighbours(*(part.gather(1, index) for part in found)), contexts)
 

@@ -82,11 +82,11 @@ class SelfDistillation(nn.Module):
     def forward(self, given: StepInput) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of one micro-batch, and detached scalars by name ("image", "image.target_entropy", ...)."""
         views, progress = given.views, given.progress
-        with torch.autocast(_device(views).type, dtype=self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(views.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             with torch.no_grad():
                 teacher_features = self.teacher.features(views, self.groups, "teacher")
             student_features = self.student.features(views, self.groups, "student")
-            total = torch.zeros((), device=_device(views))
+            total = torch.zeros((), device=views.device)
             scalars: dict[str, Tensor] = {}
             for name, objective in self.terms().items():
                 student = Branch(self.student.backbone, self.student.heads[name], student_features)
@@ -159,7 +159,3 @@ def _seeded(config: RunConfig, part: str, build):  # type: ignore[no-untyped-def
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_seed(config.seed, *part.encode()) & (2**63 - 1))
         return build()
-
-
-def _device(views: Views) -> torch.device:
-    return next(iter(views.groups.values())).pixels.device

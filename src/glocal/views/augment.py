@@ -42,13 +42,12 @@ def augment(
     >>> augment(batch.views.to(device), config.views, patch_size=16).groups["global"].pixels.dtype  # doctest: +SKIP
     torch.float32
     """
-    first = next(iter(views.groups.values())).pixels
     scale = 1.0 / torch.tensor(std).view(3, 1, 1)
     shift = -torch.tensor(mean).view(3, 1, 1) * scale
-    normalisation = scale.to(first.device, non_blocking=True), shift.to(first.device, non_blocking=True)
+    normalisation = scale.to(views.device, non_blocking=True), shift.to(views.device, non_blocking=True)
     done = {}
     for number, (name, group) in enumerate(groups.items()):
-        seeds = view_seeds(views.seed, number, group.count).to(first.device)
+        seeds = view_seeds(views.seed, number, group.count).to(views.device, non_blocking=True)
         done[name] = _augment_group(views.groups[name], group, seeds, patch_size, normalisation)
     return views.with_groups(done)
 

@@ -53,14 +53,20 @@ class Views:
         return int(self.index.shape[0])
 
     def to(self, device: torch.device) -> Views:
-        """Move pixels and seeds, asynchronously from pinned memory; geometry stays on the CPU (see `ViewBatch.to`)."""
-        groups = {name: group.to(device) for name, group in self.groups.items()}
-        return replace(self, groups=groups, seed=self.seed.to(device, non_blocking=True))
+        """Move pixels, asynchronously from pinned memory; geometry and seeds stay on the CPU, where what is drawn from
+        them for matching is needed without waiting (see `ViewBatch.to`).
+        """
+        return replace(self, groups={name: group.to(device) for name, group in self.groups.items()})
 
     def pin_memory(self) -> Views:
         """Pin what `to` moves; called by the data loader."""
         groups = {name: replace(group, pixels=group.pixels.pin_memory()) for name, group in self.groups.items()}
-        return replace(self, groups=groups, seed=self.seed.pin_memory())
+        return replace(self, groups=groups)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return next(iter(self.groups.values())).pixels.device
 
     def with_groups(self, groups: dict[str, ViewBatch]) -> Views:
         """The same images with other views."""
