@@ -22,11 +22,11 @@ from PIL import Image
 from glocal.data.decoding import decode_image
 from glocal.data.source import ImageSource
 from glocal.evaluation.base import Work
-from glocal.evaluation.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.extraction import FeatureTransform, iterate_features, iterate_pixels
-from glocal.evaluation.knn import knn_classify
-from glocal.evaluation.labels import LabelPair
-from glocal.evaluation.linear import LinearProbe, readouts_for
+from glocal.evaluation.classification.knn import knn_classify
+from glocal.evaluation.classification.labels import LabelPair
+from glocal.evaluation.classification.linear import LinearProbe, readouts_for
+from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.features.extraction import FeatureTransform, iterate_features, iterate_pixels
 from glocal.models.encoder import Encoder
 from glocal.models.vit import BackboneConfig, VisionTransformer
 

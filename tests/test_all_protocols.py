@@ -12,10 +12,10 @@ from evaluation_fakes import coloured, small_encoder
 from glocal.errors import ConfigError
 from glocal.evaluation.all_protocols import evaluate_all
 from glocal.evaluation.base import PROTOCOLS, evaluate
-from glocal.evaluation.extraction import FeatureTransform, Skipped
-from glocal.evaluation.patch_stream import iterate_patches
+from glocal.evaluation.features.extraction import FeatureTransform, Skipped
+from glocal.evaluation.features.patch_stream import iterate_patches
 from glocal.evaluation.results import Result, Skip, read_results, read_skips
-from glocal.evaluation.segmentation_data import CheckedSource, CroppedSource
+from glocal.evaluation.segmentation.masks import CheckedSource, CroppedSource
 
 
 def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path) -> None:
@@ -100,7 +100,7 @@ def test_dense_features_are_kept_and_continued(tmp_path) -> None:
 
 
 def test_dense_features_too_large_to_keep_are_not_kept(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("glocal.evaluation.patch_stream.LARGEST_KEPT", 1000)
+    monkeypatch.setattr("glocal.evaluation.features.patch_stream.LARGEST_KEPT", 1000)
     list(
         iterate_patches(
             small_encoder(), coloured(3, 3), FeatureTransform(), -1, replace(QUIET, cache=tmp_path), Skipped()

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 
 from glocal.errors import ConfigError, DataError, ModelError
 from glocal.evaluation.base import Work
-from glocal.evaluation.clustering import OverClustering, cluster, cluster_confusion, principal_components
+from glocal.evaluation.segmentation.clustering import OverClustering, cluster, cluster_confusion, principal_components
 
 
 def test_principal_components_equal_scikit_learn() -> None:

@@ -14,10 +14,10 @@ from sklearn.metrics import average_precision_score
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import Work
-from glocal.evaluation.copy_data import open_copy_folder, open_copydays, open_pairs
-from glocal.evaluation.copy_detection import CopyDetection, measure
-from glocal.evaluation.copy_metrics import recall_at
-from glocal.evaluation.ground_truth import find_ids, read_ground_truth
+from glocal.evaluation.retrieval.copy_data import open_copy_folder, open_copydays, open_pairs
+from glocal.evaluation.retrieval.copy_detection import CopyDetection, measure
+from glocal.evaluation.retrieval.copy_metrics import recall_at
+from glocal.evaluation.retrieval.ground_truth import find_ids, read_ground_truth
 
 # --- files ---------------------------------------------------------------------------------------------------------
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.copy_detection import measure
-from glocal.evaluation.copy_metrics import micro_average_precision, recall_at_precision
-from glocal.evaluation.descriptors import DescriptorConfig, describe, learn_whitening, whiten
-from glocal.evaluation.ranking import ranks_of_positives, top_candidates, trapezoid_average_precision
+from glocal.evaluation.retrieval.copy_detection import measure
+from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at_precision
+from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, learn_whitening, whiten
+from glocal.evaluation.retrieval.ranking import ranks_of_positives, top_candidates, trapezoid_average_precision
 from glocal.models.features import Features
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def slow_ranks(scores: np.ndarray, positives: set[int], ignored: set[int]) -> li
 @pytest.mark.parametrize("block", [1, 7 * 30, 2**25])
 @pytest.mark.parametrize("count", [1, 6])
 def test_ranks_equal_a_full_sort(monkeypatch: pytest.MonkeyPatch, block: int, count: int) -> None:
-    monkeypatch.setattr("glocal.evaluation.ranking._BLOCK_ELEMENTS", block)
+    monkeypatch.setattr("glocal.evaluation.retrieval.ranking._BLOCK_ELEMENTS", block)
     rng = np.random.default_rng(count)
     # Few distinct directions: many exact ties.
     database = F.normalize(torch.tensor(rng.integers(-1, 2, (30, 4)) + 0.25, dtype=torch.float32), dim=1)

@@ -14,11 +14,11 @@ from dense_fakes import COLOURS, QUIET, colour_encoder
 from PIL import Image
 
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation import label_propagation
-from glocal.evaluation.davis import Davis, frame_size, overlay, palette
-from glocal.evaluation.davis_data import DavisVideos, read_predictions
-from glocal.evaluation.davis_metrics import score_dataset, score_sequence
-from glocal.evaluation.label_propagation import Propagation, Source, follow, propagate_labels, sharpen
+from glocal.evaluation.objects import label_propagation
+from glocal.evaluation.objects.davis import Davis, frame_size, overlay, palette
+from glocal.evaluation.objects.davis_data import DavisVideos, read_predictions
+from glocal.evaluation.objects.davis_metrics import score_dataset, score_sequence
+from glocal.evaluation.objects.label_propagation import Propagation, Source, follow, propagate_labels, sharpen
 
 
 def slow_propagation(target, sources, settings: Propagation) -> np.ndarray:

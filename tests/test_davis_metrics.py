@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from glocal.errors import DataError
-from glocal.evaluation.davis_metrics import (
+from glocal.evaluation.objects.davis_metrics import (
     boundary_accuracy,
     boundary_map,
     region_similarity,

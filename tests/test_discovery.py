@@ -13,8 +13,8 @@ from dense_fakes import QUIET, MaskSource, colour_encoder
 from PIL import Image
 
 from glocal.errors import DataError, ModelError
-from glocal.evaluation import discovery
-from glocal.evaluation.discovery import (
+from glocal.evaluation.objects import discovery
+from glocal.evaluation.objects.discovery import (
     Discovery,
     box_overlap,
     component,

@@ -14,12 +14,12 @@ from PIL import Image
 from glocal.config import apply_overrides
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, Work, evaluate
+from glocal.evaluation.classification.knn import KnnConfig
+from glocal.evaluation.classification.labels import align_labels, split_held_out
 from glocal.evaluation.compare import compare, gather
-from glocal.evaluation.crops import RandomCrops
-from glocal.evaluation.embeddings import SHARD, extract_embeddings, gem
-from glocal.evaluation.extraction import FeatureTransform, Skipped, iterate_features, iterate_pixels
-from glocal.evaluation.knn import KnnConfig
-from glocal.evaluation.labels import align_labels, split_held_out
+from glocal.evaluation.features.crops import RandomCrops
+from glocal.evaluation.features.embeddings import SHARD, extract_embeddings, gem
+from glocal.evaluation.features.extraction import FeatureTransform, Skipped, iterate_features, iterate_pixels
 from glocal.evaluation.results import Result, read_results, write_result
 
 QUIET = Work(progress=False)

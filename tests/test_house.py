@@ -27,6 +27,14 @@ FLOORS = [
     "config",
     "errors",
 ]
+PROTOCOL_ROOMS = [
+    {"all_protocols", "compare"},
+    {"objects", "spair"},
+    {"classification", "retrieval", "segmentation", "correspondence", "statistics"},
+    {"features"},
+    {"base"},
+    {"results"},
+]
 EXTRAS = {"timm", "transformers", "skimage", "tensorboard", "matplotlib", "huggingface_hub", "torchvision"}
 
 
@@ -53,6 +61,17 @@ def test_imports_go_down_only(path):
                 f"{path.name} ({room}) imports {module}, which is above it"
             )
         assert module.split(".")[0] not in EXTRAS, f"{path.name} imports the extra {module} for everybody"
+
+
+def test_protocols_meet_only_on_the_floors_below():
+    for path in (ROOT / "evaluation").rglob("*.py"):
+        room = path.relative_to(ROOT / "evaluation").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        floor = next(number for number, rooms in enumerate(PROTOCOL_ROOMS) if room in rooms)
+        for module in imports(path):
+            if module.startswith("glocal.evaluation.") and (other := module.split(".")[2]) != room:
+                assert any(other in rooms for rooms in PROTOCOL_ROOMS[floor + 1 :]), f"{path.name} imports {module}"
 
 
 def test_files_stay_readable():

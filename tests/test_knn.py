@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation import knn
 from glocal.evaluation.base import Work
-from glocal.evaluation.knn import KnnConfig, KnnProbe, knn_classify, largest, nearest_rows, top_accuracies
+from glocal.evaluation.classification import knn
+from glocal.evaluation.classification.knn import (
+    KnnConfig,
+    KnnProbe,
+    knn_classify,
+    largest,
+    nearest_rows,
+    top_accuracies,
+)
 
 QUIET = Work(progress=False)
 

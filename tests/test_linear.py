@@ -11,9 +11,9 @@ from sklearn.linear_model import LogisticRegression
 
 from glocal.errors import DataError
 from glocal.evaluation.base import Work
-from glocal.evaluation.finetune import FineTune, parameter_groups
-from glocal.evaluation.linear import LinearProbe, rank_classes, readouts_for, train_heads
-from glocal.evaluation.logistic import LowShot, draw_shots
+from glocal.evaluation.classification.finetune import FineTune, parameter_groups
+from glocal.evaluation.classification.linear import LinearProbe, rank_classes, readouts_for, train_heads
+from glocal.evaluation.classification.logistic import LowShot, draw_shots
 
 QUIET = Work(progress=False)
 
@@ -150,8 +150,8 @@ def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
     assert np.isclose(result.numbers["20_percent_top1"], np.mean(scores))
     assert np.isclose(result.numbers["20_percent_top1_std"], np.std(scores, ddof=1))
 
-    from glocal.evaluation.embeddings import extract_embeddings
-    from glocal.evaluation.labels import split_held_out
+    from glocal.evaluation.classification.labels import split_held_out
+    from glocal.evaluation.features.embeddings import extract_embeddings
 
     x = extract_embeddings(encoder, train, work=QUIET).first.double().numpy()
     found = extract_embeddings(encoder, test, work=QUIET)

@@ -16,12 +16,12 @@ from PIL import Image
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, UnreadableImageError
 from glocal.evaluation.base import Work
-from glocal.evaluation.descriptors import DescriptorConfig
-from glocal.evaluation.plain_pickle import load_plain_pickle
-from glocal.evaluation.ranking import ranks_of_positives, reranked_ranks, top_candidates
-from glocal.evaluation.reranking import RerankingConfig, mutual_match_score
-from glocal.evaluation.retrieval import ImageRetrieval, measure
-from glocal.evaluation.retrieval_data import CroppedSource, open_class_folders, open_pairs, open_revisited
+from glocal.evaluation.retrieval.descriptors import DescriptorConfig
+from glocal.evaluation.retrieval.image_retrieval import ImageRetrieval, measure
+from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
+from glocal.evaluation.retrieval.ranking import ranks_of_positives, reranked_ranks, top_candidates
+from glocal.evaluation.retrieval.reranking import RerankingConfig, mutual_match_score
+from glocal.evaluation.retrieval.retrieval_data import CroppedSource, open_class_folders, open_pairs, open_revisited
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)

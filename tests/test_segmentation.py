@@ -11,13 +11,18 @@ from dense_fakes import QUIET, MaskSource, blocks, colour_encoder
 from scipy import stats
 
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation import segmentation_knn
 from glocal.evaluation.base import Work
-from glocal.evaluation.dense_features import class_shares, cut_mask, resize_mask, standardisation, upsample
-from glocal.evaluation.hummingbird import Hummingbird, rarity_scores, soft_vote
-from glocal.evaluation.segmentation_knn import KnnSegmentation, majority, nearest_entries
-from glocal.evaluation.segmentation_linear import LinearHead, LinearSegmentation, LinearSegmentation100, warmup_cosine
-from glocal.evaluation.sliding import window_starts
+from glocal.evaluation.segmentation import nearest_patches as segmentation_knn
+from glocal.evaluation.segmentation.dense_features import class_shares, cut_mask, resize_mask, standardisation, upsample
+from glocal.evaluation.segmentation.hummingbird import Hummingbird, rarity_scores, soft_vote
+from glocal.evaluation.segmentation.linear_head import (
+    LinearHead,
+    LinearSegmentation,
+    LinearSegmentation100,
+    warmup_cosine,
+)
+from glocal.evaluation.segmentation.nearest_patches import KnnSegmentation, majority, nearest_entries
+from glocal.evaluation.segmentation.sliding import window_starts
 
 PROTOCOLS = [
     KnnSegmentation(size=32),

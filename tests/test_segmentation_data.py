@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glocal.errors import ConfigError, DataError, UnreadableImageError
-from glocal.evaluation.segmentation_data import CroppedSource, open_segmentation, open_train_and_test
+from glocal.evaluation.segmentation.masks import CroppedSource, open_segmentation, open_train_and_test
 
 
 def save(path: Path, values: np.ndarray, palette: bool = False) -> None:

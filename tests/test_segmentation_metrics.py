@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, jaccard_score
 
 from glocal.errors import DataError
-from glocal.evaluation.segmentation_metrics import (
+from glocal.evaluation.segmentation.metrics import (
     assign_by_hungarian,
     assign_by_precision,
     confusion_matrix,

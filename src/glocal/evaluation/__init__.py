@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from glocal.evaluation.base import ProtocolConfig as ProtocolConfig
     from glocal.evaluation.base import Work as Work
     from glocal.evaluation.base import evaluate as evaluate
-    from glocal.evaluation.embedding import embed as embed
-    from glocal.evaluation.embeddings import extract_embeddings as extract_embeddings
-    from glocal.evaluation.extraction import FeatureTransform as FeatureTransform
-    from glocal.evaluation.extraction import iterate_features as iterate_features
-    from glocal.evaluation.knn import KnnProbe as KnnProbe
-    from glocal.evaluation.knn import knn_classify as knn_classify
+    from glocal.evaluation.classification.knn import KnnProbe as KnnProbe
+    from glocal.evaluation.classification.knn import knn_classify as knn_classify
+    from glocal.evaluation.features.embedding import embed as embed
+    from glocal.evaluation.features.embeddings import extract_embeddings as extract_embeddings
+    from glocal.evaluation.features.extraction import FeatureTransform as FeatureTransform
+    from glocal.evaluation.features.extraction import iterate_features as iterate_features
     from glocal.evaluation.results import Result as Result
     from glocal.evaluation.statistics import effective_rank as effective_rank
 
@@ -27,12 +27,12 @@ _HOMES = {
     "Result": "results",
     "Work": "base",
     "evaluate": "base",
-    "embed": "embedding",
-    "extract_embeddings": "embeddings",
-    "FeatureTransform": "extraction",
-    "iterate_features": "extraction",
-    "KnnProbe": "knn",
-    "knn_classify": "knn",
+    "embed": "features.embedding",
+    "extract_embeddings": "features.embeddings",
+    "FeatureTransform": "features.extraction",
+    "iterate_features": "features.extraction",
+    "KnnProbe": "classification.knn",
+    "knn_classify": "classification.knn",
     "effective_rank": "statistics",
 }
 

@@ -97,22 +97,22 @@ class _Protocols(Mapping[str, type[ProtocolConfig]]):
     """Protocol name to config class. A class is imported when asked for: scikit-learn and friends cost seconds."""
 
     _modules: ClassVar[dict[str, str]] = {
-        "knn": "knn",
-        "linear": "linear",
-        "logistic": "logistic",
-        "finetune": "finetune",
+        "knn": "classification.knn",
+        "linear": "classification.linear",
+        "logistic": "classification.logistic",
+        "finetune": "classification.finetune",
         "statistics": "statistics",
-        "copy_detection": "copy_detection",
-        "retrieval": "retrieval",
+        "copy_detection": "retrieval.copy_detection",
+        "retrieval": "retrieval.image_retrieval",
         "correspondence": "correspondence",
         "spair": "spair",
-        "linear-seg": "segmentation_linear",
-        "linear-seg-100": "segmentation_linear",
-        "knn-seg": "segmentation_knn",
-        "hummingbird": "hummingbird",
-        "overclustering": "clustering",
-        "discovery": "discovery",
-        "davis": "davis",
+        "linear-seg": "segmentation.linear_head",
+        "linear-seg-100": "segmentation.linear_head",
+        "knn-seg": "segmentation.nearest_patches",
+        "hummingbird": "segmentation.hummingbird",
+        "overclustering": "segmentation.clustering",
+        "discovery": "objects.discovery",
+        "davis": "objects.davis",
     }
 
     def __getitem__(self, name: str) -> type[ProtocolConfig]:

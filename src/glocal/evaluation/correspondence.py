@@ -22,8 +22,14 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import ConfigError, DataError, ModelError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.extraction import FeatureTransform, Skipped, check_patches, iterate_features, iterate_pixels
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.features.extraction import (
+    FeatureTransform,
+    Skipped,
+    check_patches,
+    iterate_features,
+    iterate_pixels,
+)
+from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
 from glocal.matching.geometric import teacher_index
 from glocal.models.encoder import Encoder

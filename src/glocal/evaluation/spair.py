@@ -22,10 +22,10 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.extraction import FeatureTransform, Skipped, check_patches, iterate_features
-from glocal.evaluation.ground_truth import name_some
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.features.extraction import FeatureTransform, Skipped, check_patches, iterate_features
+from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
+from glocal.evaluation.retrieval.ground_truth import name_some
 from glocal.models.encoder import Encoder
 
 ALPHAS = (0.1, 0.05, 0.01)

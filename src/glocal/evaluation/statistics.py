@@ -17,10 +17,16 @@ from torch.nn.functional import cosine_similarity, normalize
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
-from glocal.evaluation.crops import RandomCrops
-from glocal.evaluation.embeddings import extract_embeddings
-from glocal.evaluation.extraction import LARGEST_TILE, FeatureTransform, Skipped, check_patches, iterate_features
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.features.crops import RandomCrops
+from glocal.evaluation.features.embeddings import extract_embeddings
+from glocal.evaluation.features.extraction import (
+    LARGEST_TILE,
+    FeatureTransform,
+    Skipped,
+    check_patches,
+    iterate_features,
+)
+from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 

@@ -11,7 +11,7 @@ import torch
 from glocal.data import ImageSource, hold_out, open_source
 from glocal.errors import ConfigError
 from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, Work
-from glocal.evaluation.knn import KnnProbe
+from glocal.evaluation.classification.knn import KnnProbe
 from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
 from glocal.models.loading import load_into

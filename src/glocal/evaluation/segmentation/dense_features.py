@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from glocal.errors import DataError
 from glocal.evaluation.base import ProtocolConfig, Work
-from glocal.evaluation.extraction import FeatureTransform, Skipped, check_patches
-from glocal.evaluation.patch_stream import iterate_patches
-from glocal.evaluation.progress import progress_bar
-from glocal.evaluation.segmentation_data import SegmentationData
-from glocal.evaluation.segmentation_metrics import (
+from glocal.evaluation.features.extraction import FeatureTransform, Skipped, check_patches
+from glocal.evaluation.features.patch_stream import iterate_patches
+from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.segmentation.masks import SegmentationData
+from glocal.evaluation.segmentation.metrics import (
     IGNORED,
     SegmentationScore,
     segmentation_score,

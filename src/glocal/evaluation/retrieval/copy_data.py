@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import DataError
-from glocal.evaluation.ground_truth import GroundTruth, find_ids, name_some, read_ground_truth
+from glocal.evaluation.retrieval.ground_truth import GroundTruth, find_ids, name_some, read_ground_truth
 
 _ORIGINALS = ("original", "originals")
 _ATTACK_COLUMNS = ("transform", "attack")

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from glocal.errors import ConfigError, UnreadableImageError
 from glocal.evaluation.base import Work
-from glocal.evaluation.dense_features import Counted, upsample
-from glocal.evaluation.extraction import check_patches, device_of
-from glocal.evaluation.progress import progress_bar
-from glocal.evaluation.segmentation_data import SegmentationData
-from glocal.evaluation.segmentation_metrics import IGNORED
+from glocal.evaluation.features.extraction import check_patches, device_of
+from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.segmentation.dense_features import Counted, upsample
+from glocal.evaluation.segmentation.masks import SegmentationData
+from glocal.evaluation.segmentation.metrics import IGNORED
 from glocal.models.encoder import Encoder
 
 PatchHead = Callable[[Tensor, tuple[int, int]], Tensor]

@@ -15,7 +15,10 @@ from torch.nn import functional as F
 
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, Work
-from glocal.evaluation.dense_features import (
+from glocal.evaluation.features.extraction import FeatureTransform
+from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.results import Result
+from glocal.evaluation.segmentation.dense_features import (
     Counted,
     DenseConfig,
     cut_mask,
@@ -23,11 +26,8 @@ from glocal.evaluation.dense_features import (
     score_confusion,
     standardisation,
 )
-from glocal.evaluation.extraction import FeatureTransform
-from glocal.evaluation.progress import progress_bar
-from glocal.evaluation.results import Result
-from glocal.evaluation.segmentation_data import SegmentationData, open_train_and_test
-from glocal.evaluation.segmentation_metrics import (
+from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
+from glocal.evaluation.segmentation.metrics import (
     IGNORED,
     confusion_matrix,
     segmentation_score,

@@ -18,8 +18,8 @@ from PIL import Image
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, UnreadableImageError
 from glocal.evaluation.base import DataLike, open_split
-from glocal.evaluation.paired_folders import open_paired_folders
-from glocal.evaluation.segmentation_metrics import IGNORED
+from glocal.evaluation.segmentation.metrics import IGNORED
+from glocal.evaluation.segmentation.paired_folders import open_paired_folders
 from glocal.views.randomness import hash_seed, uniform_array
 
 TRAIN = ("train",)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from glocal.evaluation.feature_files import key_of
+from glocal.evaluation.features.feature_files import key_of
 
 
 class Journal:

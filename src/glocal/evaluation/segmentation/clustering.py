@@ -15,7 +15,9 @@ from torch import Tensor
 
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, Work
-from glocal.evaluation.dense_features import (
+from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.results import Result
+from glocal.evaluation.segmentation.dense_features import (
     QUICK_GRID,
     Counted,
     DenseConfig,
@@ -23,10 +25,8 @@ from glocal.evaluation.dense_features import (
     resize_mask,
     standardisation,
 )
-from glocal.evaluation.progress import progress_bar
-from glocal.evaluation.results import Result
-from glocal.evaluation.segmentation_data import TEST, open_segmentation
-from glocal.evaluation.segmentation_metrics import (
+from glocal.evaluation.segmentation.masks import TEST, open_segmentation
+from glocal.evaluation.segmentation.metrics import (
     assign_by_hungarian,
     assign_by_precision,
     confusion_matrix,

@@ -17,8 +17,8 @@ from glocal.config import Config
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import Work
-from glocal.evaluation.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.extraction import FeatureTransform
+from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.features.extraction import FeatureTransform
 from glocal.models.encoder import Encoder
 
 _READOUTS: dict[str, tuple[str, ...]] = {"cls": ("cls",), "cls_gem": ("cls", "gem_patches")}

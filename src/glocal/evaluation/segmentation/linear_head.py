@@ -21,7 +21,10 @@ from torch.nn import functional as F
 
 from glocal.errors import ConfigError
 from glocal.evaluation.base import DataLike, Work
-from glocal.evaluation.dense_features import (
+from glocal.evaluation.features.extraction import FeatureTransform, device_of
+from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.results import Result
+from glocal.evaluation.segmentation.dense_features import (
     QUICK_GRID,
     Counted,
     DenseConfig,
@@ -32,16 +35,13 @@ from glocal.evaluation.dense_features import (
     score_confusion,
     upsample,
 )
-from glocal.evaluation.extraction import FeatureTransform, device_of
-from glocal.evaluation.progress import progress_bar
-from glocal.evaluation.results import Result
-from glocal.evaluation.segmentation_data import (
+from glocal.evaluation.segmentation.masks import (
     CroppedSource,
     SegmentationData,
     open_train_and_test,
 )
-from glocal.evaluation.segmentation_metrics import IGNORED, confusion_matrix
-from glocal.evaluation.sliding import sliding_logits
+from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix
+from glocal.evaluation.segmentation.sliding import sliding_logits
 from glocal.models.encoder import Encoder
 from glocal.views.randomness import hash_seed
 

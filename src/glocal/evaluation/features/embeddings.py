@@ -21,9 +21,9 @@ from glocal.data.source import ImageSource
 from glocal.distributed import all_gather_rows, rank, world_size
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.base import Work
-from glocal.evaluation.extraction import FeatureTransform, Skipped, device_of, iterate_features
-from glocal.evaluation.feature_files import key_of, read_features, write_features
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.features.extraction import FeatureTransform, Skipped, device_of, iterate_features
+from glocal.evaluation.features.feature_files import key_of, read_features, write_features
+from glocal.evaluation.features.progress import progress_bar
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 

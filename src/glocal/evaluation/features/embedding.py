@@ -13,8 +13,8 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError
 from glocal.evaluation.base import Work
-from glocal.evaluation.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.extraction import FeatureTransform
+from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.features.extraction import FeatureTransform
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
 

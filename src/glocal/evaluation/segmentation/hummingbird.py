@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 from glocal.errors import ConfigError
 from glocal.evaluation.base import DataLike, Work
-from glocal.evaluation.dense_features import (
+from glocal.evaluation.features.extraction import FeatureTransform
+from glocal.evaluation.results import Result
+from glocal.evaluation.segmentation.dense_features import (
     Counted,
     DenseConfig,
     best_class,
@@ -29,15 +31,13 @@ from glocal.evaluation.dense_features import (
     score_confusion,
     upsample,
 )
-from glocal.evaluation.extraction import FeatureTransform
-from glocal.evaluation.results import Result
-from glocal.evaluation.segmentation_data import (
+from glocal.evaluation.segmentation.masks import (
     CroppedSource,
     SegmentationData,
     open_train_and_test,
 )
-from glocal.evaluation.segmentation_knn import nearest_entries
-from glocal.evaluation.segmentation_metrics import confusion_matrix
+from glocal.evaluation.segmentation.metrics import confusion_matrix
+from glocal.evaluation.segmentation.nearest_patches import nearest_entries
 from glocal.models.encoder import Encoder
 from glocal.views.randomness import hash_seed, uniform_array
 

@@ -15,9 +15,9 @@ from torch.nn.functional import normalize
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
-from glocal.evaluation.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.extraction import FeatureTransform, device_of
-from glocal.evaluation.labels import LabelPair, align_labels
+from glocal.evaluation.classification.labels import LabelPair, align_labels
+from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.features.extraction import FeatureTransform, device_of
 from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 

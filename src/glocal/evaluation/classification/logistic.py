@@ -14,10 +14,10 @@ from pydantic import Field
 
 from glocal.errors import DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
-from glocal.evaluation.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.extraction import FeatureTransform
-from glocal.evaluation.labels import LabelPair, align_labels, split_held_out
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.classification.labels import LabelPair, align_labels, split_held_out
+from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
+from glocal.evaluation.features.extraction import FeatureTransform
+from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 

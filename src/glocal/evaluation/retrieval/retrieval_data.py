@@ -14,8 +14,8 @@ from PIL import Image
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import DataError
-from glocal.evaluation.ground_truth import find_ids, name_some, read_ground_truth
-from glocal.evaluation.plain_pickle import load_plain_pickle
+from glocal.evaluation.retrieval.ground_truth import find_ids, name_some, read_ground_truth
+from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
 
 Indices = NDArray[np.int64]
 Box = tuple[float, float, float, float]

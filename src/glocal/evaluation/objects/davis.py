@@ -19,14 +19,14 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.davis_data import DavisVideos
-from glocal.evaluation.davis_metrics import SequenceScore, score_dataset, score_sequence
-from glocal.evaluation.dense_features import resize_mask
-from glocal.evaluation.extraction import check_patches, device_of
-from glocal.evaluation.journal import Journal
-from glocal.evaluation.label_propagation import Propagation, follow, sharpen
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.features.extraction import check_patches, device_of
+from glocal.evaluation.features.journal import Journal
+from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.objects.davis_data import DavisVideos
+from glocal.evaluation.objects.davis_metrics import SequenceScore, score_dataset, score_sequence
+from glocal.evaluation.objects.label_propagation import Propagation, follow, sharpen
 from glocal.evaluation.results import Result
+from glocal.evaluation.segmentation.dense_features import resize_mask
 from glocal.models.encoder import Encoder
 
 Labels = UInt8[np.ndarray, "h w"]

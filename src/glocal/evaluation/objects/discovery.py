@@ -25,16 +25,16 @@ from torch.nn import functional as F
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, UnreadableImageError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.extraction import Skipped, device_of
-from glocal.evaluation.journal import Journal
-from glocal.evaluation.paired_folders import PairedFolders, open_voc_boxes
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.features.extraction import Skipped, device_of
+from glocal.evaluation.features.journal import Journal
+from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
-from glocal.evaluation.segmentation_data import (
+from glocal.evaluation.segmentation.masks import (
     TEST,
     SegmentationData,
     open_segmentation,
 )
+from glocal.evaluation.segmentation.paired_folders import PairedFolders, open_voc_boxes
 from glocal.models.encoder import Encoder
 
 LANCZOS_FROM = 64

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from glocal.data.source import ImageSource
 from glocal.evaluation.base import Work
-from glocal.evaluation.extraction import FeatureBatch, FeatureTransform, Skipped, device_of, iterate_features
-from glocal.evaluation.feature_files import key_of, read_features, write_features
+from glocal.evaluation.features.extraction import FeatureBatch, FeatureTransform, Skipped, device_of, iterate_features
+from glocal.evaluation.features.feature_files import key_of, read_features, write_features
 from glocal.models.encoder import Encoder
 
 FORMAT = 2

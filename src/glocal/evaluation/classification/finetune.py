@@ -18,11 +18,11 @@ from torch.nn.functional import cross_entropy
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, TrainingError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
-from glocal.evaluation.crops import RandomCrops
-from glocal.evaluation.extraction import FeatureTransform, Skipped, device_of, iterate_features, iterate_pixels
-from glocal.evaluation.knn import TOP, top_accuracies
-from glocal.evaluation.labels import LabelPair, align_labels
-from glocal.evaluation.progress import progress_bar
+from glocal.evaluation.classification.knn import TOP, top_accuracies
+from glocal.evaluation.classification.labels import LabelPair, align_labels
+from glocal.evaluation.features.crops import RandomCrops
+from glocal.evaluation.features.extraction import FeatureTransform, Skipped, device_of, iterate_features, iterate_pixels
+from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
 from glocal.models.encoder import Encoder
 

@@ -17,13 +17,13 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.copy_data import CopyData, open_copy_folder, open_pairs
-from glocal.evaluation.copy_metrics import micro_average_precision, recall_at, recall_at_precision
-from glocal.evaluation.descriptors import DescriptorConfig, describe, learn_whitening, rows_of, whiten
-from glocal.evaluation.extraction import device_of
-from glocal.evaluation.ground_truth import read_ground_truth
-from glocal.evaluation.ranking import ranks_of_positives, top_candidates, trapezoid_average_precision
+from glocal.evaluation.features.extraction import device_of
 from glocal.evaluation.results import Result
+from glocal.evaluation.retrieval.copy_data import CopyData, open_copy_folder, open_pairs
+from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at, recall_at_precision
+from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, learn_whitening, rows_of, whiten
+from glocal.evaluation.retrieval.ground_truth import read_ground_truth
+from glocal.evaluation.retrieval.ranking import ranks_of_positives, top_candidates, trapezoid_average_precision
 from glocal.models.encoder import Encoder
 
 

@@ -15,19 +15,19 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.descriptors import DescriptorConfig, describe, rows_of
-from glocal.evaluation.embeddings import Embeddings
-from glocal.evaluation.extraction import device_of
-from glocal.evaluation.ranking import (
+from glocal.evaluation.features.embeddings import Embeddings
+from glocal.evaluation.features.extraction import device_of
+from glocal.evaluation.results import Result
+from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, rows_of
+from glocal.evaluation.retrieval.ranking import (
     precision_at,
     ranks_of_positives,
     reranked_ranks,
     top_candidates,
     trapezoid_average_precision,
 )
-from glocal.evaluation.reranking import RerankingConfig, rerank
-from glocal.evaluation.results import Result
-from glocal.evaluation.retrieval_data import (
+from glocal.evaluation.retrieval.reranking import RerankingConfig, rerank
+from glocal.evaluation.retrieval.retrieval_data import (
     CroppedSource,
     Judgement,
     RetrievalData,

@@ -1,0 +1,1 @@
+"""Image-level protocols with labels: nearest neighbours, linear, few labels, fine-tuning."""

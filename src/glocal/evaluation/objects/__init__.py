@@ -1,0 +1,1 @@
+"""Objects without a label: found in an image, followed through a video."""

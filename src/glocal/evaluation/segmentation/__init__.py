@@ -1,0 +1,1 @@
+"""Protocols on images with masks: linear, nearest patches, retrieval, clusters."""
