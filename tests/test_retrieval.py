@@ -286,6 +286,9 @@ def test_class_folders_ignore_the_query_itself_and_name_lonely_images() -> None:
     assert results[0].numbers == results[1].numbers
     assert results[0].numbers == {"map": 100, "mp_at_1": 100, "mp_at_5": 100, "mp_at_10": 100, "queries": 4}
     assert any("1 images are alone" in note for note in results[0].notes)
+    fewer = open_class_folders(source, most_queries=2)
+    assert [fewer.queries.key(i) for i in range(2)] == ["0", "3"] and fewer.query_places.tolist() == [0, 3]
+    assert [p.tolist() for p in fewer.judgements["all"].positives] == [[1], [2]]
     with pytest.raises(DataError, match="no labels"):
         open_class_folders(Images({"0": plain(colours[0])}))
     with pytest.raises(DataError, match="No class"):

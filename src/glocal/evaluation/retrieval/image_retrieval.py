@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from glocal.data.open import open_source
@@ -61,6 +62,8 @@ class ImageRetrieval(ProtocolConfig):
     """The csv of pairs, when it doesn't lie in the data's folder."""
     distractors: str | None = None
     """Images added to the database."""
+    class_queries: Annotated[int, Field(ge=1)] | None = 2000
+    """Most queries where any labelled image could be one, spread evenly; null: all."""
     reranking: RerankingConfig | None = None
     """Let matched patches decide among the first answers (ours); null: descriptors alone."""
 
@@ -138,7 +141,7 @@ class ImageRetrieval(ProtocolConfig):
     def _open(self, data: DataLike) -> tuple[RetrievalData, ImageSource | None]:
         distractors = open_source(self.distractors) if self.distractors is not None else None
         if not isinstance(data, Mapping):
-            return open_retrieval_folder(Path(data), self.database, self.ground_truth), distractors
+            return open_retrieval_folder(Path(data), self.database, self.ground_truth, self.class_queries), distractors
         distractors = data.get("distractors", distractors)
         if "queries" in data and "database" in data and self.ground_truth is not None:
             return open_pairs(data["queries"], data["database"], Path(self.ground_truth)), distractors
@@ -148,7 +151,7 @@ class ImageRetrieval(ProtocolConfig):
                 f"Retrieval got the sources {', '.join(data) or 'none'}. Give queries, database and ground_truth=CSV, "
                 "or one labelled source named database or test."
             )
-        return open_class_folders(alone), distractors
+        return open_class_folders(alone, self.class_queries), distractors
 
 
 def measure(ranks: list[NDArray[np.int64]]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from PIL import Image
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import DataError
+from glocal.evaluation.base import open_split
 from glocal.evaluation.retrieval.ground_truth import find_ids, name_some, read_ground_truth
 from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
 
@@ -109,8 +110,10 @@ def open_revisited(root: Path) -> RetrievalData:
     )
 
 
-def open_class_folders(source: ImageSource) -> RetrievalData:
-    """Make every image a query for the others of its class; the query itself is ignored.
+def open_class_folders(source: ImageSource, most_queries: int | None = None) -> RetrievalData:
+    """Make images queries for the others of their class; the query itself is ignored.
+
+    All images are queries, or `most_queries` of them spread evenly over the list.
 
     Raises:
         DataError: for a source without labels, or in which no class has two images.
@@ -122,6 +125,9 @@ def open_class_folders(source: ImageSource) -> RetrievalData:
     if not kept:
         raise DataError(f"No class of {source.name} has two images, so no query has a right answer.")
     alone = len(source) - len(kept)
+    if most_queries is not None and len(kept) > most_queries:
+        # Chosen before answers are listed: all of CIFAR-10's would take 2 GB.
+        kept = [kept[int(i)] for i in np.linspace(0, len(kept) - 1, most_queries).round()]
     positives = [members[int(source.labels[i])] for i in kept]
     judgement = Judgement([p[p != i] for p, i in zip(positives, kept, strict=True)], [np.array([i]) for i in kept])
     notes = [f"{alone} images are alone in their class: no queries, but in the database."] if alone else []
@@ -167,8 +173,11 @@ def open_pairs(queries: ImageSource, database: ImageSource, table: Path) -> Retr
     )
 
 
-def open_retrieval_folder(root: Path, database: str | None = None, ground_truth: str | None = None) -> RetrievalData:
-    """Open any of the layouts: a `gnd_*.pkl`, a csv of pairs, or else class folders (or any labelled source).
+def open_retrieval_folder(
+    root: Path, database: str | None = None, ground_truth: str | None = None, most_queries: int | None = None
+) -> RetrievalData:
+    """Open any of the layouts: a `gnd_*.pkl`, a csv of pairs, or else class folders (or any labelled source), of which
+    the test split where there is one.
 
     Beside a csv, queries lie in `queries/` and the database in `database/` (or at `database`); without these folders
     all images below `root` are both.
@@ -182,7 +191,7 @@ def open_retrieval_folder(root: Path, database: str | None = None, ground_truth:
     if len(tables) > 1:
         raise DataError(f"{root} holds {len(tables)} csv files; choose one by ground_truth=.")
     if not tables:
-        return open_class_folders(open_source(root))
+        return open_class_folders(open_split(root, "test", "val", "all", "train"), most_queries)
     if database is None and not (root / "database").is_dir():
         everything = open_source(root)
         return open_pairs(everything, everything, tables[0])
