@@ -9,11 +9,13 @@ from evaluation_fakes import coloured, small_encoder
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from glocal.errors import DataError
+from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import Work
 from glocal.evaluation.classification.finetune import FineTune, parameter_groups
 from glocal.evaluation.classification.linear import LinearProbe, rank_classes, readouts_for, train_heads
 from glocal.evaluation.classification.logistic import LowShot, draw_shots
+from glocal.models.encoder import Encoder
+from glocal.models.vit import BackboneConfig, VisionTransformer
 
 QUIET = Work(progress=False)
 
@@ -203,3 +205,15 @@ def test_layers_below_learn_more_slowly() -> None:
     assert factor[id(backbone.pos_embed)] == factor[id(backbone.patch_embed.proj.weight)] == 0.5**5
     assert decay[id(head.bias)] == decay[id(backbone.norm.weight)] == 0
     assert decay[id(head.weight)] == 0.05
+
+
+def test_choices_that_a_shallow_model_lacks_are_left_out_and_named() -> None:
+    torch.manual_seed(0)
+    backbone = VisionTransformer(BackboneConfig(size="micro", depth=2, patch_size=8, image_size=32)).eval()
+    encoder = Encoder("shallow", backbone, 64, 8, 32)
+    data = {"train": coloured(60, 3), "test": coloured(30, 3, seed=1)}
+    result = LinearProbe(epochs=1, least_steps=5).run(encoder, data, QUIET)
+    assert {row["input"] for row in result.rows} == {"cls", "cls+mean"}
+    assert result.notes[0] == "4cls, 4cls+mean left out: the model has 2 blocks"
+    with pytest.raises(ConfigError, match="has 2 blocks, too few for 4cls"):
+        LinearProbe(inputs=("4cls",)).run(encoder, data, QUIET)

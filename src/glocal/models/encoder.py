@@ -128,6 +128,12 @@ class Encoder:
         return self
 
     @property
+    def depth(self) -> int | None:
+        """Number of blocks; None where the backbone doesn't say."""
+        found: int | None = getattr(self.backbone, "depth", None)
+        return found
+
+    @property
     def device(self) -> torch.device:
         """Where the backbone lives."""
         return next(self.backbone.parameters()).device

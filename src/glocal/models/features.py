@@ -8,6 +8,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from glocal.errors import ModelError
+
+
+def layer_number(layer: int, depth: int) -> int:
+    """A block's number from 0, given that or, below 0, its place from the end.
+
+    Raises:
+        ModelError: when there is no such block.
+
+    >>> layer_number(-1, 12)
+    11
+    """
+    if not -depth <= layer < depth:
+        raise ModelError(
+            f"There is no layer {layer}: the backbone has {depth} blocks (0 to {depth - 1}, or -1 to -{depth} from the end)."
+        )
+    return layer % depth
+
 
 @dataclass(frozen=True)
 class Features:

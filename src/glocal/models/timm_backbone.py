@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glocal.errors import ModelError
 from glocal.models.encoder import Encoder
-from glocal.models.features import Features
+from glocal.models.features import Features, layer_number
 
 
 class TimmBackbone(nn.Module):
@@ -24,7 +24,7 @@ class TimmBackbone(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.embed_dim = int(model.num_features)
+        self.embed_dim, self.depth = int(model.num_features), len(model.blocks)
         self.patch_size = int(model.patch_embed.patch_size[0])
         self.has_class_token = bool(getattr(model, "has_class_token", True))
 
@@ -36,15 +36,15 @@ class TimmBackbone(nn.Module):
         self, pixels: Float[Tensor, "batch channels height width"], layers: Sequence[int]
     ) -> list[Features]:
         """Features of several blocks through the final norm, in the order asked; -1 is the last block."""
-        depth = len(self.model.blocks)
-        numbers = sorted({layer % depth for layer in layers})
+        asked = [layer_number(layer, self.depth) for layer in layers]
+        numbers = sorted(set(asked))
         found = self.model.forward_intermediates(
             pixels, indices=numbers, norm=False, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
         side = self.patch_size
         grid = (pixels.shape[2] // side, pixels.shape[3] // side)
         features = {number: self._features(item, grid) for number, item in zip(numbers, found, strict=True)}
-        return [features[layer % depth] for layer in layers]
+        return [features[number] for number in asked]
 
     def _features(self, item: Any, grid: tuple[int, int]) -> Features:
         patches, prefix = item if isinstance(item, (tuple, list)) else (item, None)

@@ -16,7 +16,7 @@ from glocal.config import Config
 from glocal.errors import ModelError
 from glocal.models.aggregator import Aggregator
 from glocal.models.blocks import Block, Rotary, attention_weights
-from glocal.models.features import Features
+from glocal.models.features import Features, layer_number
 from glocal.models.initialisation import initialise
 from glocal.models.position import resample_table, rotary_table, rotate
 
@@ -198,7 +198,7 @@ class VisionTransformer(nn.Module):
         self, pixels: Float[Tensor, "batch channels height width"], layers: Sequence[int]
     ) -> list[Features]:
         """Features after several blocks, each through the final norm, in the order asked; -1 is the last block."""
-        wanted = [self._layer_number(layer) for layer in layers]
+        wanted = [layer_number(layer, self.depth) for layer in layers]
         grid = self.grid(pixels)
         x, rotary = self._embed(pixels, grid)
         found: dict[int, Features] = {}
@@ -285,11 +285,3 @@ class VisionTransformer(nn.Module):
             x = torch.cat([x[:, :1], x[:, self.prefix_tokens :]], dim=1)
         normed = self.norm(x)
         return Features(normed[:, 0], normed[:, 1:], grid, x)
-
-    def _layer_number(self, layer: int) -> int:
-        if not -self.depth <= layer < self.depth:
-            raise ModelError(
-                f"There is no layer {layer}: the backbone has {self.depth} blocks (0 to {self.depth - 1}, or -1 to "
-                f"-{self.depth} from the end)."
-            )
-        return layer % self.depth

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from glocal.errors import DataError, TrainingError
+from glocal.errors import ConfigError, DataError, TrainingError
 from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
 from glocal.evaluation.classification.knn import TOP, top_accuracies
 from glocal.evaluation.classification.labels import LabelPair, align_labels, split_held_out
@@ -143,23 +143,38 @@ class LinearProbe(ProtocolConfig):
         """
         train, test = open_split(data, "train"), open_split(data, "test", "val")
         labels = align_labels(train, test)
-        what = readouts_for(self.inputs)
+        fitting, lacking = self._that_fit(encoder)
+        what = readouts_for(fitting.inputs)
         fitted = extract_embeddings(encoder, train, self.transform, what, work)
         tested = extract_embeddings(encoder, test, self.transform, what, work)
-        numbers, rows, notes, picked = self.measure(fitted, tested, labels, device_of(encoder), work.progress)
+        numbers, rows, notes, picked = fitting.measure(fitted, tested, labels, device_of(encoder), work.progress)
         transform = self.transform.resolve(encoder)
         return self.result(
             encoder,
             {"train": train, "test": test},
             numbers,
             rows=rows,
-            notes=[*notes, *fitted.skipped.notes(), *tested.skipped.notes()],
+            notes=[*lacking, *notes, *fitted.skipped.notes(), *tested.skipped.notes()],
             transform=transform.model_dump(),
             resolution=transform.size,
             layer=picked["input"],
             norm="final norm",
             picked=picked,
         )
+
+    def _that_fit(self, encoder: Encoder) -> tuple[LinearProbe, list[str]]:
+        """This probe with the choices that a model of so many blocks can give, and a note on the others."""
+        depth = encoder.depth
+        least = {name: max(-int(item.rpartition("@")[2]) for item in INPUTS[name]) for name in self.inputs}
+        kept = tuple(name for name in self.inputs if depth is None or least[name] <= depth)
+        if not kept:
+            raise ConfigError(
+                f"{encoder.name} has {depth} blocks, too few for {', '.join(self.inputs)}. Set inputs=[cls]."
+            )
+        if kept == self.inputs:
+            return self, []
+        gone = ", ".join(name for name in self.inputs if name not in kept)
+        return self.model_copy(update={"inputs": kept}), [f"{gone} left out: the model has {depth} blocks"]
 
     def measure(
         self, train: Embeddings, test: Embeddings, labels: LabelPair, device: torch.device, progress: bool = False
