@@ -99,6 +99,19 @@ def test_dense_features_are_kept_and_continued(tmp_path) -> None:
     assert not torch.equal(torch.cat([b.patches for b in other]), plain[1])
 
 
+def test_kept_files_name_their_own_unreadable_images_only(tmp_path) -> None:
+    train, test = coloured(12, 3, bad=(5,), name="train"), coloured(12, 3, seed=1, bad=(2,), name="test")
+    for _ in range(2):
+        skipped = Skipped()
+        for source in (train, test):
+            list(
+                iterate_patches(
+                    small_encoder(), source, FeatureTransform(), -1, replace(QUIET, cache=tmp_path), skipped
+                )
+            )
+        assert set(skipped.images) == {("train", 5), ("test", 2)}
+
+
 def test_dense_features_too_large_to_keep_are_not_kept(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("glocal.evaluation.features.patch_stream.LARGEST_KEPT", 1000)
     list(

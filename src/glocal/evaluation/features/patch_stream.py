@@ -103,7 +103,8 @@ def _kept(
             batch = next(stream)
         made = _patches_of(batch)
         if made.patches.nbytes * (count / max(1, len(made.indices))) <= LARGEST_KEPT:
-            bad = [(i, text) for (_, i), text in skipped.images.items() if start <= i < stop]
+            own = {i: text for (name, i), text in skipped.images.items() if name == source.name}
+            bad = [(i, text) for i, text in own.items() if start <= i < stop]
             tensors = {"patches": made.patches.cpu(), "indices": torch.from_numpy(made.indices)}
             write_features(path, {**tensors, "grid": torch.tensor(made.grid)}, bad)
         yield made
