@@ -58,8 +58,9 @@ def iterate_patches(
     """
     transform = transform.resolve(encoder)
     if work.cache is not None and indices is None:
+        # The tile, which is a file, differs between CPUs and GPUs.
         deciding = ["patches", FORMAT, encoder.fingerprint(), source.fingerprint(), len(source), layer]
-        folder = work.cache / key_of([*deciding, transform.model_dump()])
+        folder = work.cache / key_of([*deciding, transform.tile(encoder), transform.model_dump()])
         yield from _kept(encoder, source, transform, layer, work, skipped, folder)
         return
     for batch in iterate_features(
