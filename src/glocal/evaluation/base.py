@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from glocal.config import Config, apply_overrides
 from glocal.data.open import open_source
@@ -20,6 +20,8 @@ from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.results import Result, write_result
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from glocal.models.encoder import Encoder
 
 SPLITS = ("train", "val", "test", "all")

@@ -84,7 +84,8 @@ def mix_array(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """`mix` on an array of unsigned integers (not on a NumPy scalar, which would warn of overflow)."""
     x = (x ^ (x >> _SHIFT_30)) * _MIX_1_U
     x = (x ^ (x >> _SHIFT_27)) * _MIX_2_U
-    return x ^ (x >> _SHIFT_31)
+    mixed: NDArray[np.uint64] = x ^ (x >> _SHIFT_31)
+    return mixed
 
 
 def fold_in_array(seed: NDArray[np.uint64], data: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -95,4 +96,5 @@ def fold_in_array(seed: NDArray[np.uint64], data: NDArray[np.uint64]) -> NDArray
 def uniform_array(seed: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     """Draw `count` float64 uniforms in [0, 1) for every seed, along a new last axis (`uniforms` with more bits)."""
     counter = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN_U
-    return (mix_array(seed[..., None] + counter) >> _SHIFT_11).astype(np.float64) * 2.0**-53
+    drawn: NDArray[np.float64] = (mix_array(seed[..., None] + counter) >> _SHIFT_11).astype(np.float64) * 2.0**-53
+    return drawn

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from glocal.evaluation.objects.label_propagation import Propagation, follow, sha
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import resize_mask
 from glocal.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Labels = UInt8[np.ndarray, "h w"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import scipy.linalg
@@ -36,6 +36,9 @@ from glocal.evaluation.segmentation.masks import (
 )
 from glocal.evaluation.segmentation.paired_folders import PairedFolders, open_voc_boxes
 from glocal.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LANCZOS_FROM = 64
 """Patches from which on TokenCut's eigenvector is found by iteration."""

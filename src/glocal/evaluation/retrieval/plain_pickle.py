@@ -49,7 +49,8 @@ class _DtypeStandIn(_ArrayStandIn):
         if not isinstance(name, str) or name[:1] not in "iufb" or not name[1:].isdigit():
             raise ValueError(f"arrays of type {name!r} aren't plain numbers")
         big = self.state is not None and self.state[1] == ">"
-        return np.dtype(name).newbyteorder(">" if big else "<")
+        kind: np.dtype[Any] = np.dtype(name).newbyteorder(">" if big else "<")
+        return kind
 
 
 class _ReconstructStandIn(_ArrayStandIn):

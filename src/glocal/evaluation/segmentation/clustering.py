@@ -6,7 +6,7 @@ cluster takes the class it is purest in (many more clusters than classes) or clu
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from glocal.evaluation.segmentation.metrics import (
     segmentation_score,
 )
 from glocal.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SCORED_SIDE = 100
 """Masks and cluster maps are compared at 100x100, nearest neighbour."""

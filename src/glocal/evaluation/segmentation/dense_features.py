@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from glocal.evaluation.segmentation.metrics import (
     segmentation_score,
 )
 from glocal.models.encoder import Encoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 QUICK_GRID = 14
 """Patches a side at quick settings: what 224 pixels are to patches of 16."""
@@ -146,8 +149,9 @@ def resize_mask(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[
 def cut_mask(mask: UInt8[np.ndarray, "h w"], grid: tuple[int, int], side: int) -> UInt8[np.ndarray, "patches pixels"]:
     """Resize a mask to `side` pixels a patch and list the pixels of each patch (row-major, as patches are)."""
     rows, columns = grid
-    resized: np.ndarray = resize_mask(mask, (rows * side, columns * side))
-    return resized.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(rows * columns, side * side)
+    resized = resize_mask(mask, (rows * side, columns * side)).reshape(rows, side, columns, side)
+    cut: np.ndarray = resized.swapaxes(1, 2).reshape(rows * columns, side * side)
+    return cut
 
 
 def class_shares(pixels: UInt8[np.ndarray, "patches pixels"], classes: int) -> Float[np.ndarray, "patches classes"]:

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix
 from glocal.evaluation.segmentation.sliding import sliding_logits
 from glocal.models.encoder import Encoder
 from glocal.views.randomness import hash_seed
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Batch(NamedTuple):
