@@ -80,14 +80,14 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def build(name: str, data: str, out: Path, seed: int, scale: str) -> Any:
+def build(name: str, data: str, out: Path, seed: int, scale: str, for_all: Sequence[str] = ()) -> Any:
     """The configuration of one variant."""
     from glocal.recipes.local_global import with_patch_operations
     from glocal.views.photometric import presets
 
     recipe, more = VARIANTS[name]
     base, _, operations = recipe.partition("/")
-    overrides = [*(TWO_CORES if scale == "two-cores" else []), *COMMON, *more, f"seed={seed}"]
+    overrides = [*(TWO_CORES if scale == "two-cores" else []), *COMMON, *more, *for_all, f"seed={seed}"]
     config = configure(
         "local-global" if operations else base, data=data, out=str(out), preset="cifar", overrides=overrides
     )
@@ -109,9 +109,9 @@ def build(name: str, data: str, out: Path, seed: int, scale: str) -> Any:
     return config
 
 
-def run_one(job: tuple[str, int, str, str, str | None, str]) -> dict[str, Any]:
+def run_one(job: tuple[str, int, str, str, str | None, str, Sequence[str]]) -> dict[str, Any]:
     """Train and evaluate one variant with one seed; return its figures."""
-    name, seed, data, out, camvid, scale = job
+    name, seed, data, out, camvid, scale, for_all = job
     import torch
 
     torch.set_num_threads(1)
@@ -121,7 +121,7 @@ def run_one(job: tuple[str, int, str, str, str | None, str]) -> dict[str, Any]:
     folder = Path(out) / "runs" / f"{name.replace(' ', '-')}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     began = time.perf_counter()
-    pretrain(build(name, data, folder, seed, scale))
+    pretrain(build(name, data, folder, seed, scale, for_all))
     seconds = time.perf_counter() - began
     return {"variant": name, "seed": seed, "seconds": seconds, **measure(folder, data, camvid)}
 
@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--scale", choices=["two-cores", "full"], default="two-cores")
+    parser.add_argument("--set", nargs="+", default=[], help="settings for every variant: training.steps=2000")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
@@ -207,7 +208,7 @@ def _run_all(arguments: argparse.Namespace, work: Callable[[Any], dict[str, Any]
     log = arguments.out / "results.jsonl"
     done = {(r["variant"], r["seed"]) for r in map(json.loads, log.read_text().splitlines())} if log.exists() else set()
     jobs = [
-        (name, seed, arguments.data, str(arguments.out), arguments.camvid, arguments.scale)
+        (name, seed, arguments.data, str(arguments.out), arguments.camvid, arguments.scale, arguments.set)
         for seed in arguments.seeds
         for name in arguments.only
         if (name, seed) not in done
