@@ -103,8 +103,12 @@ def test_recipes_are_listed_and_resolved():
 
 def test_help_is_made_from_the_configuration():
     shown = run("pretrain", "--help").output
-    assert "optimiser.learning_rate" in shown and "views.NAME.area" in shown
+    assert "optimiser.learning_rate" in shown and "views.NAME.area" in shown and "[init=MODEL]" in shown
+    assert "[recipe=pw-self]" in run("show", "--help").output
     assert "ks" in run("evaluate", "knn", "--help").output
+    listed = run("evaluate", "--help").output
+    assert "[out=FOLDER]" in listed and "hummingbird" in listed
+    assert "[preset=...]" in run("recipes").output
 
 
 @pytest.mark.parametrize(

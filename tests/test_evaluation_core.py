@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from evaluation_fakes import MemorySource, coloured, small_encoder
 from PIL import Image
+from rich.console import Console
 
 from glocal.config import apply_overrides
 from glocal.errors import ConfigError, DataError
@@ -245,6 +247,14 @@ def test_a_terminal_shows_the_first_rows_only() -> None:
     table = Result("discovery", 1, {}, {"hit": 1.0}, rows=rows).rows_table()
     assert table is not None and table.row_count == 40 and table.caption == "and 5 more in results.json"
     assert Result("knn", 1, {}, {"top1": 1.0}).rows_table() is None
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
+    result = Result("knn", 1, {}, {"top1": 1.0}, rows=[{"image": "a[red].png"}], notes=["skipped b[bold].png"])
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(result.table(), result.rows_table())
+    shown = console.export_text()
+    assert "a[red].png" in shown and "b[bold].png" in shown
 
 
 def test_evaluate_writes_what_it_needs_to_be_repeated(tmp_path) -> None:

@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # help texts hold [optional=settings], which are no markup
 )
 
 Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings.")]
@@ -31,7 +31,10 @@ Help = Annotated[bool, typer.Option("--help", "-h", help="Show this verb's setti
 def pretrain(
     recipe: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False
 ) -> None:
-    """Pretrain: glocal pretrain RECIPE data=FOLDER out=RUN [a.b=c ...]."""
+    """Pretrain on your own images.
+
+    glocal pretrain RECIPE data=FOLDER out=RUN [a.b=c ...]
+    """
     from glocal.cli.pretrain import run
 
     run(recipe, settings or [], help)
@@ -39,7 +42,10 @@ def pretrain(
 
 @app.command()
 def recipes(recipe: Annotated[str | None, typer.Argument()] = None, settings: Settings = None) -> None:
-    """List the recipes, or show one resolved, with reasons: glocal recipes RECIPE [preset=...] [data=...]."""
+    """List the recipes, or show one resolved.
+
+    glocal recipes RECIPE [preset=...] [data=...]
+    """
     from glocal.cli.recipes import run
 
     run(recipe, settings or [])
@@ -49,7 +55,10 @@ def recipes(recipe: Annotated[str | None, typer.Argument()] = None, settings: Se
 def evaluate(
     protocol: Annotated[str | None, typer.Argument()] = None, settings: Settings = None, help: Help = False
 ) -> None:
-    """Evaluate: glocal evaluate PROTOCOL model=RUN data=DATA [out=FOLDER] [key=value ...]."""
+    """Evaluate a model by one protocol, or by all.
+
+    glocal evaluate PROTOCOL model=RUN data=DATA [out=FOLDER] [key=value ...]
+    """
     from glocal.cli.evaluate import run
 
     run(protocol, settings or [], help)
@@ -57,7 +66,10 @@ def evaluate(
 
 @app.command()
 def compare(runs: Annotated[list[str], typer.Argument(help="Folders that hold results.json.")]) -> None:
-    """Set evaluated models side by side: glocal compare RUN RUN ..."""
+    """Set evaluated models side by side.
+
+    glocal compare FOLDER FOLDER ...
+    """
     from glocal.cli.compare import run
 
     run(runs)
@@ -65,7 +77,10 @@ def compare(runs: Annotated[list[str], typer.Argument(help="Folders that hold re
 
 @app.command()
 def embed(settings: Settings = None) -> None:
-    """Embed images: glocal embed model=RUN data=DATA out=FILE.parquet."""
+    """Write the embeddings of images to a file.
+
+    glocal embed model=RUN data=DATA out=FILE.parquet
+    """
     from glocal.cli.embed import run
 
     run(settings or [])
@@ -73,7 +88,10 @@ def embed(settings: Settings = None) -> None:
 
 @app.command()
 def show(what: Annotated[str, typer.Argument(help="matches or views")], image: str, settings: Settings = None) -> None:
-    """Draw what training sees: glocal show matches|views IMAGE [recipe=pw-self] [out=FILE.png]."""
+    """Draw what training sees of an image.
+
+    glocal show matches|views IMAGE [recipe=pw-self] [out=FILE.png]
+    """
     from glocal.cli.show import run
 
     run(what, image, settings or [])
@@ -81,7 +99,10 @@ def show(what: Annotated[str, typer.Argument(help="matches or views")], image: s
 
 @app.command()
 def demo(settings: Settings = None) -> None:
-    """Pretrain on bundled photographs for two minutes and show what was learnt: glocal demo [out=runs/demo]."""
+    """Pretrain for two minutes and show what was learnt.
+
+    glocal demo [out=runs/demo]
+    """
     from glocal.cli.demo import run
 
     run(settings or [])

@@ -101,18 +101,21 @@ def _load(own: dict[str, str]):  # type: ignore[no-untyped-def]
 
 
 def _print_help(console: Console, protocol: str | None) -> None:
+    """The protocols with what each measures, or one protocol's settings."""
     from glocal.evaluation.base import PROTOCOLS
 
-    console.print(
-        "[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] [out=FOLDER] [quick=true|false] [workers=N] "
-        "[device=cpu|cuda] [key=value ...]"
-    )
+    usage = "[out=FOLDER] [quick=true|false] [workers=N] [device=cpu|cuda] [key=value ...]"
+    console.print(f"[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] {escape(usage)}")
     console.print(
         "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows, at quick "
         "settings unless quick=false, and takes settings as PROTOCOL.key=value.\n"
     )
-    table = Table("protocol", "setting", "default", "meaning", box=None)
-    for name in [protocol] if protocol in PROTOCOLS else PROTOCOLS:
-        for row in describe(PROTOCOLS[str(name)]):
-            table.add_row(name, *row)
+    if protocol in PROTOCOLS:
+        table = Table("setting", "default", "meaning", box=None)
+        for row in describe(PROTOCOLS[str(protocol)]):
+            table.add_row(*map(escape, row))
+    else:
+        table = Table("protocol", "what it measures (glocal evaluate PROTOCOL --help lists its settings)", box=None)
+        for name in PROTOCOLS:
+            table.add_row(name, escape((PROTOCOLS[name].__doc__ or "").partition("\n")[0]))
     console.print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from glocal.cli.settings import describe, flag, require, split_settings
@@ -49,9 +50,8 @@ def _print_help() -> None:
     from glocal.views.groups import ViewGroup
 
     console = Console(width=140)
-    console.print(
-        "[bold]glocal pretrain RECIPE data=DATA out=FOLDER[/] [preset=...] [init=MODEL] [config=FILE.yaml] [resume=true] [a.b=c ...]\n"
-    )
+    usage = "[preset=...] [init=MODEL] [config=FILE.yaml] [resume=true] [a.b=c ...]"
+    console.print(f"[bold]glocal pretrain RECIPE data=DATA out=FOLDER[/] {escape(usage)}\n")
     console.print(f"Recipes: {', '.join(RECIPES)}. `glocal recipes RECIPE` shows one resolved, with reasons.")
     console.print(
         "Data: a folder of images, a list file, parquet files, or digits, photos, photos-tiles, cifar10, cifar100.\n"
@@ -60,5 +60,5 @@ def _print_help() -> None:
     rows = describe(RunConfig)
     rows += describe(ViewGroup, "views.NAME.") + describe(ImageLevelConfig, "objectives.NAME.")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)

@@ -22,7 +22,7 @@ def run(recipe: str | None, words: Sequence[str]) -> None:
             table.add_row(name, ", ".join(entry.presets), entry.summary)
         console.print(table)
         console.print(
-            "\nglocal recipes RECIPE [preset=...] prints one, resolved. glocal pretrain RECIPE data=... out=... runs it."
+            "\nglocal recipes RECIPE \\[preset=...] prints one, resolved. glocal pretrain RECIPE data=... out=... runs it."
         )
         return
     own, overrides = split_settings(words, ("data", "preset"))

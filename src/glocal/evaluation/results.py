@@ -63,12 +63,16 @@ class Result:
 
     def table(self) -> Table:
         """A rich table of the numbers, with the settings that must be told with them in the caption."""
+        from rich.markup import escape
         from rich.table import Table
 
         title = f"{self.protocol} v{self.version}: {self.model.get('name', '?')} on {', '.join(self.data) or '?'}"
         caption = "\n".join([_caption(self.settings), *self.notes])
         width = min(110, max(map(len, [title, *caption.splitlines()])))
-        table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", min_width=width)
+        # As plain text: a file's name may hold what rich takes for markup.
+        table = Table(
+            title=escape(title), caption=escape(caption), title_justify="left", caption_justify="left", min_width=width
+        )
         table.add_column("measure")
         table.add_column("value", justify="right")
         for name, value in self.numbers.items():
@@ -77,6 +81,7 @@ class Result:
 
     def rows_table(self) -> Table | None:
         """A rich table of the first 40 detail rows, or None without any; results.json holds all."""
+        from rich.markup import escape
         from rich.table import Table
 
         if not self.rows:
@@ -86,7 +91,7 @@ class Result:
         caption = f"and {more} more in results.json" if more > 0 else None
         table = Table(*names, title=f"{self.protocol}: details", title_justify="left", caption=caption)
         for row in self.rows[:ROWS_SHOWN]:
-            table.add_row(*(format_number(row.get(name, "")) for name in names))
+            table.add_row(*(escape(format_number(row.get(name, ""))) for name in names))
         return table
 
 
