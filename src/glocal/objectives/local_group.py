@@ -35,7 +35,7 @@ class LocalGroupConfig(ContrastConfig):
     query: ImageToken = ImageToken()
     """What stands for a view: looks neighbours up and enters the relation block."""
     row: ImageToken = ImageToken()
-    """What is remembered of an image's first large view. Better of the same space as `query`."""
+    """What is remembered of an image's first large view. No space was better beyond the spread of seeds (docs/results.md)."""
     student_rows: Literal["weak", "all"] = "weak"
     """Whether the student's memory takes only images whose first large view has weak augmentation, or all."""
     double_advance: bool = False
