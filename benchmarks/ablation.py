@@ -67,7 +67,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "mugs without instance": ("mugs", ["objectives.instance.weight=0"]),
     "mugs without local group": ("mugs", ["objectives.local_group.weight=0"]),
     "mugs without group": ("mugs", ["objectives.group.weight=0"]),
-    "mugs tokens class": ("mugs", _tokens("after", "class")),
+    "mugs tokens patches": ("mugs", _tokens("after", "patches")),
     "mugs tokens all": ("mugs", _tokens("after", "all")),
     "mugs tokens patches before norm": ("mugs", _tokens("before", "patches")),
     "mugs tokens of the reference": ("mugs", _tokens("before", "all")[:2]),
