@@ -70,7 +70,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "mugs tokens patches": ("mugs", _tokens("after", "patches")),
     "mugs tokens all": ("mugs", _tokens("after", "all")),
     "mugs tokens patches before norm": ("mugs", _tokens("before", "patches")),
-    "mugs tokens of the reference": ("mugs", _tokens("before", "all")[:2]),
+    "mugs tokens of the reference": ("mugs", [*_tokens("before", "all")[:2], *_tokens("after", "patches")[2:]]),
     "mugs k 2": ("mugs", ["objectives.local_group.neighbours=2"]),
     "mugs k 32": ("mugs", ["objectives.local_group.neighbours=32"]),
     "mugs rows 1024": ("mugs", _rows(1024)),
