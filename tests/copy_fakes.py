@@ -20,9 +20,11 @@ QUIET = Work(progress=False)
 class Images(ImageSource):
     """Images in memory by key; None is one that can't be decoded."""
 
-    def __init__(self, images: dict[str, np.ndarray | None], name: str = "images") -> None:
+    def __init__(
+        self, images: dict[str, np.ndarray | None], name: str = "images", labels: list[int] | None = None
+    ) -> None:
         self.images, self.name, self.class_names = images, name, None
-        self.labels = None
+        self.labels = None if labels is None else np.array(labels, np.int64)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -37,11 +39,12 @@ class Images(ImageSource):
         return Image.fromarray(pixels)
 
     def fingerprint(self) -> str:
-        return f"{self.name}-{len(self)}"
+        return "-".join([self.name, *self.images])
 
     def subset(self, indices) -> ImageSource:
         keys = [self.key(int(i)) for i in indices]
-        return Images({key: self.images[key] for key in keys}, self.name)
+        labels = None if self.labels is None else [int(self.labels[int(i)]) for i in indices]
+        return Images({key: self.images[key] for key in keys}, self.name, labels)
 
 
 class Thumbnail(torch.nn.Module):

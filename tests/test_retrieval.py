@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from copy_fakes import Images
 from PIL import Image
 
-from glocal.data.source import ImageSource
-from glocal.errors import ConfigError, DataError, UnreadableImageError
+from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import Work
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig
 from glocal.evaluation.retrieval.image_retrieval import ImageRetrieval, measure
@@ -25,34 +25,6 @@ from glocal.evaluation.retrieval.retrieval_data import CroppedSource, open_class
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)
-
-
-class Images(ImageSource):
-    """Images in memory by key; None is one that can't be decoded."""
-
-    def __init__(self, images: dict[str, np.ndarray | None], labels: list[int] | None = None) -> None:
-        self.images, self.name, self.class_names = images, "images", None
-        self.labels = None if labels is None else np.array(labels, np.int64)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def key(self, index: int) -> str:
-        return list(self.images)[index]
-
-    def read(self, index: int, at_least: int | None = None) -> Image.Image:
-        pixels = self.images[self.key(index)]
-        if pixels is None:
-            raise UnreadableImageError(f"{self.key(index)} is broken")
-        return Image.fromarray(pixels)
-
-    def fingerprint(self) -> str:
-        return "-".join(self.images)
-
-    def subset(self, indices) -> ImageSource:
-        keys = [self.key(int(i)) for i in indices]
-        labels = None if self.labels is None else [int(self.labels[int(i)]) for i in indices]
-        return Images({key: self.images[key] for key in keys}, labels)
 
 
 class Colour(torch.nn.Module):
@@ -279,7 +251,7 @@ def test_revisited_errors(tmp_path: Path) -> None:
 
 def test_class_folders_ignore_the_query_itself_and_name_lonely_images() -> None:
     colours = [(250, 0, 0), (240, 5, 5), (0, 250, 0), (5, 240, 5), (0, 0, 250)]
-    source = Images({f"{i}": plain(c) for i, c in enumerate(colours)}, [0, 0, 1, 1, 2])
+    source = Images({f"{i}": plain(c) for i, c in enumerate(colours)}, labels=[0, 0, 1, 1, 2])
     results = [
         ImageRetrieval().run(colour_encoder(), {"test": source}, Work(batch_size=b, progress=False)) for b in (1, 64)
     ]
@@ -292,7 +264,7 @@ def test_class_folders_ignore_the_query_itself_and_name_lonely_images() -> None:
     with pytest.raises(DataError, match="no labels"):
         open_class_folders(Images({"0": plain(colours[0])}))
     with pytest.raises(DataError, match="No class"):
-        open_class_folders(Images({"0": plain(colours[0])}, [0]))
+        open_class_folders(Images({"0": plain(colours[0])}, labels=[0]))
 
 
 def test_csv_of_pairs_and_unreadable_images(tmp_path: Path) -> None:
@@ -334,7 +306,7 @@ def test_patches_decide_where_descriptors_cannot() -> None:
         for shift in (0, 4):
             images[f"{label}{shift}"] = np.roll(texture, shift, axis=1)
             labels.append(label)
-    data = {"test": Images(images, labels)}
+    data = {"test": Images(images, labels=labels)}
     plainly = ImageRetrieval().run(colour_encoder(), data, QUIET)
     config = ImageRetrieval(reranking=RerankingConfig(count=12, local_weight=0.9))
     matched = [config.run(colour_encoder(), data, Work(batch_size=b, progress=False)).numbers for b in (1, 5)]

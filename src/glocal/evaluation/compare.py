@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 from glocal.errors import DataError
@@ -76,10 +77,10 @@ def compare(runs: Sequence[str | Path]) -> list[Table]:
     for measure, values in found.numbers.items():
         head = (measure.protocol, measure.data)
         if head not in tables:
-            table = Table(title=f"{measure.protocol} on {measure.data}", title_justify="left")
+            table = Table(title=escape(f"{measure.protocol} on {measure.data}"), title_justify="left")
             table.add_column("measure", no_wrap=True)
             for name in found.columns:
-                table.add_column(name, justify="right", overflow="fold")
+                table.add_column(escape(name), justify="right", overflow="fold")
             tables[head] = table
         cells = ("-" if value is None else format_number(value) for value in values)
         tables[head].add_row(measure.name, *cells)
