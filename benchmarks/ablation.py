@@ -40,7 +40,9 @@ def _tokens(norm: str, tokens: str) -> list[str]:
 
 
 def _rows(count: int) -> list[str]:
-    return [f"objectives.{term}={count}" for term in ("instance.queue", "local_group.queue", "local_group.memory")]
+    return [
+        f"objectives.{term}={count}" for term in ("instance.queue", "local_group.queue", "local_group.memory")
+    ]
 
 
 # name: recipe, overrides, patch operations (None: the recipe's own)
@@ -56,7 +58,10 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "rule paper": ("local-global", ["objectives.patch.rule=paper"]),
     "weight overlap": ("local-global", ["objectives.patch.match_weight=overlap"]),
     "bilinear": ("local-global", ["objectives.patch.bilinear=true"]),
-    "shared head": ("local-global", ["objectives.patch.head_of=image", "objectives.patch.head.prototypes=1024"]),
+    "shared head": (
+        "local-global",
+        ["objectives.patch.head_of=image", "objectives.patch.head.prototypes=1024"],
+    ),
     "shared crops": ("local-global", ["crops=batch"]),
     "w_patch .5": ("local-global", ["objectives.patch.weight=0.5"]),
     "w_patch 2": ("local-global", ["objectives.patch.weight=2"]),
@@ -70,7 +75,10 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "mugs tokens patches": ("mugs", _tokens("after", "patches")),
     "mugs tokens all": ("mugs", _tokens("after", "all")),
     "mugs tokens patches before norm": ("mugs", _tokens("before", "patches")),
-    "mugs tokens of the reference": ("mugs", [*_tokens("before", "all")[:2], *_tokens("after", "patches")[2:]]),
+    "mugs tokens of the reference": (
+        "mugs",
+        [*_tokens("before", "all")[:2], *_tokens("after", "patches")[2:]],
+    ),
     "mugs k 2": ("mugs", ["objectives.local_group.neighbours=2"]),
     "mugs k 32": ("mugs", ["objectives.local_group.neighbours=32"]),
     "mugs rows 1024": ("mugs", _rows(1024)),
@@ -102,7 +110,9 @@ def build(name: str, data: str, out: Path, seed: int, scale: str, for_all: Seque
         views = dict(config.views)
         for group in views:
             bare = (
-                views[group].model_copy(update={"photometric": ((),)}) if operations == "literal-only" else views[group]
+                views[group].model_copy(update={"photometric": ((),)})
+                if operations == "literal-only"
+                else views[group]
             )
             views[group] = with_patch_operations(bare, ops)
         config = config.model_copy(update={"views": views, "recipe": name})
@@ -132,7 +142,8 @@ def measure(folder: Path, data: str, camvid: str | None) -> dict[str, float]:
     """
     import glocal
     from glocal.data import hold_out, open_source
-    from glocal.evaluation.base import PROTOCOLS, Work
+    from glocal.evaluation.base import PROTOCOLS
+    from glocal.extraction.work import Work
 
     encoder = glocal.load(folder)
     work = Work(progress=False)
@@ -182,19 +193,25 @@ def table(out: Path) -> str:
 def _cell(values: Sequence[float]) -> str:
     if not values:
         return "–"
-    return f"{statistics.mean(values):.1f}" + (f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else "")
+    return f"{statistics.mean(values):.1f}" + (
+        f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+    )
 
 
 def main() -> None:
     """Run what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--camvid")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--scale", choices=["two-cores", "full"], default="two-cores")
-    parser.add_argument("--set", nargs="+", default=[], help="settings for every variant: training.steps=2000")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="settings for every variant: training.steps=2000"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
@@ -206,7 +223,11 @@ def main() -> None:
 def _run_all(arguments: argparse.Namespace, work: Callable[[Any], dict[str, Any]]) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     log = arguments.out / "results.jsonl"
-    done = {(r["variant"], r["seed"]) for r in map(json.loads, log.read_text().splitlines())} if log.exists() else set()
+    done = (
+        {(r["variant"], r["seed"]) for r in map(json.loads, log.read_text().splitlines())}
+        if log.exists()
+        else set()
+    )
     jobs = [
         (name, seed, arguments.data, str(arguments.out), arguments.camvid, arguments.scale, arguments.set)
         for seed in arguments.seeds

@@ -26,7 +26,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from glocal.views.augment import IMAGENET_MEAN, IMAGENET_STD, augment
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from glocal.views.augment import augment
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 from glocal.views.loader import ViewDataset, make_loader
@@ -70,12 +71,20 @@ class EncodedImages:
 
 def pil_views(image: Image.Image, rng: random.Random) -> list[Tensor]:
     """DINO's ten views of one image as published: every operation on a Pillow image."""
-    views = [_pil_view(image, rng, 224, (0.4, 1.0), blur=1.0), _pil_view(image, rng, 224, (0.4, 1.0), 0.1, 0.2)]
+    views = [
+        _pil_view(image, rng, 224, (0.4, 1.0), blur=1.0),
+        _pil_view(image, rng, 224, (0.4, 1.0), 0.1, 0.2),
+    ]
     return views + [_pil_view(image, rng, 96, (0.05, 0.4), blur=0.5) for _ in range(8)]
 
 
 def _pil_view(
-    image: Image.Image, rng: random.Random, side: int, area: tuple[float, float], blur: float, solarise: float = 0.0
+    image: Image.Image,
+    rng: random.Random,
+    side: int,
+    area: tuple[float, float],
+    blur: float,
+    solarise: float = 0.0,
 ) -> Tensor:
     image = _random_resized_crop(image, rng, side, area)
     if rng.random() < 0.5:
@@ -89,17 +98,26 @@ def _pil_view(
     if rng.random() < solarise:
         image = ImageOps.solarize(image)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-    return pixels.sub_(torch.tensor(IMAGENET_MEAN)[:, None, None]).div_(torch.tensor(IMAGENET_STD)[:, None, None])
+    return pixels.sub_(torch.tensor(IMAGENET_MEAN)[:, None, None]).div_(
+        torch.tensor(IMAGENET_STD)[:, None, None]
+    )
 
 
-def _random_resized_crop(image: Image.Image, rng: random.Random, side: int, area: tuple[float, float]) -> Image.Image:
+def _random_resized_crop(
+    image: Image.Image, rng: random.Random, side: int, area: tuple[float, float]
+) -> Image.Image:
     width, height = image.size
     for _ in range(10):
-        pixels, aspect = width * height * rng.uniform(*area), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        pixels, aspect = (
+            width * height * rng.uniform(*area),
+            np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))),
+        )
         wide, tall = round((pixels * aspect) ** 0.5), round((pixels / aspect) ** 0.5)
         if 0 < wide <= width and 0 < tall <= height:
             top, left = rng.randint(0, height - tall), rng.randint(0, width - wide)
-            return image.crop((left, top, left + wide, top + tall)).resize((side, side), Image.Resampling.BICUBIC)
+            return image.crop((left, top, left + wide, top + tall)).resize(
+                (side, side), Image.Resampling.BICUBIC
+            )
     return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
@@ -158,7 +176,13 @@ def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
         for index in range(batch):
             np.array(source.read(index))
 
-    candidates = {"Pillow": pillow, "ours": ours, "decode": decode, "decode, draw, crop": render, "rest": photometric}
+    candidates = {
+        "Pillow": pillow,
+        "ours": ours,
+        "decode": decode,
+        "decode, draw, crop": render,
+        "rest": photometric,
+    }
     found = measure(candidates, repeats, batch)
     print(
         f"\n{size[0]}x{size[1]} JPEG, {len(source.encoded[0]) // 1024} kB, batch {batch}, ms of CPU time an image, one thread"
@@ -174,7 +198,12 @@ def bench_loader(size: tuple[int, int], batch: int, steps: int) -> None:
     print(f"\nloader, {size[0]}x{size[1]} JPEG, batch {batch}, images/s (views arrive as uint8)")
     for workers in (0, 1, 2):
         loader = make_loader(
-            EncodedImages(batch, size), GROUPS, batch_size=batch, seed=0, workers=workers, total_steps=steps + 2
+            EncodedImages(batch, size),
+            GROUPS,
+            batch_size=batch,
+            seed=0,
+            workers=workers,
+            total_steps=steps + 2,
         )
         batches = iter(loader)
         for _ in range(2):
@@ -187,7 +216,9 @@ def bench_loader(size: tuple[int, int], batch: int, steps: int) -> None:
 
 def main() -> None:
     """Read the options and run both parts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()

@@ -21,12 +21,12 @@ from PIL import Image
 
 from glocal.data.decoding import decode_image
 from glocal.data.source import ImageSource
-from glocal.evaluation.base import Work
 from glocal.evaluation.classification.knn import knn_classify
 from glocal.evaluation.classification.labels import LabelPair
 from glocal.evaluation.classification.linear import LinearProbe, readouts_for
-from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.features.extraction import FeatureTransform, iterate_features, iterate_pixels
+from glocal.extraction.feature_stream import FeatureTransform, iterate_features, iterate_pixels
+from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.vit import BackboneConfig, VisionTransformer
 
@@ -46,7 +46,10 @@ def bench_knn(rows: int = 50_000, queries: int = 10_000, dim: int = 384) -> None
     """Held to 10 s and 1 GB beyond the features on two cores."""
     for name, order in (("random", False), ("sorted by similarity, the worst case for selection", True)):
         generator = torch.Generator().manual_seed(0)
-        bank, asked = torch.randn(rows, dim, generator=generator), torch.randn(queries, dim, generator=generator)
+        bank, asked = (
+            torch.randn(rows, dim, generator=generator),
+            torch.randn(queries, dim, generator=generator),
+        )
         if order:
             bank = bank[(bank @ asked[0]).argsort()]
             asked = asked[0] + 0.01 * asked
@@ -91,7 +94,9 @@ class Photos(ImageSource):
 def small_vit(device: str) -> Encoder:
     """A random ViT-S/16."""
     torch.manual_seed(0)
-    backbone = VisionTransformer(BackboneConfig(size="small", patch_size=16, image_size=224)).eval().to(device)
+    backbone = (
+        VisionTransformer(BackboneConfig(size="small", patch_size=16, image_size=224)).eval().to(device)
+    )
     return Encoder("random ViT-S/16", backbone, embed_dim=384, patch_size=16, image_size=224)
 
 
@@ -125,11 +130,15 @@ def bench_extraction(images: int = 128, workers: tuple[int, ...] = (0, 1), round
     for count in workers if device == "cpu" else (8, 14):
         work = Work(workers=count, progress=False)
         cases[f"iterate_features, {count} workers"] = partial(stream, count)
-        cases[f"extract_embeddings, {count} workers"] = partial(extract_embeddings, encoder, source, work=work)
+        cases[f"extract_embeddings, {count} workers"] = partial(
+            extract_embeddings, encoder, source, work=work
+        )
     times = take_turns(cases, rounds)
     reference = times["bare forward pass"]
     for name, taken in times.items():
-        print(f"{device}: {name}: {images / taken:.1f} images/s, {taken / reference:.2f} of the bare forward pass")
+        print(
+            f"{device}: {name}: {images / taken:.1f} images/s, {taken / reference:.2f} of the bare forward pass"
+        )
 
 
 ONE_PROBE = LinearProbe(inputs=("cls",), learning_rates=(1e-2,))
@@ -143,10 +152,14 @@ def bench_linear(rows: int = 20_000, test_rows: int = 2_000, classes: int = 10, 
     generator = np.random.default_rng(0)
 
     def embedded(count: int, what: list[str]) -> Embeddings:
-        vectors = {name: torch.from_numpy(generator.normal(size=(count, 384)).astype(np.float32)) for name in what}
+        vectors = {
+            name: torch.from_numpy(generator.normal(size=(count, 384)).astype(np.float32)) for name in what
+        }
         return Embeddings(vectors, np.arange(count), None)
 
-    labels = LabelPair(generator.integers(0, classes, rows), generator.integers(0, classes, test_rows), classes)
+    labels = LabelPair(
+        generator.integers(0, classes, rows), generator.integers(0, classes, test_rows), classes
+    )
     cases: dict[str, Callable[[], object]] = {}
     for name, setting in (("one probe", ONE_PROBE), ("the whole grid", LinearProbe())):
         train, test = (embedded(count, readouts_for(setting.inputs)) for count in (rows, test_rows))

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from glocal.matching import bilinear_targets, match_patches, neighbours, teacher_index
-from glocal.objectives.memory import RingMemory
+from glocal.matching import bilinear_targets, match_patches, teacher_index
+from glocal.objectives.by_contrast.ring_memory import RingMemory
 
 IMAGES = 64
 
 
-def milliseconds(device: torch.device, call: Callable[..., object], *args: object, repeats: int = 15) -> float:
+def milliseconds(
+    device: torch.device, call: Callable[..., object], *args: object, repeats: int = 15
+) -> float:
     """Median time of `call(*args)` after one to warm up."""
     times = []
     for _ in range(repeats + 1):
@@ -37,7 +39,9 @@ def milliseconds(device: torch.device, call: Callable[..., object], *args: objec
     return statistics.median(times[1:])
 
 
-def random_boxes(generator: np.random.Generator, shape: tuple[int, int], area: tuple[float, float]) -> torch.Tensor:
+def random_boxes(
+    generator: np.random.Generator, shape: tuple[int, int], area: tuple[float, float]
+) -> torch.Tensor:
     """Crops of a 256x256 source, as DINO draws them."""
     share = generator.uniform(*area, shape) * 256 * 256
     ratio = np.exp(generator.uniform(np.log(3 / 4), np.log(4 / 3), shape))
@@ -98,7 +102,9 @@ def bench_matching(device: torch.device) -> None:
 def quality() -> None:
     """Print pairs and overlap per view pair, to be held against the specification's table (section 6)."""
     print("quality at patch 16: pairs per view pair, mean overlap, share without overlap")
-    for name, pair in zip(("global-global", "global-local"), view_pairs(16, torch.device("cpu"), 1500), strict=True):
+    for name, pair in zip(
+        ("global-global", "global-local"), view_pairs(16, torch.device("cpu"), 1500), strict=True
+    ):
         for rule in ("paper", "center"):
             found = match_patches(*flattened(pair), rule=rule, weight="overlap")
             per_pair = len(found.image) / (pair[0][..., 0] + pair[3][..., 0]).numel()
@@ -123,7 +129,9 @@ def bench_step_share(device: torch.device) -> None:
     whole = milliseconds(device, step, repeats=3) * IMAGES / images
     matching = milliseconds(device, partial(for_all, teacher_index, view_pairs(16, device), weight="overlap"))
     share = matching / whole
-    print(f"ViT-Ti/16 backbones, {IMAGES} images: {whole:.0f} ms a step; matching {matching:.2f} ms = {share:.3%}")
+    print(
+        f"ViT-Ti/16 backbones, {IMAGES} images: {whole:.0f} ms a step; matching {matching:.2f} ms = {share:.3%}"
+    )
 
 
 def whole_matrix(tokens: torch.Tensor) -> torch.Tensor:
@@ -135,7 +143,9 @@ def whole_matrix(tokens: torch.Tensor) -> torch.Tensor:
 def shifted_maps(tokens: torch.Tensor, side: int) -> torch.Tensor:
     """Products of the token map with itself rolled by the four offsets of a 3x3 window that aren't opposites."""
     field = F.normalize(tokens, dim=-1).unflatten(1, (side, side))
-    return torch.stack([(field * field.roll(offset, (1, 2))).sum(-1) for offset in ((0, 1), (1, -1), (1, 0), (1, 1))])
+    return torch.stack(
+        [(field * field.roll(offset, (1, 2))).sum(-1) for offset in ((0, 1), (1, -1), (1, 0), (1, 1))]
+    )
 
 
 def bench_neighbours(device: torch.device) -> None:
@@ -157,12 +167,16 @@ def bench_memory(device: torch.device) -> None:
     size = sum(b.numel() * b.element_size() for b in memory.buffers()) / 2**20
     write = milliseconds(device, memory.write, rows)
     read = milliseconds(device, memory.nearest, queries, 8, repeats=3)
-    print(f"memory 65,536 x 384 bf16: {size:.0f} MiB; write 1,024 rows {write:.2f} ms; 768 queries, k 8: {read:.0f} ms")
+    print(
+        f"memory 65,536 x 384 bf16: {size:.0f} MiB; write 1,024 rows {write:.2f} ms; 768 queries, k 8: {read:.0f} ms"
+    )
 
 
 def main() -> None:
     """Run everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()

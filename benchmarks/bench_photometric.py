@@ -29,7 +29,9 @@ PATCH = 16
 LOCALS = 8
 
 
-def milliseconds(calls: Sequence[Callable[[], object]], device: torch.device, repeats: int = 11) -> list[float]:
+def milliseconds(
+    calls: Sequence[Callable[[], object]], device: torch.device, repeats: int = 11
+) -> list[float]:
     """Fastest time of each call; the calls take turns, so that other load on the machine meets all of them."""
     times = torch.zeros(repeats + 1, len(calls))
     for repeat in range(repeats + 1):
@@ -42,14 +44,18 @@ def milliseconds(calls: Sequence[Callable[[], object]], device: torch.device, re
     return times[1:].amin(0).tolist()  # the first turn warms up
 
 
-def times_of_image(views: dict[str, Tensor], variants: Sequence[tuple[Pipeline, Pipeline, Pipeline]]) -> list[float]:
+def times_of_image(
+    views: dict[str, Tensor], variants: Sequence[tuple[Pipeline, Pipeline, Pipeline]]
+) -> list[float]:
     """Milliseconds an image for its first global, second global and local views, for each variant."""
     batch = len(views["global"])
     totals = [0.0] * len(variants)
     for place, name in enumerate(("global", "global", "local")):
         pixels = views[name]
         seeds = torch.arange(len(pixels), device=pixels.device)
-        portion = max(1, PORTION_BYTES // (4 * pixels[0].numel())) if pixels.device.type == "cpu" else len(pixels)
+        portion = (
+            max(1, PORTION_BYTES // (4 * pixels[0].numel())) if pixels.device.type == "cpu" else len(pixels)
+        )
         parts = list(zip(pixels.split(portion), seeds.split(portion), strict=True))
 
         def run(pipeline: Pipeline, parts: list[tuple[Tensor, Tensor]] = parts) -> None:
@@ -84,7 +90,9 @@ def compare_units(views: dict[str, Tensor]) -> None:
     }
     print(f"{'operations (probability 1 when alone)':40s} {'per view':>9s} {'per patch':>10s} {'ratio':>6s}")
     for name, pipeline in rows.items():
-        image, patch = times_of_image(views, [(drawn_per(unit, pipeline),) * 3 for unit in ("image", "patch")])
+        image, patch = times_of_image(
+            views, [(drawn_per(unit, pipeline),) * 3 for unit in ("image", "patch")]
+        )
         print(f"{name:40s} {image:9.2f} {patch:10.2f} {patch / image:6.2f}", flush=True)
 
 
@@ -96,7 +104,11 @@ def compare_forms() -> None:
         differences = []
         for photo in load_sample_images().images:
             pixels = (
-                torch.from_numpy(photo.copy()).permute(2, 0, 1)[None, :, ::4, ::4].float().div(255).repeat(128, 1, 1, 1)
+                torch.from_numpy(photo.copy())
+                .permute(2, 0, 1)[None, :, ::4, ::4]
+                .float()
+                .div(255)
+                .repeat(128, 1, 1, 1)
             )
             draws = uniforms(torch.arange(128), jitter.draws)
             exact = jitter.model_copy(update={"form": "exact"}).transform(pixels, draws)
@@ -110,7 +122,9 @@ def compare_forms() -> None:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=26)
     parser.add_argument("--device", default="cpu")

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from glocal.models.teacher import MovingAverage
-from glocal.objectives.schedules import Progress
 from glocal.recipes import configure
+from glocal.schedules import Progress
 from glocal.training.config import RunConfig
 from glocal.training.network import StepInput, build_distillation
 from glocal.training.optimiser import build_optimiser, clip_gradients
@@ -41,7 +41,9 @@ PROGRESS = Progress(step=5000, total_steps=10000, steps_per_epoch=100)
 
 def settings(variant: str, size: str) -> RunConfig:
     recipe, overrides = VARIANTS[variant]
-    return configure(recipe, data="DATA", out="RUN", preset="imagenet", overrides=[f"backbone.size={size}", *overrides])
+    return configure(
+        recipe, data="DATA", out="RUN", preset="imagenet", overrides=[f"backbone.size={size}", *overrides]
+    )
 
 
 def random_views(config: RunConfig, images: int, device: torch.device) -> Views:
@@ -108,9 +110,13 @@ def main() -> None:
     if given.memory_of:
         print_peak(given.memory_of, given.size[0], given.images, device)
         return
-    print(f"{device}, {torch.get_num_threads()} threads, {given.images} images, 2 views of 224 and 8 of 96 pixels")
+    print(
+        f"{device}, {torch.get_num_threads()} threads, {given.images} images, 2 views of 224 and 8 of 96 pixels"
+    )
     for size in given.size:
-        steps = {variant: make_step(settings(variant, size), given.images, device) for variant in given.variants}
+        steps = {
+            variant: make_step(settings(variant, size), given.images, device) for variant in given.variants
+        }
         times: dict[str, list[float]] = {variant: [] for variant in steps}
         for repeat in range(given.repeats + 1):
             for variant, step in steps.items():
@@ -119,7 +125,16 @@ def main() -> None:
                 if repeat:
                     times[variant].append(time.perf_counter() - start)
         steps.clear()
-        asked = [sys.executable, __file__, "--size", size, "--images", str(given.images), "--device", given.device]
+        asked = [
+            sys.executable,
+            __file__,
+            "--size",
+            size,
+            "--images",
+            str(given.images),
+            "--device",
+            given.device,
+        ]
         first: tuple[list[float], float] | None = None
         for variant, taken in times.items():
             command = [*asked, "--memory-of", variant]

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import torch
 
 from glocal.models.teacher import MovingAverage
-from glocal.objectives.schedules import Progress
 from glocal.recipes import configure
+from glocal.schedules import Progress
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 from glocal.training.optimiser import build_optimiser, clip_gradients
@@ -38,13 +38,15 @@ def configuration(recipe: str, size: str, batch: int, precision: str) -> RunConf
 
 def raw_views(config: RunConfig) -> Views:
     """Random bytes with boxes as the recipe draws them from a 256x256 source."""
-    from glocal.views.geometry import GeometryLaw
+    from glocal.views.boxes import GeometryLaw
 
     batch = config.training.batch_size
     law = GeometryLaw(config.views)
     seeds = torch.randint(2**62, (batch,))
     draws = law.draw(seeds.numpy())
-    boxes = torch.stack([torch.from_numpy(law.place(draws, row, 256, 256).copy()) for row in range(batch)]).float()
+    boxes = torch.stack(
+        [torch.from_numpy(law.place(draws, row, 256, 256).copy()) for row in range(batch)]
+    ).float()
     groups = {
         name: ViewBatch(
             torch.randint(0, 256, (batch, g.count, 3, *g.height_width), dtype=torch.uint8),
@@ -102,7 +104,8 @@ class Subject:
                 self.model.teacher.features(views, self.config.views, "teacher")
             features = self.model.student.features(views, self.config.views, "student")
             total = sum(
-                f.cls.float().square().sum() + f.patches.float().square().sum() * 1e-6 for f in features.values()
+                f.cls.float().square().sum() + f.patches.float().square().sum() * 1e-6
+                for f in features.values()
             )
         total.backward()  # type: ignore[union-attr]
         self.optimiser.zero_grad(set_to_none=True)
@@ -142,7 +145,9 @@ def peak_of(recipe: str, size: str, batch: int, precision: str) -> float:
         f"s = Subject({recipe!r}, {size!r}, {batch}, {precision!r}); s.step(); s.step(); print(peak_memory_gib() - before)"
     )
     return float(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1]
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split()[-1]
     )
 
 
@@ -171,7 +176,9 @@ def one_table(size: str, precision: str, batch: int, repeats: int, recipes: list
     seconds = alternate({"bare": dino.bare, "dino": dino.step}, repeats)
     loss, _ = dino.model(StepInput(augment(dino.views, dino.config.views, 16), PROGRESS, False))
     loss.backward()
-    update = alternate({"optimiser and average": lambda: (dino.optimiser.step(), dino.average.update(0.996))}, repeats)  # type: ignore[dict-item]
+    update = alternate(
+        {"optimiser and average": lambda: (dino.optimiser.step(), dino.average.update(0.996))}, repeats
+    )  # type: ignore[dict-item]
     print(
         f"\nViT-{size} {precision}: dino step {seconds['dino']:.3f} s = {seconds['dino'] / seconds['bare']:.3f} x bare networks (bar 1.15)"
     )

@@ -52,8 +52,13 @@ def small_config(**update: object) -> RunConfig:
         data="digits",
         out="unused",
         views=GROUPS,
-        backbone=BackboneConfig(size="micro", embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32),
-        objectives={"image": ImageLevelConfig(head=SMALL_HEAD), "patch": MatchedPatchesConfig(head=SMALL_HEAD)},
+        backbone=BackboneConfig(
+            size="micro", embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32
+        ),
+        objectives={
+            "image": ImageLevelConfig(head=SMALL_HEAD),
+            "patch": MatchedPatchesConfig(head=SMALL_HEAD),
+        },
     )
     return config.model_copy(update=update)
 

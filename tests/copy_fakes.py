@@ -11,7 +11,7 @@ from PIL import Image
 
 from glocal.data.source import ImageSource
 from glocal.errors import UnreadableImageError
-from glocal.evaluation.base import Work
+from glocal.extraction.work import Work
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)

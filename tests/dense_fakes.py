@@ -7,7 +7,7 @@ import torch
 from evaluation_fakes import MemorySource
 from torch import nn
 
-from glocal.evaluation.base import Work
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 

@@ -7,8 +7,8 @@ import torch
 from conftest import make_views, small_config
 
 from glocal.objectives import InstanceConfig, LocalGroupConfig
-from glocal.objectives.queue_contrast import ContrastiveHeadConfig
-from glocal.objectives.schedules import Progress
+from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
+from glocal.schedules import Progress
 from glocal.training.network import StepInput, build_distillation
 from glocal.views.groups import ViewGroup
 
@@ -18,7 +18,11 @@ GROUPS = {
     "global": ViewGroup(count=2, size=32, area=(0.4, 1.0), seen_by="student"),
     "local": ViewGroup(count=3, size=16, area=(0.1, 0.4), seen_by="student"),
 }
-COMMON = {"head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24), "queue": 40, "storage": "fp32"}
+COMMON = {
+    "head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24),
+    "queue": 40,
+    "storage": "fp32",
+}
 INSTANCE = InstanceConfig(**COMMON)
 LOCAL_GROUP = LocalGroupConfig(**COMMON, memory=20, neighbours=3)
 STUDENT_VIEWS = [("global", 0), ("global", 1), ("local", 0), ("local", 1), ("local", 2)]

@@ -12,10 +12,10 @@ from evaluation_fakes import coloured, small_encoder
 from glocal.errors import ConfigError
 from glocal.evaluation.all_protocols import evaluate_all
 from glocal.evaluation.base import PROTOCOLS, evaluate
-from glocal.evaluation.features.extraction import FeatureTransform, Skipped
-from glocal.evaluation.features.patch_stream import iterate_patches
 from glocal.evaluation.results import Result, Skip, read_results, read_skips
 from glocal.evaluation.segmentation.masks import CheckedSource, CroppedSource
+from glocal.extraction.feature_stream import FeatureTransform, Skipped
+from glocal.extraction.patch_stream import iterate_patches
 
 
 def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path) -> None:
@@ -24,7 +24,14 @@ def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path) -> None:
     found = list(evaluate_all(small_encoder(), data, overrides=overrides, out=tmp_path, work=QUIET))
     assert [f.protocol for f in found] == list(PROTOCOLS)
     results, skips = read_results(tmp_path / "results.json"), read_skips(tmp_path / "results.json")
-    assert {r.protocol for r in results} == {"knn", "linear", "logistic", "statistics", "retrieval", "correspondence"}
+    assert {r.protocol for r in results} == {
+        "knn",
+        "linear",
+        "logistic",
+        "statistics",
+        "retrieval",
+        "correspondence",
+    }
     assert {s.protocol for s in skips} == set(PROTOCOLS) - {r.protocol for r in results}
     reasons = {s.protocol: s.reason for s in skips}
     assert "by its name" in reasons["finetune"] and "no masks" in reasons["knn-seg"]
@@ -60,7 +67,10 @@ def test_settings_go_to_the_protocol_they_name() -> None:
 
 
 def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path) -> None:
-    encoder, data = colour_encoder(), {"train": blocks(8, name="train"), "test": blocks(4, seed=1, name="test")}
+    encoder, data = (
+        colour_encoder(),
+        {"train": blocks(8, name="train"), "test": blocks(4, seed=1, name="test")},
+    )
     for settings in (["size=32", "neighbours=[1]"], ["size=64", "neighbours=[1]"]):
         evaluate("knn-seg", encoder, data, overrides=settings, out=tmp_path, work=QUIET)
     found = read_results(tmp_path / "results.json")
@@ -80,7 +90,11 @@ def test_dense_features_are_kept_and_continued(tmp_path) -> None:
         skipped = Skipped()
         batches = list(iterate_patches(encoder, source, transform, -1, used, skipped))
         assert sum(b.seen for b in batches) == 300
-        return [i for b in batches for i in b.indices], torch.cat([b.patches for b in batches]), skipped.notes()
+        return (
+            [i for b in batches for i in b.indices],
+            torch.cat([b.patches for b in batches]),
+            skipped.notes(),
+        )
 
     plain = stream(QUIET)
     assert len(plain[0]) == 298 and len(plain[2]) == 3
@@ -113,7 +127,7 @@ def test_kept_files_name_their_own_unreadable_images_only(tmp_path) -> None:
 
 
 def test_dense_features_too_large_to_keep_are_not_kept(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("glocal.evaluation.features.patch_stream.LARGEST_KEPT", 1000)
+    monkeypatch.setattr("glocal.extraction.patch_stream.LARGEST_KEPT", 1000)
     list(
         iterate_patches(
             small_encoder(), coloured(3, 3), FeatureTransform(), -1, replace(QUIET, cache=tmp_path), Skipped()
@@ -131,7 +145,10 @@ def test_sources_of_other_pixels_have_other_fingerprints() -> None:
 
 @pytest.mark.parametrize("name", ["knn-seg", "hummingbird", "linear-seg"])
 def test_kept_features_change_no_number(tmp_path, name) -> None:
-    encoder, data = colour_encoder(), {"train": blocks(8, name="train"), "test": blocks(4, seed=1, name="test")}
+    encoder, data = (
+        colour_encoder(),
+        {"train": blocks(8, name="train"), "test": blocks(4, seed=1, name="test")},
+    )
     config = PROTOCOLS[name].quick(encoder).model_copy(update={"size": 32})
     if name == "linear-seg":
         config = config.model_copy(update={"steps": 20})

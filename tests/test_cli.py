@@ -63,7 +63,9 @@ def test_evaluate_prints_and_records(trained, photos, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "results.json").read_text())["results"][0]
     assert found["protocol"] == "knn" and "k5_top1" in found["numbers"]
-    again = run("evaluate", "knn", f"model={trained}", f"train={photos}/train", f"test={photos}/test", "ks=[5]")
+    again = run(
+        "evaluate", "knn", f"model={trained}", f"train={photos}/train", f"test={photos}/test", "ks=[5]"
+    )
     assert again.exit_code == 0, again.output
     compared = run("compare", str(tmp_path))
     assert compared.exit_code == 0 and "k5_top1" in compared.output
@@ -174,11 +176,19 @@ def test_a_run_shows_what_it_is_about_to_see(trained):
 
 def test_protocols_run_during_training_and_leave_the_weights_alone(photos, tmp_path):
     weights = []
-    for name, more in (("with", [f"probe.evaluations={{logistic: {photos}}}"]), ("without", ["probe.enabled=false"])):
+    for name, more in (
+        ("with", [f"probe.evaluations={{logistic: {photos}}}"]),
+        ("without", ["probe.enabled=false"]),
+    ):
         out = tmp_path / name
         more = [*more, "backbone.drop_path=0.2"]
         result = run(
-            "pretrain", "dino", f"data={photos}", f"out={out}", *[w for w in FAST if "patch.head" not in w], *more
+            "pretrain",
+            "dino",
+            f"data={photos}",
+            f"out={out}",
+            *[w for w in FAST if "patch.head" not in w],
+            *more,
         )
         assert result.exit_code == 0, result.output
         weights.append(torch.load(out / "checkpoints" / "last.pt", weights_only=True)["student"])

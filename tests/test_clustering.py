@@ -9,12 +9,19 @@ from dense_fakes import QUIET, blocks, colour_encoder
 from sklearn.decomposition import PCA
 
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation.base import Work
-from glocal.evaluation.segmentation.clustering import OverClustering, cluster, cluster_confusion, principal_components
+from glocal.evaluation.segmentation.clustering import (
+    OverClustering,
+    cluster,
+    cluster_confusion,
+    principal_components,
+)
+from glocal.extraction.work import Work
 
 
 def test_principal_components_equal_scikit_learn() -> None:
-    points = torch.randn(80, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([5, 4, 3, 2, 1, 0.5])
+    points = torch.randn(80, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [5, 4, 3, 2, 1, 0.5]
+    )
     found = principal_components(points, 3).numpy()
     expected = PCA(3).fit_transform(points.numpy())
     assert np.allclose(np.abs(found), np.abs(expected), atol=1e-4)
@@ -58,7 +65,9 @@ def test_bad_input() -> None:
     source = blocks(6)
     source.bad = (2,)
     source.masks = [np.where(mask == 1, 255, mask).astype(np.uint8) for mask in source.masks]
-    result = OverClustering(size=32, clusters=4, components=3, seeds=1).run(colour_encoder(), {"test": source}, QUIET)
+    result = OverClustering(size=32, clusters=4, components=3, seeds=1).run(
+        colour_encoder(), {"test": source}, QUIET
+    )
     assert any("2.png" in note for note in result.notes) and any(
         "absent" in note and ": 1" in note for note in result.notes
     )

@@ -7,8 +7,8 @@ from conftest import small_config
 
 from glocal.config import apply_overrides, from_yaml, to_yaml
 from glocal.errors import ConfigError
-from glocal.objectives.schedules import Progress, Schedule
 from glocal.recipes import RECIPES, configure, find_recipe
+from glocal.schedules import Progress, Schedule
 from glocal.training.config import RunConfig
 
 
@@ -87,7 +87,9 @@ def test_schedules_by_hand():
     at = [cosine.at(Progress(step, 110, 10)) for step in (0, 5, 10, 60, 110)]
     assert at == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
     linear = Schedule(start=0.04, end=0.07, shape="linear", over_epochs=3)
-    assert [linear.at(Progress(step, 100, 10)) for step in (0, 15, 30, 99)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    assert [linear.at(Progress(step, 100, 10)) for step in (0, 15, 30, 99)] == pytest.approx(
+        [0.04, 0.055, 0.07, 0.07]
+    )
     step = Schedule(start=3.0, end=0.3, shape="step", over_epochs=2)
     assert [step.at(Progress(at, 100, 10)) for at in (0, 19, 20, 99)] == pytest.approx([3.0, 3.0, 0.3, 0.3])
 

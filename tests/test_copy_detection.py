@@ -13,11 +13,11 @@ from sklearn.metrics import average_precision_score
 
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import Work
 from glocal.evaluation.retrieval.copy_data import open_copy_folder, open_copydays, open_pairs
 from glocal.evaluation.retrieval.copy_detection import CopyDetection, measure
 from glocal.evaluation.retrieval.copy_metrics import recall_at
 from glocal.evaluation.retrieval.ground_truth import find_ids, read_ground_truth
+from glocal.extraction.work import Work
 
 # --- files ---------------------------------------------------------------------------------------------------------
 
@@ -25,7 +25,9 @@ from glocal.evaluation.retrieval.ground_truth import find_ids, read_ground_truth
 def test_ground_truth_with_and_without_header(tmp_path: Path) -> None:
     bare, header = tmp_path / "bare.csv", tmp_path / "header.csv"
     bare.write_text("Q1,R1\nQ2,\n\nQ1,R2\n")
-    header.write_text("﻿reference_id,query_id,transform\r\nR1,Q1,blur\r\n,Q2,\r\nR2,Q1,blur\r\n", encoding="utf-8")
+    header.write_text(
+        "﻿reference_id,query_id,transform\r\nR1,Q1,blur\r\n,Q2,\r\nR2,Q1,blur\r\n", encoding="utf-8"
+    )
     expected = {"Q1": ["R1", "R2"], "Q2": []}
     assert read_ground_truth(bare).references == expected
     read = read_ground_truth(header)
@@ -158,7 +160,9 @@ def test_recall_counts_queries_not_pairs() -> None:
 def gray_thumbnails(source: ImageSource) -> torch.Tensor:
     """16x16 gray thumbnails (bilinear), mean removed, length 1: the baseline of the data's description."""
     rows = [
-        np.asarray(source.read(i).convert("L").resize((16, 16), Image.Resampling.BILINEAR), np.float64).ravel()
+        np.asarray(
+            source.read(i).convert("L").resize((16, 16), Image.Resampling.BILINEAR), np.float64
+        ).ravel()
         for i in range(len(source))
     ]
     rows = np.stack(rows)
@@ -169,7 +173,11 @@ def gray_thumbnails(source: ImageSource) -> torch.Tensor:
 def test_the_thumbnail_baseline_of_real_attacks_is_reproduced(real_data: Path) -> None:
     references = real_data / "imagenet_sample_1k" / "train-00000-of-00001.parquet"
     data = open_copy_folder(real_data / "copydetect_mini", references=str(references))
-    assert (len(data.queries), len(data.references), sum(len(p) == 0 for p in data.positives)) == (1200, 1000, 120)
+    assert (len(data.queries), len(data.references), sum(len(p) == 0 for p in data.positives)) == (
+        1200,
+        1000,
+        120,
+    )
     queries, database = gray_thumbnails(data.queries), gray_thumbnails(data.references)
     numbers, rows = measure(queries, database, data.positives, data.attack, candidates=1)
     assert numbers["recall_at_1"] == pytest.approx(48.8, abs=0.05)
@@ -181,4 +189,6 @@ def test_the_thumbnail_baseline_of_real_attacks_is_reproduced(real_data: Path) -
     scores = (queries @ database.T).numpy()
     best = scores.argmax(1)
     match = [len(p) > 0 and p[0] == b for p, b in zip(data.positives, best, strict=True)]
-    assert numbers["micro_ap"] == pytest.approx(100 * average_precision_score(match, scores.max(1)) * sum(match) / 1080)
+    assert numbers["micro_ap"] == pytest.approx(
+        100 * average_precision_score(match, scores.max(1)) * sum(match) / 1080
+    )

@@ -15,7 +15,11 @@ from glocal.errors import ConfigError, DataError
 from glocal.evaluation.retrieval.copy_detection import measure
 from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at_precision
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, learn_whitening, whiten
-from glocal.evaluation.retrieval.ranking import ranks_of_positives, top_candidates, trapezoid_average_precision
+from glocal.evaluation.retrieval.ranking import (
+    ranks_of_positives,
+    top_candidates,
+    trapezoid_average_precision,
+)
 from glocal.models.features import Features
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -35,7 +39,9 @@ def test_micro_ap_is_sklearns_times_the_share_found(pairs: list[tuple[int, bool]
 
 def test_micro_ap_by_hand_and_its_errors() -> None:
     # Right, wrong, right of three matches: 1/3 * 1 + 1/3 * 2/3.
-    assert micro_average_precision(np.array([3.0, 2.0, 1.0]), np.array([1, 0, 1], bool), 3) == pytest.approx(5 / 9)
+    assert micro_average_precision(np.array([3.0, 2.0, 1.0]), np.array([1, 0, 1], bool), 3) == pytest.approx(
+        5 / 9
+    )
     assert micro_average_precision(np.array([]), np.array([], bool), 3) == 0
     with pytest.raises(DataError, match="no matching pair"):
         micro_average_precision(np.array([1.0]), np.array([False]), 0)
@@ -172,8 +178,12 @@ def test_longer_side_keeps_the_aspect() -> None:
     encoder = thumbnail_encoder()
     encoder.features = lambda pixels: (
         seen.append(tuple(pixels.shape))
-        or Features(torch.ones(len(pixels), 2), torch.ones(len(pixels), 4, 2), (2, 2), torch.ones(len(pixels), 4, 2))
+        or Features(
+            torch.ones(len(pixels), 2), torch.ones(len(pixels), 4, 2), (2, 2), torch.ones(len(pixels), 4, 2)
+        )
     )
     image = np.zeros((60, 120, 3), np.uint8)
-    describe(encoder, Images({"a": image}), DescriptorConfig(resize="longer", size=32, scales=(1.0, 0.5)), QUIET)
+    describe(
+        encoder, Images({"a": image}), DescriptorConfig(resize="longer", size=32, scales=(1.0, 0.5)), QUIET
+    )
     assert seen == [(1, 3, 16, 32), (1, 3, 8, 16)]

@@ -15,7 +15,6 @@ from PIL import Image
 from glocal.config import validate
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, ModelError, UnreadableImageError
-from glocal.evaluation.base import Work
 from glocal.evaluation.correspondence import (
     Correspondence,
     ViewPairs,
@@ -24,6 +23,7 @@ from glocal.evaluation.correspondence import (
     pixel_patches,
     right_patches,
 )
+from glocal.extraction.work import Work
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)
@@ -57,7 +57,9 @@ class Position(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> Features:
         colour = F.avg_pool2d(pixels[:, :2], 8).flatten(2).transpose(1, 2) - 0.5
-        patches = torch.cat([colour, torch.full_like(colour[..., :1], 4.0), -(colour**2).sum(-1, keepdim=True)], dim=-1)
+        patches = torch.cat(
+            [colour, torch.full_like(colour[..., :1], 4.0), -(colour**2).sum(-1, keepdim=True)], dim=-1
+        )
         # For small c, (c, 4, -|c|^2) normalised keeps order of |c - c'| well enough.
         return Features(patches.mean(1), patches, (pixels.shape[2] // 8, pixels.shape[3] // 8), patches)
 
@@ -96,7 +98,9 @@ def test_right_patches_against_one_patch_at_a_time(seed: int, side: int) -> None
     pairs = draw_view_pairs(seed, np.arange(3), (0.1, 1.0), (0.5, 2.0), 0.5)
     found = right_patches(pairs, (side, side)).numpy()
     for image in range(3):
-        expected = [slow_right_patch(pairs.box[image], pairs.flip[image], p, side) for p in range(side * side)]
+        expected = [
+            slow_right_patch(pairs.box[image], pairs.flip[image], p, side) for p in range(side * side)
+        ]
         assert found[image].tolist() == expected
 
 

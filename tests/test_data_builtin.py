@@ -19,7 +19,9 @@ from PIL import Image
 from glocal.data import ArraySource, PhotoSource, TileSource, cifar, open_cifar, open_source
 from glocal.errors import DataError
 
-needs_photos = pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="scikit-image is not installed")
+needs_photos = pytest.mark.skipif(
+    importlib.util.find_spec("skimage") is None, reason="scikit-image is not installed"
+)
 
 
 def test_digits_are_those_of_scikit_learn() -> None:
@@ -65,7 +67,11 @@ def test_photos() -> None:
     assert len(photos) == 18 and photos.labels is None
     assert [photos.key(i) for i in (0, 16, 17)] == ["astronaut", "china", "flower"]
     sizes = [photos.read(i).size for i in range(18)]
-    assert sizes[0] == (512, 512) and sizes[17] == (640, 427) and all(photos.read(i).mode == "RGB" for i in range(18))
+    assert (
+        sizes[0] == (512, 512)
+        and sizes[17] == (640, 427)
+        and all(photos.read(i).mode == "RGB" for i in range(18))
+    )
     assert pickle.loads(pickle.dumps(photos)).fingerprint() == photos.fingerprint()
     with pytest.raises(DataError, match="photos has no splits"):
         open_source("photos", "test")
@@ -85,13 +91,17 @@ def test_tiles_are_cut_from_the_photos() -> None:
         whole = np.asarray(photos.read(tiles.class_names.index(name)))
         np.testing.assert_array_equal(np.asarray(tiles.read(i)), whole[top : top + 84, left : left + 84])
     assert len(pickle.dumps(tiles)) < 50_000
-    np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(tiles)).read(5)), np.asarray(tiles.read(5)))
+    np.testing.assert_array_equal(
+        np.asarray(pickle.loads(pickle.dumps(tiles)).read(5)), np.asarray(tiles.read(5))
+    )
 
 
 def test_tile_grid() -> None:
     image = ArraySource("one", np.arange(10 * 12, dtype=np.uint8).reshape(1, 10, 12))
     tiles = TileSource(image, side=4, stride=3)
-    assert [tiles.key(i) for i in range(len(tiles))] == [f"one#0/{x},{y}" for y in (0, 3, 6) for x in (0, 3, 6)]
+    assert [tiles.key(i) for i in range(len(tiles))] == [
+        f"one#0/{x},{y}" for y in (0, 3, 6) for x in (0, 3, 6)
+    ]
     assert tiles.fingerprint() != TileSource(image, side=4).fingerprint()
     assert len(TileSource(image, side=4)) == 6
     with pytest.raises(DataError, match="room for a tile of 11"):
@@ -163,7 +173,9 @@ def test_cifar_unpacks_once(tmp_path: Path) -> None:
 
 def test_cifar_checks_what_it_finds(tmp_path: Path) -> None:
     make_archive(tmp_path / "a")
-    with pytest.raises(DataError, match=r"MD5 [0-9a-f]{32}, the published .* c32a1d4ab5d03f1284b67883e8d87530"):
+    with pytest.raises(
+        DataError, match=r"MD5 [0-9a-f]{32}, the published .* c32a1d4ab5d03f1284b67883e8d87530"
+    ):
         open_cifar("cifar10", folder=tmp_path / "a")
     assert not (tmp_path / "a" / "cifar-10-batches-bin").exists()
     open_cifar("cifar10", folder=tmp_path / "a", verify=False)
@@ -210,7 +222,9 @@ def test_cifar_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(DataError, match=r"https://.*MD5"):
         open_source("cifar10:download")
     assert list((tmp_path / "mine").iterdir()) == []
-    small = replace(cifar.CIFAR["cifar10"], md5=hashlib.md5(data, usedforsecurity=False).hexdigest(), images=24)
+    small = replace(
+        cifar.CIFAR["cifar10"], md5=hashlib.md5(data, usedforsecurity=False).hexdigest(), images=24
+    )
     monkeypatch.setitem(cifar.CIFAR, "cifar10", small)
     assert len(open_source("cifar10:download")) == 20 and len(open_source("cifar10:download", "test")) == 4
     assert len(asked) == 2 and asked[0].endswith("/cifar-10-binary.tar.gz")
@@ -243,7 +257,9 @@ def test_unknown_names_get_the_nearest(tmp_path: Path, monkeypatch: pytest.Monke
         open_source("digits:download")
 
 
-def test_a_folder_with_a_bundled_name_must_be_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_a_bundled_name_must_be_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("digits").mkdir()
     Image.new("RGB", (4, 4)).save("digits/a.png")
@@ -255,7 +271,11 @@ def test_a_folder_with_a_bundled_name_must_be_told_apart(tmp_path: Path, monkeyp
 
 
 def test_files_that_are_no_source(tmp_path: Path) -> None:
-    for name, reason in [("a.png", "is one image"), ("b.zip", "Unpack it"), ("c.npy", r"unknown kind \(\.npy\)")]:
+    for name, reason in [
+        ("a.png", "is one image"),
+        ("b.zip", "Unpack it"),
+        ("c.npy", r"unknown kind \(\.npy\)"),
+    ]:
         (tmp_path / name).touch()
         with pytest.raises(DataError, match=reason):
             open_source(tmp_path / name)

@@ -38,7 +38,9 @@ def test_lossless_formats_give_the_pixels_back(kind: str) -> None:
 def test_path_and_bytes_agree(tmp_path: Path) -> None:
     data = encoded(picture(), "JPEG", quality=90)
     (tmp_path / "a.jpg").write_bytes(data)
-    np.testing.assert_array_equal(np.asarray(decode_image(tmp_path / "a.jpg")), np.asarray(decode_image(data)))
+    np.testing.assert_array_equal(
+        np.asarray(decode_image(tmp_path / "a.jpg")), np.asarray(decode_image(data))
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -66,7 +68,8 @@ def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
 
 def test_grayscale_is_repeated() -> None:
     np.testing.assert_array_equal(
-        np.asarray(decode_image(encoded(Image.fromarray(GRADIENT)))), np.repeat(GRADIENT[..., None], 3, axis=-1)
+        np.asarray(decode_image(encoded(Image.fromarray(GRADIENT)))),
+        np.repeat(GRADIENT[..., None], 3, axis=-1),
     )
 
 
@@ -83,7 +86,9 @@ def test_sixteen_bits_are_divided_by_257_in_every_image() -> None:
 
 def test_float_images() -> None:
     unit = GRADIENT.astype(np.float32) / 255
-    np.testing.assert_array_equal(np.asarray(decode_image(encoded(Image.fromarray(unit), "TIFF")))[..., 2], GRADIENT)
+    np.testing.assert_array_equal(
+        np.asarray(decode_image(encoded(Image.fromarray(unit), "TIFF")))[..., 2], GRADIENT
+    )
     signed = np.asarray(decode_image(encoded(Image.fromarray(unit * 8 - 3), "TIFF")))
     assert (signed.min(), signed.max()) == (0, 255)
     broken = unit.copy()
@@ -111,7 +116,9 @@ def test_transparency_is_laid_over_white(mode: str) -> None:
     image.putalpha(Image.fromarray(alpha))
     decoded = np.asarray(decode_image(encoded(image)))
     assert (decoded[:, 20:] == 255).all()
-    np.testing.assert_array_equal(decoded[:, :20], np.asarray(picture().convert(mode[:-1]).convert("RGB"))[:, :20])
+    np.testing.assert_array_equal(
+        decoded[:, :20], np.asarray(picture().convert(mode[:-1]).convert("RGB"))[:, :20]
+    )
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
@@ -165,7 +172,11 @@ def test_truncated_files_are_unreadable(kind: str) -> None:
         decode_image(data[: len(data) // 2])
 
 
-@given(position=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.sampled_from(["PNG", "JPEG", "TIFF", "GIF"]))
+@given(
+    position=st.integers(0, 10_000),
+    value=st.integers(0, 255),
+    kind=st.sampled_from(["PNG", "JPEG", "TIFF", "GIF"]),
+)
 @settings(max_examples=150, deadline=None)
 def test_damaged_bytes_give_an_image_or_the_one_error(position: int, value: int, kind: str) -> None:
     data = bytearray(encoded(picture(), kind))

@@ -46,7 +46,9 @@ def test_flat_folder(tmp_path: Path) -> None:
 
 
 def test_class_folders_at_any_depth(tmp_path: Path) -> None:
-    source = open_source(write(tmp_path, "dog/a.png", "cat/x/y/b.png", "cat/a.png", "dog/z.png", "empty/readme.txt"))
+    source = open_source(
+        write(tmp_path, "dog/a.png", "cat/x/y/b.png", "cat/a.png", "dog/z.png", "empty/readme.txt")
+    )
     assert keys(source) == ["cat/a.png", "cat/x/y/b.png", "dog/a.png", "dog/z.png"]
     assert source.labels is not None and source.labels.dtype == np.int64
     assert source.labels.tolist() == [0, 0, 1, 1]
@@ -65,7 +67,14 @@ def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
 
 
 def test_split_folders(tmp_path: Path) -> None:
-    write(tmp_path, "train/cat/a.png", "train/dog/b.png", "train/eel/c.png", "validation/dog/d.png", "test/e.png")
+    write(
+        tmp_path,
+        "train/cat/a.png",
+        "train/dog/b.png",
+        "train/eel/c.png",
+        "validation/dog/d.png",
+        "test/e.png",
+    )
     (tmp_path / "README.md").touch()
     assert keys(open_source(tmp_path)) == ["train/cat/a.png", "train/dog/b.png", "train/eel/c.png"]
     val = open_source(tmp_path, "val")
@@ -79,7 +88,11 @@ def test_split_folders(tmp_path: Path) -> None:
 def test_all_splits_together_keep_their_classes(tmp_path: Path) -> None:
     write(tmp_path, "train/cat/a.png", "train/dog/b.png", "val/dog/d.png", "val/cat/d.png")
     both = open_source(tmp_path, "all")
-    assert both.labels is not None and both.labels.tolist() == [0, 1, 0, 1] and both.class_names == ["cat", "dog"]
+    assert (
+        both.labels is not None
+        and both.labels.tolist() == [0, 1, 0, 1]
+        and both.class_names == ["cat", "dog"]
+    )
 
 
 def test_a_class_of_trains_is_no_split(tmp_path: Path) -> None:

@@ -40,7 +40,9 @@ def write(path: Path, first: int = 0, rows: int = 10, group: int = 4, **columns:
     }
     made = {name: column for name, column in (made | columns).items() if column is not None}
     features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": NAMES}}
-    table = pa.table(made).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    table = pa.table(made).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=group, compression="zstd")
     return path
@@ -65,7 +67,12 @@ def test_one_file(tmp_path: Path) -> None:
 
 def test_several_files_and_their_splits(tmp_path: Path) -> None:
     folder = tmp_path / "birds"
-    for name, first in [("train-00001-of-00002", 20), ("train-00000-of-00002", 0), ("validation-0", 40), ("test", 60)]:
+    for name, first in [
+        ("train-00001-of-00002", 20),
+        ("train-00000-of-00002", 0),
+        ("validation-0", 40),
+        ("test", 60),
+    ]:
         write(folder / f"{name}.parquet", first)
     assert reds(open_source(folder)) == [*range(10), *range(20, 30)]
     assert open_source(folder).name == "birds/train"
@@ -126,7 +133,9 @@ def test_incomplete_labels_count_as_none(tmp_path: Path, labels: list[Any]) -> N
 
 def test_text_labels_and_labels_beyond_their_names(tmp_path: Path) -> None:
     text = open_source(write(tmp_path / "text.parquet", rows=3, label=pa.array(["owl", "ant", "owl"])))
-    assert text.labels is not None and text.labels.tolist() == [1, 0, 1] and text.class_names == ["ant", "owl"]
+    assert (
+        text.labels is not None and text.labels.tolist() == [1, 0, 1] and text.class_names == ["ant", "owl"]
+    )
     beyond = open_source(write(tmp_path / "beyond.parquet", rows=3, label=pa.array([0, 1, 5])))
     assert beyond.labels is not None and beyond.labels.tolist() == [0, 1, 5] and beyond.class_names is None
 
@@ -188,7 +197,9 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         open_source(write(tmp_path / "none.parquet", image=None))
     write(tmp_path / "more" / "a.parquet")
     write(tmp_path / "more" / "b.parquet", image=pa.array([png(i) for i in range(10)], pa.binary()))
-    with pytest.raises(DataError, match=r"b\.parquet': column 'image' is binary, in .*a\.parquet' it is struct"):
+    with pytest.raises(
+        DataError, match=r"b\.parquet': column 'image' is binary, in .*a\.parquet' it is struct"
+    ):
         open_source(tmp_path / "more")
     with pytest.raises(DataError, match="no rows"):
         open_source(write(tmp_path / "empty.parquet", rows=0))

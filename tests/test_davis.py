@@ -44,7 +44,9 @@ def slow_propagation(target, sources, settings: Propagation) -> np.ndarray:
 
 def random_sources(count: int, rows: int, columns: int, seed: int = 0) -> list[Source]:
     generator = torch.Generator().manual_seed(seed)
-    features = torch.nn.functional.normalize(torch.randn(count, rows, columns, 8, generator=generator), dim=-1)
+    features = torch.nn.functional.normalize(
+        torch.randn(count, rows, columns, 8, generator=generator), dim=-1
+    )
     labels = torch.rand(count, rows, columns, 3, generator=generator)
     return [Source(f, soft) for f, soft in zip(features, labels, strict=True)]
 

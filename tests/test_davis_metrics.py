@@ -51,7 +51,9 @@ def test_boundary_accuracy_equals_dilation(seed: int, tolerance: float) -> None:
     truth, prediction = blob(generator, (21, 30)), blob(generator, (21, 30))
     radius = int(np.ceil(tolerance * np.hypot(21, 30)))
     assert np.array_equal(boundary_map(truth), slow_boundary(truth))
-    assert boundary_accuracy(truth, prediction, tolerance) == pytest.approx(slow_accuracy(truth, prediction, radius))
+    assert boundary_accuracy(truth, prediction, tolerance) == pytest.approx(
+        slow_accuracy(truth, prediction, radius)
+    )
 
 
 def test_empty_masks() -> None:

@@ -51,7 +51,9 @@ def test_lost_equals_a_slow_version() -> None:
         order = sorted(range(20), key=lambda place: degree[place])
         seed_patch = order[0]
         group = [place for place in order[:6] if gram[seed_patch][place] > 0]
-        held = {place for place in range(20) if sum(gram[member][place] for member in group) > 0} | {seed_patch}
+        held = {place for place in range(20) if sum(gram[member][place] for member in group) > 0} | {
+            seed_patch
+        }
         region, front = {seed_patch}, [seed_patch]
         while front:
             place = front.pop()
@@ -142,10 +144,14 @@ def test_large_images_can_be_shrunk_with_their_boxes() -> None:
     native = Discovery(methods=("tokencut",)).run(colour_encoder(4), {"test": squares()}, QUIET)
     quick = Discovery.quick(colour_encoder(4))
     assert quick.longest_side == 128
-    shrunk = Discovery(methods=("tokencut",), longest_side=38).run(colour_encoder(4), {"test": squares()}, QUIET)
+    shrunk = Discovery(methods=("tokencut",), longest_side=38).run(
+        colour_encoder(4), {"test": squares()}, QUIET
+    )
     assert shrunk.numbers == native.numbers == {"CorLoc_tokencut": 100.0, "images": 4.0}
     assert "at most 38" in shrunk.settings["resolution"] and "native" in native.settings["resolution"]
-    same = Discovery(methods=("tokencut",), longest_side=76).run(colour_encoder(4), {"test": squares()}, QUIET)
+    same = Discovery(methods=("tokencut",), longest_side=76).run(
+        colour_encoder(4), {"test": squares()}, QUIET
+    )
     assert same.rows == native.rows
 
 

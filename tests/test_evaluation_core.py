@@ -15,14 +15,15 @@ from rich.console import Console
 
 from glocal.config import apply_overrides
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, Work, evaluate
+from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, evaluate
 from glocal.evaluation.classification.knn import KnnConfig
 from glocal.evaluation.classification.labels import align_labels, split_held_out
 from glocal.evaluation.compare import compare, gather
-from glocal.evaluation.features.crops import RandomCrops
-from glocal.evaluation.features.embeddings import SHARD, extract_embeddings, gem
-from glocal.evaluation.features.extraction import FeatureTransform, Skipped, iterate_features, iterate_pixels
 from glocal.evaluation.results import Result, read_results, write_result
+from glocal.extraction.feature_stream import FeatureTransform, Skipped, iterate_features, iterate_pixels
+from glocal.extraction.image_embeddings import SHARD, extract_embeddings, gem
+from glocal.extraction.random_crops import RandomCrops
+from glocal.extraction.work import Work
 
 QUIET = Work(progress=False)
 
@@ -186,7 +187,9 @@ def test_skips_are_counted_and_named() -> None:
 
 
 def test_labels_are_matched_by_name() -> None:
-    train = MemorySource(np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 2]), ["ant", "bee", "cat"], name="train")
+    train = MemorySource(
+        np.zeros((4, 8, 8, 3), np.uint8), np.array([0, 1, 2, 2]), ["ant", "bee", "cat"], name="train"
+    )
     test = MemorySource(np.zeros((3, 8, 8, 3), np.uint8), np.array([0, 1, 1]), ["cat", "dog"], name="test")
     labels = align_labels(train, test)
     assert labels.test.tolist() == [2, 3, 3]
@@ -250,7 +253,9 @@ def test_a_terminal_shows_the_first_rows_only() -> None:
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
-    result = Result("knn", 1, {}, {"top1": 1.0}, rows=[{"image": "a[red].png"}], notes=["skipped b[bold].png"])
+    result = Result(
+        "knn", 1, {}, {"top1": 1.0}, rows=[{"image": "a[red].png"}], notes=["skipped b[bold].png"]
+    )
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(result.table(), result.rows_table())
     shown = console.export_text()

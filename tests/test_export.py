@@ -40,7 +40,9 @@ def test_what_is_exported_loads_equal(settings: dict[str, object], tmp_path: Pat
     assert encoder.name == "run" and encoder.mean == (0.1, 0.2, 0.3) and encoder.image_size == 48
     assert isinstance(encoder.backbone, VisionTransformer) and encoder.backbone.config == model.config
     assert json.loads((folder / "config.json").read_text())["glocal"]["extra"] == {"epoch": 3}
-    assert encoder.report is not None and encoder.report.summary().endswith("0 missing, 0 unexpected, 0 ignored")
+    assert encoder.report is not None and encoder.report.summary().endswith(
+        "0 missing, 0 unexpected, 0 ignored"
+    )
 
 
 def test_broken_weights_are_not_passed_on(tmp_path: Path) -> None:

@@ -25,7 +25,9 @@ def numpy_mlp(head: torch.nn.Module, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("layers", [1, 3])
 def test_prototype_head_equals_numpy(norm_last_layer: bool, layers: int) -> None:
     torch.manual_seed(0)
-    head = PrototypeHead(12, hidden=20, bottleneck=8, prototypes=30, layers=layers, norm_last_layer=norm_last_layer)
+    head = PrototypeHead(
+        12, hidden=20, bottleneck=8, prototypes=30, layers=layers, norm_last_layer=norm_last_layer
+    )
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -57,7 +59,9 @@ def test_sizes_are_those_of_the_reference() -> None:
 
     with torch.device("meta"):
         assert count(PrototypeHead(384, norm_last_layer=False)) == pytest.approx(22.35e6, rel=1e-3)
-        assert count(PrototypeHead(384, norm_last_layer=False, prototypes=4096)) == pytest.approx(6.56e6, rel=1e-3)
+        assert count(PrototypeHead(384, norm_last_layer=False, prototypes=4096)) == pytest.approx(
+            6.56e6, rel=1e-3
+        )
         assert count(ProjectionHead(384)) == pytest.approx(5.51e6, rel=1e-3)
         assert count(PredictionHead()) == pytest.approx(2.10e6, rel=2e-3)
 
@@ -76,7 +80,9 @@ def test_initial_weights() -> None:
     assert float(head.directions.detach().abs().max()) <= 1 / 8
     assert float(head.directions.detach().std()) == pytest.approx(1 / 8 / 3**0.5, rel=0.02)
     # The predictor keeps PyTorch's: uniform in 1/sqrt(fan in).
-    assert float(PredictionHead(64, hidden=256).mlp[0].weight.detach().std()) == pytest.approx(1 / 8 / 3**0.5, rel=0.05)
+    assert float(PredictionHead(64, hidden=256).mlp[0].weight.detach().std()) == pytest.approx(
+        1 / 8 / 3**0.5, rel=0.05
+    )
 
 
 def test_unit_length_in_float32_under_autocast() -> None:

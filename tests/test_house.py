@@ -18,12 +18,15 @@ FLOORS = [
     "recipes",
     "training",
     "evaluation",
+    "extraction",
     "objectives",
     "models",
     "matching",
     "views",
     "data",
+    "schedules",
     "distributed",
+    "atomic_files",
     "config",
     "errors",
 ]
@@ -31,7 +34,6 @@ PROTOCOL_ROOMS = [
     {"all_protocols", "compare"},
     {"objects", "spair"},
     {"classification", "retrieval", "segmentation", "correspondence", "statistics"},
-    {"features"},
     {"base"},
     {"results"},
 ]
@@ -71,7 +73,9 @@ def test_protocols_meet_only_on_the_floors_below():
         floor = next(number for number, rooms in enumerate(PROTOCOL_ROOMS) if room in rooms)
         for module in imports(path):
             if module.startswith("glocal.evaluation.") and (other := module.split(".")[2]) != room:
-                assert any(other in rooms for rooms in PROTOCOL_ROOMS[floor + 1 :]), f"{path.name} imports {module}"
+                assert any(other in rooms for rooms in PROTOCOL_ROOMS[floor + 1 :]), (
+                    f"{path.name} imports {module}"
+                )
 
 
 def test_files_stay_readable():
@@ -83,7 +87,9 @@ def test_files_stay_readable():
 def test_importing_glocal_does_not_import_torch():
     code = "import sys, glocal, glocal.cli; print('torch' in sys.modules)"
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
         == "False"
     )
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import Work
 from glocal.evaluation.classification import knn
 from glocal.evaluation.classification.knn import (
     KnnConfig,
@@ -21,6 +20,7 @@ from glocal.evaluation.classification.knn import (
     nearest_rows,
     top_accuracies,
 )
+from glocal.extraction.work import Work
 
 QUIET = Work(progress=False)
 
@@ -78,7 +78,9 @@ def test_predictions_equal_scikit_learn() -> None:
 
         reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=vote)
         expected = reference.fit(bank, labels).predict(queries)
-        found = knn_classify(torch.from_numpy(bank), torch.from_numpy(labels), torch.from_numpy(queries), [k])[k]
+        found = knn_classify(
+            torch.from_numpy(bank), torch.from_numpy(labels), torch.from_numpy(queries), [k]
+        )[k]
         assert np.array_equal(found[:, 0].numpy(), expected)
 
 
@@ -125,7 +127,10 @@ def test_a_k_beyond_the_bank_is_refused() -> None:
 
 
 def test_protocol_is_independent_of_batch_size_and_workers() -> None:
-    data = {"train": coloured(60, 3, name="train", bad=(2,)), "test": coloured(30, 3, seed=1, name="test", bad=(0, 5))}
+    data = {
+        "train": coloured(60, 3, name="train", bad=(2,)),
+        "test": coloured(30, 3, seed=1, name="test", bad=(0, 5)),
+    }
     config = KnnConfig(ks=(1, 5, 500))
     results = [
         config.run(small_encoder(), data, Work(progress=False, batch_size=batch_size, workers=workers))
@@ -155,7 +160,11 @@ def test_a_missing_or_empty_split_is_refused() -> None:
 
 
 def test_probe_agrees_with_the_protocol_and_leaves_training_alone() -> None:
-    encoder, train, test = small_encoder(), coloured(40, 3, name="train"), coloured(21, 3, seed=1, name="test")
+    encoder, train, test = (
+        small_encoder(),
+        coloured(40, 3, name="train"),
+        coloured(21, 3, seed=1, name="test"),
+    )
     encoder.backbone.train()
     probe = KnnProbe(train, test, ks=(5, 1000))
     state = torch.random.get_rng_state()

@@ -10,10 +10,10 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import Work
 from glocal.evaluation.classification.finetune import FineTune, parameter_groups
 from glocal.evaluation.classification.linear import LinearProbe, rank_classes, readouts_for, train_heads
 from glocal.evaluation.classification.logistic import LowShot, draw_shots
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.vit import BackboneConfig, VisionTransformer
 
@@ -35,7 +35,9 @@ def slow_head(x, y, classes, rate, epochs, batch_size, momentum, seed):
     bias = torch.zeros(classes, dtype=x.dtype, requires_grad=True)
     optimiser = torch.optim.SGD([weight, bias], lr=rate, momentum=momentum)
     steps = epochs * -(-len(x) // batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 0.5 * (1 + np.cos(np.pi * step / steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: 0.5 * (1 + np.cos(np.pi * step / steps))
+    )
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for rows in torch.randperm(len(x), generator=generator).split(batch_size):
@@ -97,7 +99,9 @@ def test_a_long_training_reaches_scikit_learn() -> None:
 
 def test_a_diverged_head_never_wins_and_harms_no_other() -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
-    config = LinearProbe(least_steps=100, batch_size=16, learning_rates=(1e-2, 1e-1, 1e38), inputs=("cls", "4cls+mean"))
+    config = LinearProbe(
+        least_steps=100, batch_size=16, learning_rates=(1e-2, 1e-1, 1e38), inputs=("cls", "4cls+mean")
+    )
     result = config.run(small_encoder(), data, QUIET)
     scores = {(row["input"], row["learning_rate"]): row["held_out_top1"] for row in result.rows}
     assert all(np.isneginf(scores[name, 1e38]) for name in config.inputs)
@@ -146,14 +150,19 @@ def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
     train, test = coloured(120, 4, name="train"), coloured(60, 4, seed=1, name="test", bad=(7,))
     config = LowShot(shares=(0.2,), per_class=(2,), seeds=2, strengths=(1.0,))
     result = config.run(encoder, {"train": train, "test": test}, QUIET)
-    assert set(result.numbers) == {"20_percent_top1", "20_percent_top1_std", "2_per_class_top1", "2_per_class_top1_std"}
+    assert set(result.numbers) == {
+        "20_percent_top1",
+        "20_percent_top1_std",
+        "2_per_class_top1",
+        "2_per_class_top1_std",
+    }
     assert min(result.numbers["20_percent_top1"], result.numbers["2_per_class_top1"]) > 35  # chance is 25
     scores = [row["top1"] for row in result.rows if row["shots"] == "20_percent"]
     assert np.isclose(result.numbers["20_percent_top1"], np.mean(scores))
     assert np.isclose(result.numbers["20_percent_top1_std"], np.std(scores, ddof=1))
 
     from glocal.evaluation.classification.labels import split_held_out
-    from glocal.evaluation.features.embeddings import extract_embeddings
+    from glocal.extraction.image_embeddings import extract_embeddings
 
     x = extract_embeddings(encoder, train, work=QUIET).first.double().numpy()
     found = extract_embeddings(encoder, test, work=QUIET)

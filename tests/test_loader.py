@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glocal.errors import ConfigError, DataError, TrainingError, UnreadableImageError
-from glocal.views.geometry import draw_geometry
+from glocal.views.boxes import draw_geometry
 from glocal.views.groups import ViewGroup
 from glocal.views.loader import LoadedBatch, ViewDataset, make_loader
 from glocal.views.randomness import hash_seed
@@ -88,7 +88,10 @@ def test_a_batch_holds_the_rendered_views_of_its_images() -> None:
             for name, group in GROUPS.items():
                 got, want = views.groups[name], expected[name]
                 assert got.box[row].tolist() == want.box.tolist() and got.box.dtype == torch.float32
-                assert got.flip[row].tolist() == want.flip.tolist() and got.strong[row].tolist() == want.strong.tolist()
+                assert (
+                    got.flip[row].tolist() == want.flip.tolist()
+                    and got.strong[row].tolist() == want.strong.tolist()
+                )
                 for view in range(group.count):
                     box, flip = want.box[view].tolist(), bool(want.flip[view])
                     wanted = crop_and_resize(torch.from_numpy(picture), box, group.height_width, flip)
@@ -123,7 +126,9 @@ def test_shared_crops_are_equal_within_a_batch_and_differ_between_batches() -> N
         for group in batch.views.groups.values():
             for tensor in (group.box, group.flip, group.strong):
                 assert (tensor == tensor[:1]).all()
-    assert len({tuple(batch.views.groups["local"].box[0].flatten().tolist()) for batch in batches}) == len(batches)
+    assert len({tuple(batch.views.groups["local"].box[0].flatten().tolist()) for batch in batches}) == len(
+        batches
+    )
     per_image = _batches(Pictures(12, same_size=True))[0].views
     assert len(per_image.seed.unique()) == 4
 
@@ -208,7 +213,12 @@ def test_workers_survive_a_signal_to_the_group_but_not_the_end_of_their_parent(t
         "raise ValueError(f'{len(multiprocessing.active_children())} workers still there')\n"
     )
     run = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=60, start_new_session=True, check=False
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
     )
     assert run.returncode == 1 and run.stderr.endswith("ValueError: 2 workers still there\n"), run.stderr
 

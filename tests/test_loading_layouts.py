@@ -77,7 +77,9 @@ def run_block(
         y = linear(state, f"{name}.mlp.w3", F.silu(gate) * value)
     elif f"{name}.mlp.w1.weight" in state:
         y = linear(
-            state, f"{name}.mlp.w3", F.silu(linear(state, f"{name}.mlp.w1", z)) * linear(state, f"{name}.mlp.w2", z)
+            state,
+            f"{name}.mlp.w3",
+            F.silu(linear(state, f"{name}.mlp.w1", z)) * linear(state, f"{name}.mlp.w2", z),
         )
     else:
         y = linear(state, f"{name}.mlp.fc2", F.gelu(linear(state, f"{name}.mlp.fc1", z)))
@@ -160,7 +162,10 @@ def test_ibot_mugs_and_mae_leave_out_what_is_no_backbone(tmp_path: Path) -> None
 @sizes
 def test_timm_states_are_resized_with_antialiasing(pixels: Tensor, tmp_path: Path) -> None:
     state = random_state(vit_shapes())
-    save_file(state | {"head.weight": torch.zeros(10, DIM), "head.bias": torch.zeros(10)}, tmp_path / "a.safetensors")
+    save_file(
+        state | {"head.weight": torch.zeros(10, DIM), "head.bias": torch.zeros(10)},
+        tmp_path / "a.safetensors",
+    )
     x = torch.cat([state["cls_token"].expand(2, -1, -1), patches_of(state, pixels)], 1)
     grid = (pixels.shape[2] // PATCH, pixels.shape[3] // PATCH)
     table = state["pos_embed"][:, 1:].reshape(1, SIDE, SIDE, DIM).permute(0, 3, 1, 2)
@@ -234,7 +239,12 @@ def test_dinov3(pixels: Tensor, swiglu: bool, tmp_path: Path) -> None:
             angles[5 + row * w + column] = (2 * np.pi * centre / periods).flatten().repeat(2)
     sign = torch.cat([-torch.ones(2 * quarter), torch.ones(2 * quarter)])
     x = torch.cat(
-        [state["cls_token"].expand(2, -1, -1), state["storage_tokens"].expand(2, -1, -1), patches_of(state, pixels)], 1
+        [
+            state["cls_token"].expand(2, -1, -1),
+            state["storage_tokens"].expand(2, -1, -1),
+            patches_of(state, pixels),
+        ],
+        1,
     )
     for i in range(DEPTH):
         x = run_block(state, f"blocks.{i}", x, (angles.cos(), angles.sin() * sign), eps=1e-5)
@@ -252,7 +262,9 @@ def test_selfpatch(pixels: Tensor, query: str, blocks: str, tmp_path: Path) -> N
     shapes |= {query: (1, 1, DIM), f"{parent}.norm.weight": (DIM,), f"{parent}.norm.bias": (DIM,)}
     for i in range(2):
         layers = {"norm1": (DIM,), "norm2": (DIM,), "mlp.fc1": (4 * DIM, DIM), "mlp.fc2": (DIM, 4 * DIM)}
-        for name, shape in (layers | {f"attn.{part}": (DIM, DIM) for part in ("q", "k", "v", "proj")}).items():
+        for name, shape in (
+            layers | {f"attn.{part}": (DIM, DIM) for part in ("q", "k", "v", "proj")}
+        ).items():
             shapes |= {f"{blocks}.{i}.{name}.weight": shape, f"{blocks}.{i}.{name}.bias": shape[:1]}
     state = random_state(shapes)
     saved = {(n if n.startswith("head.") else f"backbone.{n}"): t for n, t in state.items()}
@@ -334,7 +346,9 @@ def test_training_can_start_from_weights_of_another_image_size(tmp_path: Path) -
     assert "blocks.0.norm1.weight" in report.matched
     assert backbone.pos_embed is not None and backbone.pos_embed.shape == (1, 10, DIM)
     assert backbone.pos_embed.requires_grad
-    torch.testing.assert_close(backbone.blocks[2].get_parameter("mlp.fc1.weight"), state["blocks.2.mlp.fc1.weight"])
+    torch.testing.assert_close(
+        backbone.blocks[2].get_parameter("mlp.fc1.weight"), state["blocks.2.mlp.fc1.weight"]
+    )
     other = VisionTransformer(config.model_copy(update={"depth": 2}))
     with pytest.raises(ModelError, match=r"another architecture.*blocks\.2"):
         load_into(other, tmp_path / "a.pth")

@@ -15,7 +15,13 @@ from glocal.models.loading import load
 
 transformers = pytest.importorskip("transformers")
 
-SHAPE = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 8, "image_size": 40}
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "patch_size": 8,
+    "image_size": 40,
+}
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "vit": ("ViTConfig", "ViTModel", {"intermediate_size": 128}, {"interpolate_pos_encoding": True}),
     "dinov2": ("Dinov2Config", "Dinov2Model", {}, {}),
@@ -36,7 +42,11 @@ def randomise(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = 0.5 if parameter.dim() < 2 or "token" in name or "position" in name else parameter.shape[-1] ** -0.5
+            scale = (
+                0.5
+                if parameter.dim() < 2 or "token" in name or "position" in name
+                else parameter.shape[-1] ** -0.5
+            )
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     return model.eval()
 

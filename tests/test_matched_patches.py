@@ -10,9 +10,9 @@ from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 from glocal.errors import ConfigError
 from glocal.matching.geometric import match_patches
 from glocal.objectives import LocalGlobalReferenceConfig, MatchedPatchesConfig
-from glocal.objectives.schedules import Progress
+from glocal.schedules import Progress
 from glocal.training.network import StepInput, build_distillation
-from glocal.views.photometric.geometric import Rotate
+from glocal.views.photometric.warping import Rotate
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 
@@ -91,7 +91,9 @@ def test_reference_loss_equals_a_loop_over_everything(share):
     means = []
     for image, t, name, s, found in every_pair(model, views, "paper"):
         z_t = logits(model.teacher, "all", teacher["global"].cls[image, t])
-        image_term = cross_entropy(z_t, logits(model.student, "all", student[name].cls[image, s]), table[0].numpy())
+        image_term = cross_entropy(
+            z_t, logits(model.student, "all", student[name].cls[image, s]), table[0].numpy()
+        )
         patch_terms = []
         for patch_t, patch_s in zip(found.patch_a.tolist(), found.patch_b.tolist(), strict=True):
             z_t = logits(model.teacher, "all", teacher["global"].patches[image, t, patch_t])
@@ -111,14 +113,20 @@ def test_reference_centres_follow_the_mean_logit_of_each_position():
     model.finish_step()
     teacher = model.teacher.features(views, GROUPS, "teacher")["global"]
     expected = [logits(model.teacher, "all", teacher.cls.flatten(0, 1)).mean(0)]
-    expected += [logits(model.teacher, "all", teacher.patches[:, :, i].flatten(0, 1)).mean(0) for i in range(16)]
-    np.testing.assert_allclose(model.objectives["all"].centre.numpy(), 0.1 * np.array(expected), rtol=1e-4, atol=1e-6)
+    expected += [
+        logits(model.teacher, "all", teacher.patches[:, :, i].flatten(0, 1)).mean(0) for i in range(16)
+    ]
+    np.testing.assert_allclose(
+        model.objectives["all"].centre.numpy(), 0.1 * np.array(expected), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_bilinear_targets_equal_the_mixture_of_four_teachers():
     """Against nearest targets: same patches matched, and a mixture's cross-entropy is linear in its parts."""
     near = build_distillation(small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD)}))
-    soft = build_distillation(small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD, bilinear=True)}))
+    soft = build_distillation(
+        small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD, bilinear=True)})
+    )
     views = make_views(3, seed=10)
     _, a = near(StepInput(views, PROGRESS, True))
     _, b = soft(StepInput(views, PROGRESS, True))
@@ -149,7 +157,9 @@ def test_bilinear_targets_equal_the_mixture_of_four_teachers():
 def test_share_keeps_about_that_share():
     views = make_views(16, seed=11)
     full = build_distillation(small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD)}))
-    half = build_distillation(small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD, share=0.5)}))
+    half = build_distillation(
+        small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD, share=0.5)})
+    )
     shares = [m(StepInput(views, PROGRESS, True))[1]["patch.matched_share"].item() for m in (full, half)]
     assert 0.4 < shares[1] / shares[0] < 0.6
 

@@ -93,7 +93,9 @@ def test_a_flip_mirrors_patches_and_changes_nothing_else(pair: tuple, rule: str)
     if rule == "paper":
         # A run that rounds up beyond the grid is empty only under flip: there the reference is not equivariant.
         plain = torch.zeros_like(flips_a)
-        found = [match_patches(boxes_a, f, grid_a, boxes_b, plain, grid_b, rule=rule) for f in (plain, ~plain)]
+        found = [
+            match_patches(boxes_a, f, grid_a, boxes_b, plain, grid_b, rule=rule) for f in (plain, ~plain)
+        ]
         if len(found[0].image) != len(found[1].image):
             return
         assert torch.equal(found[0].patch_a, mirrored(found[1].patch_a, grid_a))
@@ -124,7 +126,9 @@ def test_disjoint_crops_give_nothing(pair: tuple, rule: str, axis: int) -> None:
     boxes_b[:, axis] = boxes_a[:, axis] + boxes_a[:, axis + 2]  # Side by side: they touch and share no pixel.
     found = match_patches(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, rule=rule, weight="overlap")
     assert len(found.image) == 0
-    index, weight = teacher_index(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, rule=rule, weight="overlap")
+    index, weight = teacher_index(
+        boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, rule=rule, weight="overlap"
+    )
     assert (index == -1).all() and (weight == 0).all()
     assert (bilinear_targets(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b).weight == 0).all()
 
@@ -137,7 +141,14 @@ def test_a_permuted_batch_gives_permuted_matches(pair: tuple, rule: str, random:
     random.shuffle(order)
     whole = teacher_index(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, rule=rule, weight="overlap")
     permuted = teacher_index(
-        boxes_a[order], flips_a[order], grid_a, boxes_b[order], flips_b[order], grid_b, rule=rule, weight="overlap"
+        boxes_a[order],
+        flips_a[order],
+        grid_a,
+        boxes_b[order],
+        flips_b[order],
+        grid_b,
+        rule=rule,
+        weight="overlap",
     )
     assert torch.equal(permuted.patch, whole.patch[order])
     assert torch.equal(permuted.weight, whole.weight[order])
@@ -172,7 +183,9 @@ def test_dense_and_flat_forms_agree(pair: tuple, rule: str, ratio: float | None)
     dense = teacher_index(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, **options)
     image, patch_b = (dense.patch >= 0).nonzero(as_tuple=True)
     weight = dense.weight[image, patch_b]
-    rebuilt = {(i, a, b): w for i, a, b, w in as_set(Matches(image, dense.patch[image, patch_b], patch_b, weight))}
+    rebuilt = {
+        (i, a, b): w for i, a, b, w in as_set(Matches(image, dense.patch[image, patch_b], patch_b, weight))
+    }
     listed = {(i, a, b): w for i, a, b, w in as_set(flat)}
     assert rebuilt.keys() == listed.keys() and len(flat.image) == len(listed)
     assert rebuilt == pytest.approx(listed, abs=1e-6)
@@ -186,7 +199,9 @@ def test_dense_and_flat_forms_agree(pair: tuple, rule: str, ratio: float | None)
 def test_leading_axes_broadcast_to_all_view_pairs() -> None:
     generator = np.random.default_rng(1)
     teachers = torch.tensor([[draw_box(generator, 256, 256, (0.4, 1)) for _ in range(2)] for _ in range(3)])
-    students = torch.tensor([[draw_box(generator, 256, 256, (0.05, 0.4)) for _ in range(4)] for _ in range(3)])
+    students = torch.tensor(
+        [[draw_box(generator, 256, 256, (0.05, 0.4)) for _ in range(4)] for _ in range(3)]
+    )
     flips_t = torch.from_numpy(generator.random((3, 2)) < 0.5)
     flips_s = torch.from_numpy(generator.random((3, 4)) < 0.5)
     args = (teachers[:, :, None], flips_t[:, :, None], (14, 14), students[:, None], flips_s[:, None], (6, 6))

@@ -135,6 +135,8 @@ def test_paper_rule_where_two_halves_round_up_beyond_the_grid() -> None:
     for flip in (False, True):
         box_a, box_b = (0, 0, 14, 14), (0, 3, 14, 28)
         expected = slow_paper(box_a, flip, (7, 7), box_b, False, (7, 7))
-        found = match_patches(*as_tensors([box_a], [flip]), (7, 7), *as_tensors([box_b], [False]), (7, 7), rule="paper")
+        found = match_patches(
+            *as_tensors([box_a], [flip]), (7, 7), *as_tensors([box_b], [False]), (7, 7), rule="paper"
+        )
         assert (found.patch_a.tolist(), found.patch_b.tolist()) == expected
         assert (len(expected[0]) == 0) == flip

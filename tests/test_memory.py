@@ -14,7 +14,7 @@ from torch import multiprocessing
 
 from glocal.distributed import all_gather_rows
 from glocal.errors import ConfigError, DataError, TrainingError
-from glocal.objectives.memory import RingMemory
+from glocal.objectives.by_contrast.ring_memory import RingMemory
 
 sizes = st.lists(st.integers(0, 12), max_size=12)
 
@@ -35,7 +35,9 @@ def test_holds_what_a_bounded_deque_holds(capacity: int, counts: list[int]) -> N
         memory.write(rows, torch.arange(start, start + count))
         model.extend((float(row[0]), start + i, step) for i, row in enumerate(rows))
         start += count
-        held = zip(memory.rows()[:, 0].tolist(), memory.payload.tolist(), memory.written_at.tolist(), strict=False)
+        held = zip(
+            memory.rows()[:, 0].tolist(), memory.payload.tolist(), memory.written_at.tolist(), strict=False
+        )
         assert Counter(held) == Counter(model)
         assert memory.filled == len(memory.rows()) == len(model)
         age = [step - written for _, _, written in model]
@@ -72,7 +74,13 @@ def test_unit_rows_are_stored_at_length_one() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 20), st.integers(0, 40), st.integers(1, 9), st.sampled_from(["fp32", "bf16"]), st.integers(0, 99))
+@given(
+    st.integers(1, 20),
+    st.integers(0, 40),
+    st.integers(1, 9),
+    st.sampled_from(["fp32", "bf16"]),
+    st.integers(0, 99),
+)
 def test_nearest_equals_brute_force(capacity: int, written: int, chunk: int, storage: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     memory = RingMemory(capacity, 6, storage=storage, payload=True)
@@ -88,7 +96,9 @@ def test_nearest_equals_brute_force(capacity: int, written: int, chunk: int, sto
         eligible = [j for j in np.argsort(-cosine) if labels[j] != exclude[i]][:k]
         assert found.valid[i].tolist() == [True] * len(eligible) + [False] * (k - len(eligible))
         assert found.slot[i].tolist() == eligible + [0] * (k - len(eligible))
-        assert found.similarity[i].tolist() == pytest.approx([*cosine[eligible], *[0] * (k - len(eligible))], abs=1e-5)
+        assert found.similarity[i].tolist() == pytest.approx(
+            [*cosine[eligible], *[0] * (k - len(eligible))], abs=1e-5
+        )
         assert torch.equal(found.rows[i][: len(eligible)], memory.rows()[eligible].float())
         assert (found.rows[i][len(eligible) :] == 0).all()
 
@@ -138,7 +148,9 @@ def test_a_checkpoint_carries_the_pointer(tmp_path: Path) -> None:
     new, numbers = torch.randn(2, 2), torch.tensor([8, 9])
     memory.write(new, numbers)
     other.write(new, numbers)
-    assert (other.pointer, other.filled, other.step) == (memory.pointer, memory.filled, memory.step) == (3, 5, 3)
+    assert (
+        (other.pointer, other.filled, other.step) == (memory.pointer, memory.filled, memory.step) == (3, 5, 3)
+    )
     assert all(torch.equal(a, b) for a, b in zip(memory.buffers(), other.buffers(), strict=True))
     assert memory.state_dict().keys() == other.state_dict().keys()
 
@@ -176,11 +188,19 @@ def test_two_processes_hold_what_one_holds(tmp_path: Path) -> None:
         (lambda: RingMemory(0, 4), ConfigError, "0 rows of width 4"),
         (lambda: RingMemory(4, 4, storage="fp16"), ConfigError, "'fp16' is unknown. Did you mean"),
         (lambda: RingMemory(4, 4, double_advance=True), ConfigError, "needs fill_random"),
-        (lambda: RingMemory(4, 4).write(torch.ones(2, 3)), DataError, r"\(2, 3\); this memory takes \(any number, 4\)"),
+        (
+            lambda: RingMemory(4, 4).write(torch.ones(2, 3)),
+            DataError,
+            r"\(2, 3\); this memory takes \(any number, 4\)",
+        ),
         (lambda: RingMemory(4, 4).write(torch.ones(2, 4), torch.ones(2).long()), DataError, "payload=False"),
         (lambda: RingMemory(4, 4, payload=True).write(torch.ones(2, 4)), DataError, "payload is none"),
         (lambda: RingMemory(4, 4).nearest(torch.ones(1, 4), 5), ConfigError, "k is 5; a memory of 4 rows"),
-        (lambda: RingMemory(4, 4).nearest(torch.ones(1, 4), 1, torch.ones(1).long()), TrainingError, "payload=True"),
+        (
+            lambda: RingMemory(4, 4).nearest(torch.ones(1, 4), 1, torch.ones(1).long()),
+            TrainingError,
+            "payload=True",
+        ),
     ],
 )
 def test_bad_input_is_named(call: object, error: type[Exception], words: str) -> None:

@@ -18,11 +18,11 @@ from torch import multiprocessing
 from glocal.models.blocks import Block
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import ImageLevelConfig, InstanceConfig
-from glocal.objectives.info_nce import Queue, info_nce
-from glocal.objectives.local_group import neighbour_purity
-from glocal.objectives.prototypes import Pairs
-from glocal.objectives.queue_contrast import ContrastiveHeadConfig
-from glocal.objectives.relation import ImageToken, RelationBlock
+from glocal.objectives.by_contrast.local_group import neighbour_purity
+from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
+from glocal.objectives.by_contrast.queue_info_nce import Queue, info_nce
+from glocal.objectives.by_contrast.relation_block import ImageToken, RelationBlock
+from glocal.objectives.pairs import Pairs
 
 
 def slow_info_nce(x, k, negatives, temperature):
@@ -46,7 +46,10 @@ def pair_weights(skip=False):
 def test_streamed_info_nce_equals_the_plain_one(negatives, students, temperature, exclude, seed):
     generator = torch.Generator().manual_seed(seed)
     x, k, q = (F.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (students, 3, negatives))
-    image, own = torch.randint(4, (negatives,), generator=generator), torch.randint(4, (students,), generator=generator)
+    image, own = (
+        torch.randint(4, (negatives,), generator=generator),
+        torch.randint(4, (students,), generator=generator),
+    )
     weight = torch.rand(9, generator=generator)
     pairs = Pairs(torch.randint(students, (9,), generator=generator), torch.arange(9) % 3, weight)
     x.requires_grad_()
@@ -68,7 +71,10 @@ def test_streamed_info_nce_equals_the_plain_one(negatives, students, temperature
 
 
 def test_queue_of_bfloat16_under_autocast_stays_close():
-    x, k, q = (F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(n)), dim=1) for n in (4, 5, 300))
+    x, k, q = (
+        F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(n)), dim=1)
+        for n in (4, 5, 300)
+    )
     pairs, none = Pairs(torch.arange(4), torch.arange(4), torch.full((4,), 0.25)), torch.full((300,), -1)
     exact = info_nce(x, k, Queue(q, none), pairs, 0.2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -112,7 +118,9 @@ def test_first_step_of_an_empty_queue_is_zero_and_harmless():
 def test_a_full_queue_of_noise_starts_near_the_logarithm_of_its_size():
     """For a teacher that agrees with nobody yet, log(K + 1) is what telling K + 1 keys apart costs by guessing."""
     head = ContrastiveHeadConfig(hidden=24, out_dim=256, predictor_hidden=24)
-    loss, _ = run(build(instance=InstanceConfig(head=head, queue=2000, fill_random=True)), views_of(4, seed=4))
+    loss, _ = run(
+        build(instance=InstanceConfig(head=head, queue=2000, fill_random=True)), views_of(4, seed=4)
+    )
     assert loss.item() == pytest.approx(np.log(2001), rel=0.05)
 
 
@@ -135,13 +143,17 @@ def slow_mean(features, mean, view):
     """A view's token, by image, in plain words: which tokens, before or behind the norm."""
     tokens = array(features.tokens_before_norm[:, view])
     if mean.norm == "after":
-        tokens = np.concatenate([array(features.cls[:, view])[:, None], array(features.patches[:, view])], axis=1)
+        tokens = np.concatenate(
+            [array(features.cls[:, view])[:, None], array(features.patches[:, view])], axis=1
+        )
     wanted = {"all": slice(None), "patches": slice(1, None), "class": slice(0, 1)}[mean.tokens]
     return tokens[:, wanted].mean(axis=1)
 
 
 def slow_nearest(query, rows, image, own, k):
-    similarity = [(unit(query) @ unit(row), j) for j, row in enumerate(rows) if own is None or image[j] != own]
+    similarity = [
+        (unit(query) @ unit(row), j) for j, row in enumerate(rows) if own is None or image[j] != own
+    ]
     return [j for _, j in sorted(similarity, reverse=True)[:k]]
 
 
@@ -188,7 +200,9 @@ def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row):
     for i in range(3):
         negatives = array(queue.rows())[queue.images().numpy() != views.index[i].item()]
         for (s, t), weight in pair_weights().items():
-            total += weight * slow_info_nce(predictions[(*STUDENT_VIEWS[s], i)], keys["teacher", t, i], negatives, 0.2)
+            total += weight * slow_info_nce(
+                predictions[(*STUDENT_VIEWS[s], i)], keys["teacher", t, i], negatives, 0.2
+            )
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
 
 
@@ -230,9 +244,15 @@ def test_watched_step_gives_fill_age_similarity_and_label_purity():
         run(model, views_of(4, seed=number, first=4 * number))
         model.finish_step()
     _, scalars = run(model, views_of(2, seed=9, first=8), watch=True)
-    found = {name.removeprefix("group."): value.item() for name, value in scalars.items() if name.startswith("group.")}
+    found = {
+        name.removeprefix("group."): value.item()
+        for name, value in scalars.items()
+        if name.startswith("group.")
+    }
     assert found["queue_fill"] == pytest.approx(16 / 40) and found["queue_age"] == pytest.approx(0.5)
-    assert found["teacher_memory_fill"] == pytest.approx(8 / 20) and found["teacher_memory_age"] == pytest.approx(0.5)
+    assert found["teacher_memory_fill"] == pytest.approx(8 / 20) and found[
+        "teacher_memory_age"
+    ] == pytest.approx(0.5)
     assert -1 <= found["student_neighbour_similarity"] <= 1 and 0 < found["student_memory_fill"] < 8 / 20
     neighbours = model.objectives["group"].found
     assert neighbours.neighbour.shape == (4, 3) and neighbours.valid.all()
@@ -281,7 +301,9 @@ def three_steps(rank: int, world: int):
 
 def one_of_two(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
     torch.save(three_steps(rank, 2), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 

@@ -9,10 +9,10 @@ from mugs_fakes import COMMON, GROUPS, INSTANCE, LOCAL_GROUP, build, run, views_
 
 from glocal.errors import ConfigError, TrainingError
 from glocal.objectives import InstanceConfig, LocalGroupConfig
-from glocal.objectives.gathered_memory import GatheredMemory
-from glocal.objectives.relation import ImageToken
-from glocal.objectives.schedules import Progress, value_at
+from glocal.objectives.by_contrast.gathered_memory import GatheredMemory
+from glocal.objectives.by_contrast.relation_block import ImageToken
 from glocal.recipes import configure
+from glocal.schedules import Progress, value_at
 from glocal.training.network import build_distillation
 
 # ------------------------------------------------------------------------------------------- cost and bad input
@@ -38,13 +38,18 @@ def test_a_queue_smaller_than_a_step_is_refused_with_its_size():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("objectives.instance.queue=127", "objectives.instance.queue=127 is smaller than the 128 keys of one step"),
+        (
+            "objectives.instance.queue=127",
+            "objectives.instance.queue=127 is smaller than the 128 keys of one step",
+        ),
         ("objectives.local_group.memory=63", "objectives.local_group.memory=63 is smaller than the 64 rows"),
     ],
 )
 def test_a_memory_smaller_than_a_step_is_refused_before_anything_starts(override, said):
     with pytest.raises(ConfigError, match=said):
-        configure("mugs", data="DATA", out="RUN", preset="small", overrides=["training.batch_size=64", override])
+        configure(
+            "mugs", data="DATA", out="RUN", preset="small", overrides=["training.batch_size=64", override]
+        )
 
 
 def test_more_neighbours_than_rows_is_refused():
@@ -63,7 +68,9 @@ def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted):
     term = LOCAL_GROUP.model_copy(update={"query": wanted})
     with pytest.raises(ConfigError, match=r"query\.tokens=patches"):
         build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": term}))
-    model = build_distillation(small_config(views=GROUPS, backbone=backbone, objectives={"group": LOCAL_GROUP}))
+    model = build_distillation(
+        small_config(views=GROUPS, backbone=backbone, objectives={"group": LOCAL_GROUP})
+    )
     assert run(model, views_of(2, seed=12))[0].isfinite()
 
 
@@ -109,7 +116,9 @@ def test_mugs_recipe_has_three_terms_and_crops_of_the_teachers_own(preset):
     assert ("local" in views) == (preset != "cifar")
     if "local" in views:
         assert (views["local"].strong_coin, views["local"].strong_probability) == ("view", 0.5)
-    left = configure("mugs", data="DATA", out="unused", preset=preset, overrides=["objectives.local_group.weight=0"])
+    left = configure(
+        "mugs", data="DATA", out="unused", preset=preset, overrides=["objectives.local_group.weight=0"]
+    )
     assert list(left.active_objectives()) == ["instance", "group"]
 
 

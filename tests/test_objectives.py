@@ -17,10 +17,10 @@ from glocal.objectives import (
     MatchedPatchesConfig,
     SelfPatchConfig,
 )
-from glocal.objectives.centring import CentringConfig
-from glocal.objectives.queue_contrast import ContrastiveHeadConfig
-from glocal.objectives.relation import ImageToken
-from glocal.objectives.schedules import Progress
+from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
+from glocal.objectives.by_contrast.relation_block import ImageToken
+from glocal.objectives.over_prototypes.centring import CentringConfig
+from glocal.schedules import Progress
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 
 TERMS = {
@@ -38,14 +38,20 @@ TERMS = {
     "reference-lambda": LocalGlobalReferenceConfig(head=SMALL_HEAD, image_share=0.9),
     "neighbours": SelfPatchConfig(head=SMALL_HEAD),
     "neighbours-sinkhorn": SelfPatchConfig(head=SMALL_HEAD, centring=CentringConfig(method="sinkhorn")),
-    "neighbours-torus": SelfPatchConfig(head=SMALL_HEAD, border="torus", include_self=True, match_on="normed"),
+    "neighbours-torus": SelfPatchConfig(
+        head=SMALL_HEAD, border="torus", include_self=True, match_on="normed"
+    ),
     "neighbours-share": SelfPatchConfig(head=SMALL_HEAD, share=0.4),
     "neighbours-attention": SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention"),
     "neighbours-all-views": SelfPatchConfig(
         head=SMALL_HEAD, views="all", average="view", window=1, k=1, include_self=True
     ),
 }
-_QUEUE = {"head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24), "queue": 32, "storage": "fp32"}
+_QUEUE = {
+    "head": ContrastiveHeadConfig(hidden=24, out_dim=8, predictor_hidden=24),
+    "queue": 32,
+    "storage": "fp32",
+}
 _GROUP = _QUEUE | {"memory": 24, "neighbours": 3}
 TERMS |= {
     "instance": InstanceConfig(**_QUEUE),
@@ -70,7 +76,8 @@ def build(name: str, **update: object) -> SelfDistillation:
     with torch.no_grad():
         for parameter in model.teacher.parameters():
             parameter.add_(
-                0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+                0.05
+                * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
             )
     return model
 
@@ -171,7 +178,10 @@ def test_a_term_of_weight_zero_leaves_the_rest_as_it_was():
     """The image path with a patch term of weight 0 is numerically DINO: loss, gradients and centre, bit for bit."""
     both = small_config()
     off = both.model_copy(
-        update={"objectives": both.objectives | {"patch": both.objectives["patch"].model_copy(update={"weight": 0.0})}}
+        update={
+            "objectives": both.objectives
+            | {"patch": both.objectives["patch"].model_copy(update={"weight": 0.0})}
+        }
     )
     alone = both.model_copy(update={"objectives": {"image": both.objectives["image"]}})
     models = [build_distillation(config) for config in (off, alone)]
@@ -208,6 +218,7 @@ def test_image_term_without_a_second_view_is_refused():
     with pytest.raises(ConfigError, match="another student view"):
         build_distillation(
             small_config(
-                views={"global": GROUPS["global"].model_copy(update={"count": 1})}, objectives={"image": TERMS["image"]}
+                views={"global": GROUPS["global"].model_copy(update={"count": 1})},
+                objectives={"image": TERMS["image"]},
             )
         )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pictures import largest_difference, levels, picture, to_tensor
 from PIL import Image, ImageEnhance, ImageOps
 
-from glocal.views.photometric import blur, colour, erasing, geometric, histogram, tone
+from glocal.views.photometric import blur, colour, erasing, histogram, tone, warping
 from glocal.views.photometric.composite import RAND_AUGMENT_STEPS, RandAugment
 from glocal.views.randomness import uniforms
 
@@ -61,7 +61,9 @@ def test_single_adjustments_equal_pil(factor: float) -> None:
         limit = (
             1.5 if ours is not blur.sharpen else 2.5
         )  # rounding of the smoothed picture times |1 - factor|, both ends
-        assert largest_difference(ours(to_tensor(image), factors), theirs(image).enhance(factor)) < limit, theirs
+        assert largest_difference(ours(to_tensor(image), factors), theirs(image).enhance(factor)) < limit, (
+            theirs
+        )
 
 
 def test_sharpen_small_and_large_units_agree() -> None:
@@ -106,7 +108,9 @@ def test_exact_jitter_follows_the_order_of_each_unit() -> None:
     assert (other - ours).abs().max() > 0.01  # order matters where values clip
 
 
-def slow_affine(rgb: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
+def slow_affine(
+    rgb: np.ndarray, brightness: float, contrast: float, saturation: float, hue: float
+) -> np.ndarray:
     """Float64 brightness, contrast, saturation and YIQ hue in this order, clipped at the end only."""
     luma = np.array([0.299, 0.587, 0.114])
     values = rgb * brightness
@@ -175,8 +179,15 @@ def test_colour_maps_compose() -> None:
 def test_auto_contrast_equals_pil() -> None:
     """Tolerance 1: PIL truncates."""
     image = picture()
-    for image in (picture(), ImageEnhance.Contrast(picture()).enhance(0.4), Image.new("RGB", (20, 20), (30, 200, 0))):
-        assert largest_difference(histogram.auto_contrast(to_tensor(image)), ImageOps.autocontrast(image)) <= 1.001
+    for image in (
+        picture(),
+        ImageEnhance.Contrast(picture()).enhance(0.4),
+        Image.new("RGB", (20, 20), (30, 200, 0)),
+    ):
+        assert (
+            largest_difference(histogram.auto_contrast(to_tensor(image)), ImageOps.autocontrast(image))
+            <= 1.001
+        )
 
 
 def test_equalise_equals_pil() -> None:
@@ -191,40 +202,46 @@ def test_warps_equal_pil() -> None:
     pixels, linear = to_tensor(image), torch.tensor([False])
     fill = (124, 116, 104)
     cases = [
-        (geometric.rotation(torch.tensor([23.0]), 60, 40), image.rotate(23, Image.Resampling.BILINEAR, fillcolor=fill)),
-        (geometric.shear(torch.tensor([0.3]), "x"), (1, 0.3, 0, 0, 1, 0)),
-        (geometric.shear(torch.tensor([-0.2]), "y"), (1, 0, 0, -0.2, 1, 0)),
-        (geometric.translation(torch.tensor([7.3]), "x"), (1, 0, 7.3, 0, 1, 0)),
-        (geometric.translation(torch.tensor([-11.0]), "y"), (1, 0, 0, 0, 1, -11.0)),
+        (
+            warping.rotation(torch.tensor([23.0]), 60, 40),
+            image.rotate(23, Image.Resampling.BILINEAR, fillcolor=fill),
+        ),
+        (warping.shear(torch.tensor([0.3]), "x"), (1, 0.3, 0, 0, 1, 0)),
+        (warping.shear(torch.tensor([-0.2]), "y"), (1, 0, 0, -0.2, 1, 0)),
+        (warping.translation(torch.tensor([7.3]), "x"), (1, 0, 7.3, 0, 1, 0)),
+        (warping.translation(torch.tensor([-11.0]), "y"), (1, 0, 0, 0, 1, -11.0)),
     ]
     for inverse, expected in cases:
         if isinstance(expected, tuple):
             how = Image.Resampling.BILINEAR
             expected = image.transform(image.size, Image.Transform.AFFINE, expected, how, fillcolor=fill)
-        difference = np.abs(levels(geometric.warp(pixels, inverse, linear)) - np.asarray(expected, dtype=np.float64))
+        difference = np.abs(
+            levels(warping.warp(pixels, inverse, linear)) - np.asarray(expected, dtype=np.float64)
+        )
         assert (difference > 1.5).mean() < 0.005
 
 
 def test_bicubic_is_chosen_per_unit() -> None:
     pixels = torch.rand(2, 3, 20, 20)
-    inverse = geometric.rotation(torch.tensor([10.0, 10.0]), 20, 20)
-    mixed = geometric.warp(pixels, inverse, torch.tensor([False, True]))
-    torch.testing.assert_close(mixed[:1], geometric.warp(pixels[:1], inverse[:1], torch.tensor([False])))
-    assert (mixed[1] - geometric.warp(pixels, inverse, torch.tensor([False, False]))[1]).abs().max() > 1e-3
+    inverse = warping.rotation(torch.tensor([10.0, 10.0]), 20, 20)
+    mixed = warping.warp(pixels, inverse, torch.tensor([False, True]))
+    torch.testing.assert_close(mixed[:1], warping.warp(pixels[:1], inverse[:1], torch.tensor([False])))
+    assert (mixed[1] - warping.warp(pixels, inverse, torch.tensor([False, False]))[1]).abs().max() > 1e-3
 
 
 def test_what_moves_pixels_says_so() -> None:
     moving = [
-        geometric.Rotate,
-        geometric.ShearX,
-        geometric.ShearY,
-        geometric.TranslateX,
-        geometric.TranslateY,
+        warping.Rotate,
+        warping.ShearX,
+        warping.ShearY,
+        warping.TranslateX,
+        warping.TranslateY,
         RandAugment,
     ]
     assert all(kind.moves_pixels for kind in moving)
     assert not any(
-        kind.moves_pixels for kind in (colour.ColorJitter, blur.GaussianBlur, tone.Solarise, erasing.RandomErasing)
+        kind.moves_pixels
+        for kind in (colour.ColorJitter, blur.GaussianBlur, tone.Solarise, erasing.RandomErasing)
     )
 
 
@@ -235,7 +252,9 @@ def test_erasing_fills_the_box_and_nothing_else() -> None:
     changed = (out != pixels).any(1)
     assert bool(changed[0, 2:12, 3:15].all()) and int(changed[0].sum()) == 120 and int(changed[1].sum()) == 0
     assert out.min() >= 0 and out.max() <= 1
-    torch.testing.assert_close(out[:1], erasing.erase(pixels[:1], boxes[:1], torch.tensor([7])), atol=0, rtol=0)
+    torch.testing.assert_close(
+        out[:1], erasing.erase(pixels[:1], boxes[:1], torch.tensor([7])), atol=0, rtol=0
+    )
 
 
 def test_noise_has_imagenets_statistics() -> None:
@@ -248,7 +267,9 @@ def test_boxes_follow_their_law() -> None:
     draws = uniforms(torch.arange(4000), 40).view(-1, 10, 4)
     top, left, tall, wide = erasing.draw_boxes(draws, (0.02, 1 / 3), (0.3, 3.3), 200, 100).unbind(1)
     assert bool((tall < 200).all() and (wide < 100).all() and (tall > 0).all() and (wide > 0).all())
-    assert bool((top >= 0).all() and (left >= 0).all() and (top + tall <= 200).all() and (left + wide <= 100).all())
+    assert bool(
+        (top >= 0).all() and (left >= 0).all() and (top + tall <= 200).all() and (left + wide <= 100).all()
+    )
     share = (tall * wide).double() / 20000
     assert share.min() > 0.017 and share.max() < 0.34 and 0.15 < share.mean() < 0.19
     ratio = tall.double() / wide
@@ -279,9 +300,9 @@ def test_rand_augment_steps_at_level_nine() -> None:
         "contrast": colour.adjust_contrast(pixels, factor),
         "brightness": colour.adjust_brightness(pixels, factor),
         "sharpness": blur.sharpen(pixels, factor),
-        "rotate": geometric.warp(pixels, geometric.rotation(torch.tensor([27.0]), 48, 40), linear),
-        "shear_x": geometric.warp(pixels, geometric.shear(torch.tensor([0.27]), "x"), linear),
-        "translate_y": geometric.warp(pixels, geometric.translation(torch.tensor([0.405 * 48]), "y"), linear),
+        "rotate": warping.warp(pixels, warping.rotation(torch.tensor([27.0]), 48, 40), linear),
+        "shear_x": warping.warp(pixels, warping.shear(torch.tensor([0.27]), "x"), linear),
+        "translate_y": warping.warp(pixels, warping.translation(torch.tensor([0.405 * 48]), "y"), linear),
     }
     assert len(ours) == 15
     for name, value in expected.items():
@@ -296,10 +317,12 @@ def test_output_stays_in_range(seed: int, side: int, dark: bool) -> None:
     operations = [
         colour.ColorJitter(), colour.ColorJitter(form="exact", brightness=1.0), colour.Grayscale(), blur.GaussianBlur(),
         blur.Sharpness(), blur.Sharpness(factor=0.0), tone.Solarise(threshold=60), tone.Posterise(), tone.Invert(),
-        tone.SolariseAdd(), histogram.AutoContrast(), histogram.Equalise(), geometric.Rotate(), RandAugment(each=1.0),
+        tone.SolariseAdd(), histogram.AutoContrast(), histogram.Equalise(), warping.Rotate(), RandAugment(each=1.0),
         erasing.RandomErasing(),
     ]  # fmt: skip
-    pixels = uniforms(torch.arange(2 * 3 * side * side) + seed, 1).view(2, 3, side, side) * (0.05 if dark else 1.0)
+    pixels = uniforms(torch.arange(2 * 3 * side * side) + seed, 1).view(2, 3, side, side) * (
+        0.05 if dark else 1.0
+    )
     before = pixels.clone()
     for operation in operations:
         out = operation.transform(pixels, uniforms(torch.tensor([seed, seed + 1]), operation.draws))

@@ -16,10 +16,10 @@ from glocal.views.photometric.blur import GaussianBlur, Sharpness
 from glocal.views.photometric.colour import ColorJitter, Grayscale
 from glocal.views.photometric.composite import RandAugment, SomeOf
 from glocal.views.photometric.erasing import RandomErasing
-from glocal.views.photometric.geometric import Rotate
 from glocal.views.photometric.histogram import AutoContrast, Equalise
 from glocal.views.photometric.pipeline import fold_cells, unfold_cells
 from glocal.views.photometric.tone import Invert, Posterise, Solarise, SolariseAdd
+from glocal.views.photometric.warping import Rotate
 from glocal.views.randomness import fold_in, uniforms
 
 ALL_PRESETS = {
@@ -57,7 +57,12 @@ def slow_pipeline(pixels: Tensor, pipeline: tuple[OperationBase, ...], seeds: Te
             columns = width // side_x
             for cell in range((height // side_y) * columns):
                 row, column = cell // columns * side_y, cell % columns * side_x
-                here = (slice(view, view + 1), slice(None), slice(row, row + side_y), slice(column, column + side_x))
+                here = (
+                    slice(view, view + 1),
+                    slice(None),
+                    slice(row, row + side_y),
+                    slice(column, column + side_x),
+                )
                 drawn = uniforms(fold_in(seed, cell) if step.unit == "patch" else seed, 1 + step.draws)
                 if drawn[0, 0] < step.probability:
                     out[here] = step.transform(out[here].contiguous(), drawn[:, 1:])
@@ -84,7 +89,10 @@ def test_presets_equal_the_loop_over_units(name: str) -> None:
     )
     pixels, seeds = views(3), torch.tensor([5, -6, 2**60])
     torch.testing.assert_close(
-        apply_pipeline(pixels, pipeline, seeds, 16), slow_pipeline(pixels, pipeline, seeds, 16), atol=1e-5, rtol=0
+        apply_pipeline(pixels, pipeline, seeds, 16),
+        slow_pipeline(pixels, pipeline, seeds, 16),
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -93,7 +101,10 @@ def test_fused_colour_differs_only_by_clipping_in_between() -> None:
     pipeline = (ColorJitter(), Grayscale(probability=0.5), ColorJitter(hue=0.0))
     pixels, seeds = views() * 0.2 + 0.3, torch.arange(4)
     torch.testing.assert_close(
-        apply_pipeline(pixels, pipeline, seeds, 16), slow_pipeline(pixels, pipeline, seeds, 16), atol=1e-5, rtol=0
+        apply_pipeline(pixels, pipeline, seeds, 16),
+        slow_pipeline(pixels, pipeline, seeds, 16),
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -119,7 +130,9 @@ def test_the_cpu_path_equals_the_masked_path(name: str, monkeypatch: pytest.Monk
     pixels, seeds = views(6), torch.arange(6)
     subsets = apply_pipeline(pixels, ALL_PRESETS[name], seeds, 16)
     monkeypatch.setattr(operation, "transform_where", masked)
-    torch.testing.assert_close(apply_pipeline(pixels, ALL_PRESETS[name], seeds, 16), subsets, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        apply_pipeline(pixels, ALL_PRESETS[name], seeds, 16), subsets, atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 0.8, 1.0])
@@ -146,7 +159,9 @@ def test_cells_never_mix() -> None:
     pixels, seeds = views(1), torch.tensor([3])
     other = pixels.clone()
     other[:, :, 16:32, 0:16] = 0.5
-    changed = (apply_pipeline(pixels, pipeline, seeds, 16) != apply_pipeline(other, pipeline, seeds, 16)).any(1)[0]
+    changed = (apply_pipeline(pixels, pipeline, seeds, 16) != apply_pipeline(other, pipeline, seeds, 16)).any(
+        1
+    )[0]
     assert bool(changed[16:32, 0:16].any())
     changed[16:32, 0:16] = False
     assert not bool(changed.any())
@@ -180,14 +195,18 @@ def test_teacher_is_none_when_both_see_the_same_and_clean_when_all_is_for_the_st
 
 def test_input_is_left_alone_and_uint8_equals_float() -> None:
     """Tolerance 1e-6 (of 1) between the two dtypes, on all 256 levels."""
-    levels = torch.arange(256, dtype=torch.uint8).repeat(3 * 48).view(1, 3, 192, 64)[:, :, :48, :32].contiguous()
+    levels = (
+        torch.arange(256, dtype=torch.uint8).repeat(3 * 48).view(1, 3, 192, 64)[:, :, :48, :32].contiguous()
+    )
     levels = torch.cat([levels, torch.zeros_like(levels), torch.full_like(levels, 255)])
     floats, seeds = levels.float() / 255, torch.arange(3)
     before = floats.clone()
     for name, pipeline in ALL_PRESETS.items():
         ours = apply_pipeline(levels, pipeline, seeds, 16)
         assert ours.dtype == torch.float32 and ours.min() >= 0 and ours.max() <= 1 + 1e-6
-        torch.testing.assert_close(ours, apply_pipeline(floats, pipeline, seeds, 16), atol=2e-6, rtol=0, msg=name)
+        torch.testing.assert_close(
+            ours, apply_pipeline(floats, pipeline, seeds, 16), atol=2e-6, rtol=0, msg=name
+        )
         assert torch.equal(floats, before)
     torch.testing.assert_close(apply_pipeline(levels, (), seeds, 16), floats, atol=1e-7, rtol=0)
 
@@ -233,7 +252,9 @@ def test_some_of_draws_without_replacement_in_random_order() -> None:
     """Three markers whose order can be read off the result; every ordered pair comes up equally often."""
     pool = (Invert(), Posterise(bits=1), SolariseAdd(amount=60))
     operation, pixels = SomeOf(pool=pool, count=2), torch.full((3000, 3, 1, 1), 100 / 255)
-    out = (operation.transform(pixels, uniforms(torch.arange(3000), operation.draws))[:, 0, 0, 0] * 255).round()
+    out = (
+        operation.transform(pixels, uniforms(torch.arange(3000), operation.draws))[:, 0, 0, 0] * 255
+    ).round()
     expected = {
         "invert, posterise": 128, "posterise, invert": 255, "invert, add": 155, "add, invert": 95, "posterise, add": 60,
         "add, posterise": 128,
@@ -281,5 +302,6 @@ def test_a_view_of_one_patch_is_one_cell():
     by_patch = apply_pipeline(pixels, presets.patch_literal(), seeds, 8)
     assert by_patch.shape == pixels.shape and not torch.equal(by_patch, pixels)
     assert torch.equal(
-        apply_pipeline(pixels.repeat(3, 1, 1, 1), presets.patch_literal(), torch.tensor([1, 5, 7]), 8)[1:2], by_patch
+        apply_pipeline(pixels.repeat(3, 1, 1, 1), presets.patch_literal(), torch.tensor([1, 5, 7]), 8)[1:2],
+        by_patch,
     )

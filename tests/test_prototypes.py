@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from glocal.objectives import prototypes as module
-from glocal.objectives.prototypes import (
-    Pairs,
+from glocal.objectives.over_prototypes import cross_entropy as module
+from glocal.objectives.over_prototypes.cross_entropy import (
     Prototypes,
     prototype_cross_entropy,
     sinkhorn_centre,
     target_statistics,
 )
+from glocal.objectives.pairs import Pairs
 
 
 def softmax(x):
@@ -73,7 +73,9 @@ def test_gradients_equal_autograd_of_the_naive_form(problem, monkeypatch, elemen
 def test_each_position_takes_its_own_centre(problem):
     x_s, w_s, x_t, w_t, _, pairs = problem
     table, position = 0.2 * torch.randn(4, 50), torch.randint(4, (23,))
-    loss = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), table, pairs, position)
+    loss = prototype_cross_entropy(
+        Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), table, pairs, position
+    )
     arrays = [t.detach().double().numpy() for t in (x_s, w_s, x_t, w_t, table[position])]
     expected = slow_cross_entropy(arrays[0], arrays[1], 0.1, arrays[2], arrays[3], 0.05, arrays[4], pairs)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
@@ -92,7 +94,9 @@ def test_no_tokens_at_all(problem):
     _, w_s, _, w_t, centre, _ = problem
     empty = torch.zeros(0, 8, requires_grad=True)
     none = Pairs(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))
-    loss = prototype_cross_entropy(Prototypes(empty, w_s, 0.1), Prototypes(torch.zeros(0, 8), w_t, 0.05), centre, none)
+    loss = prototype_cross_entropy(
+        Prototypes(empty, w_s, 0.1), Prototypes(torch.zeros(0, 8), w_t, 0.05), centre, none
+    )
     loss.backward()
     assert loss.item() == 0.0
 

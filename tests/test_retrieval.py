@@ -15,13 +15,18 @@ from copy_fakes import Images
 from PIL import Image
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import Work
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig
 from glocal.evaluation.retrieval.image_retrieval import ImageRetrieval, measure
 from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
 from glocal.evaluation.retrieval.ranking import ranks_of_positives, reranked_ranks, top_candidates
 from glocal.evaluation.retrieval.reranking import RerankingConfig, mutual_match_score
-from glocal.evaluation.retrieval.retrieval_data import CroppedSource, open_class_folders, open_pairs, open_revisited
+from glocal.evaluation.retrieval.retrieval_data import (
+    CroppedSource,
+    open_class_folders,
+    open_pairs,
+    open_revisited,
+)
+from glocal.extraction.work import Work
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)
@@ -32,7 +37,9 @@ class Colour(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> Features:
         patches = F.unfold(pixels - 0.5, 4, stride=4).transpose(1, 2)
-        return Features(pixels.mean((2, 3)) - 0.5, patches, (pixels.shape[2] // 4, pixels.shape[3] // 4), patches)
+        return Features(
+            pixels.mean((2, 3)) - 0.5, patches, (pixels.shape[2] // 4, pixels.shape[3] // 4), patches
+        )
 
 
 def colour_encoder() -> SimpleNamespace:
@@ -61,7 +68,14 @@ def plain(colour: tuple[int, int, int], side: int = 16) -> np.ndarray:
 def test_plain_pickles_come_back(tmp_path: Path, protocol: int) -> None:
     value = {
         "imlist": ["a", "b"],
-        "gnd": [{"bbx": [1.5, 2, 3, 4], "easy": np.arange(3), "hard": [], "junk": np.zeros((2, 2), np.float32, "F")}],
+        "gnd": [
+            {
+                "bbx": [1.5, 2, 3, 4],
+                "easy": np.arange(3),
+                "hard": [],
+                "junk": np.zeros((2, 2), np.float32, "F"),
+            }
+        ],
         "number": np.float64(2.5),
         "raw": b"x\xff",
         "set": {1, 2},
@@ -81,7 +95,9 @@ class _Runs:
         return (Path.touch, (Path("pickle-ran"),))
 
 
-@pytest.mark.parametrize("payload", [_Runs(), np.array([{"a": 1}], dtype=object), Path("a"), np.array(["text"]), print])
+@pytest.mark.parametrize(
+    "payload", [_Runs(), np.array([{"a": 1}], dtype=object), Path("a"), np.array(["text"]), print]
+)
 def test_pickles_that_name_anything_else_are_refused_and_nothing_runs(
     tmp_path: Path, payload: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +132,9 @@ def test_broken_and_python_2_pickles(tmp_path: Path) -> None:
     # Protocol 2 as Python 2 wrote it: an 8-bit string and an int array under NumPy's old name.
     text = io.BytesIO()
     pickle.Pickler(text, 2).dump(np.array([3, 1], np.int32))
-    path.write_bytes(b"\x80\x02(U\x02a\xe9" + text.getvalue()[2:-1].replace(b"numpy._core", b"numpy.core") + b"t.")
+    path.write_bytes(
+        b"\x80\x02(U\x02a\xe9" + text.getvalue()[2:-1].replace(b"numpy._core", b"numpy.core") + b"t."
+    )
     name, numbers = load_plain_pickle(path)
     assert name == "aé"
     np.testing.assert_array_equal(numbers, [3, 1])
@@ -147,7 +165,10 @@ def test_map_and_precision_against_a_slow_reading_of_ranked_lists() -> None:
     positives, junk = [g[0] for g in groups], [g[1] for g in groups]
     numbers = measure(ranks_of_positives(queries, database, positives, junk))
     order = (-(queries @ database.T)).argsort(dim=1).tolist()
-    slow = [slow_measure(o, set(p.tolist()), set(j.tolist())) for o, p, j in zip(order, positives, junk, strict=True)]
+    slow = [
+        slow_measure(o, set(p.tolist()), set(j.tolist()))
+        for o, p, j in zip(order, positives, junk, strict=True)
+    ]
     assert numbers["map"] == pytest.approx(100 * np.mean([area for area, _ in slow]))
     for count in (1, 5, 10):
         assert numbers[f"mp_at_{count}"] == pytest.approx(100 * np.mean([at[count] for _, at in slow]))
@@ -253,7 +274,8 @@ def test_class_folders_ignore_the_query_itself_and_name_lonely_images() -> None:
     colours = [(250, 0, 0), (240, 5, 5), (0, 250, 0), (5, 240, 5), (0, 0, 250)]
     source = Images({f"{i}": plain(c) for i, c in enumerate(colours)}, labels=[0, 0, 1, 1, 2])
     results = [
-        ImageRetrieval().run(colour_encoder(), {"test": source}, Work(batch_size=b, progress=False)) for b in (1, 64)
+        ImageRetrieval().run(colour_encoder(), {"test": source}, Work(batch_size=b, progress=False))
+        for b in (1, 64)
     ]
     assert results[0].numbers == results[1].numbers
     assert results[0].numbers == {"map": 100, "mp_at_1": 100, "mp_at_5": 100, "mp_at_10": 100, "queries": 4}

@@ -11,18 +11,24 @@ from dense_fakes import QUIET, MaskSource, blocks, colour_encoder
 from scipy import stats
 
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation.base import Work
-from glocal.evaluation.segmentation import nearest_patches as segmentation_knn
-from glocal.evaluation.segmentation.dense_features import class_shares, cut_mask, resize_mask, standardisation, upsample
+from glocal.evaluation.segmentation import knn_segmentation as segmentation_knn
+from glocal.evaluation.segmentation.dense_features import (
+    class_shares,
+    cut_mask,
+    resize_mask,
+    standardisation,
+    upsample,
+)
 from glocal.evaluation.segmentation.hummingbird import Hummingbird, rarity_scores, soft_vote
-from glocal.evaluation.segmentation.linear_head import (
+from glocal.evaluation.segmentation.knn_segmentation import KnnSegmentation, majority, nearest_entries
+from glocal.evaluation.segmentation.linear_segmentation import (
     LinearHead,
     LinearSegmentation,
     LinearSegmentation100,
     warmup_cosine,
 )
-from glocal.evaluation.segmentation.nearest_patches import KnnSegmentation, majority, nearest_entries
 from glocal.evaluation.segmentation.sliding import window_starts
+from glocal.extraction.work import Work
 
 PROTOCOLS = [
     KnnSegmentation(size=32),
@@ -66,7 +72,9 @@ def test_bad_images_are_skipped_counted_and_named(protocol) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=NAMES)
 def test_a_class_absent_in_test_is_named(protocol) -> None:
     sources = data()
-    sources["test"].masks = [np.where(mask == 2, 255, mask).astype(np.uint8) for mask in sources["test"].masks]
+    sources["test"].masks = [
+        np.where(mask == 2, 255, mask).astype(np.uint8) for mask in sources["test"].masks
+    ]
     result = protocol.run(colour_encoder(), sources, QUIET)
     assert any("absent in the scored masks" in note and ": 2" in note for note in result.notes)
     assert result.rows[2]["class"] == "2"
@@ -134,7 +142,9 @@ def test_knn_segmentation_equals_a_slow_version() -> None:
             pixels = encoder.normalise(torch.from_numpy(source.pixels[index]).permute(2, 0, 1)[None])
             features.append(encoder.features(pixels).patches[0].numpy())
             labels += [
-                source.masks[index][r : r + 8, c : c + 8].ravel() for r in range(0, 32, 8) for c in range(0, 32, 8)
+                source.masks[index][r : r + 8, c : c + 8].ravel()
+                for r in range(0, 32, 8)
+                for c in range(0, 32, 8)
             ]
         return np.concatenate(features).astype(float), np.array(labels)
 
@@ -178,7 +188,9 @@ def test_hummingbird_equals_a_slow_version() -> None:
             soft[row] = (weight / weight.sum()) @ np.array(shares)[best]
         image = torch.from_numpy(soft.T.reshape(1, 3, 4, 4))
         large = (
-            torch.nn.functional.interpolate(image, (32, 32), mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+            torch.nn.functional.interpolate(image, (32, 32), mode="bilinear", align_corners=False)[0]
+            .argmax(0)
+            .numpy()
         )
         hits, total = hits + (large == sources["test"].masks[index]).sum(), total + large.size
     assert result.settings["entries"] == 64

@@ -54,7 +54,10 @@ def test_voc(tmp_path: Path) -> None:
 def test_ade20k(tmp_path: Path) -> None:
     for split in ("training", "validation"):
         save(tmp_path / f"ADEChallengeData2016/images/{split}/x.jpg", picture())
-        save(tmp_path / f"ADEChallengeData2016/annotations/{split}/x.png", np.tile(np.uint8([0, 1, 150, 3]), (12, 4)))
+        save(
+            tmp_path / f"ADEChallengeData2016/annotations/{split}/x.png",
+            np.tile(np.uint8([0, 1, 150, 3]), (12, 4)),
+        )
     train, test = open_train_and_test(tmp_path)
     assert train.num_classes == 150 and test.mask(0)[0, :4].tolist() == [255, 0, 149, 2]
 

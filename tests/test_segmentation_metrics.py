@@ -55,7 +55,13 @@ def test_absent_classes_are_named_and_counted_as_told() -> None:
     score = segmentation_score(confusion)
     assert score.mean_iou == pytest.approx((5 / 6 + 1 + 0) / 3)
     notes = score.notes(["a", "b", "c", "d"])
-    assert len(notes) == 2 and "d" in notes[0] and "left out" in notes[0] and "c" in notes[1] and "IoU 0" in notes[1]
+    assert (
+        len(notes) == 2
+        and "d" in notes[0]
+        and "left out" in notes[0]
+        and "c" in notes[1]
+        and "IoU 0" in notes[1]
+    )
 
 
 def test_bad_input_is_refused() -> None:
@@ -71,7 +77,9 @@ def test_assignments_equal_brute_force() -> None:
     confusion = torch.from_numpy(np.random.default_rng(1).integers(0, 50, (4, 4)))
     counts = confusion.numpy().astype(float)
     iou = counts / (counts.sum(1, keepdims=True) + counts.sum(0) - counts)
-    best = max(itertools.permutations(range(4)), key=lambda p: sum(iou[p[cluster], cluster] for cluster in range(4)))
+    best = max(
+        itertools.permutations(range(4)), key=lambda p: sum(iou[p[cluster], cluster] for cluster in range(4))
+    )
     assert assign_by_hungarian(confusion).tolist() == list(best)
     wide = torch.from_numpy(np.random.default_rng(2).integers(1, 50, (3, 9)))
     precision = wide.numpy() / wide.numpy().sum(0)

@@ -10,15 +10,15 @@ import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 
 from glocal.errors import ConfigError
-from glocal.matching.neighbours import Neighbours
+from glocal.matching.similar_patches import SimilarPatches
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import ImageLevelConfig, SelfPatchConfig
 from glocal.objectives.base import Branch
-from glocal.objectives.neighbourhood import weighted_mean, wrapped
-from glocal.objectives.schedules import Progress
+from glocal.objectives.over_prototypes.self_patch_positives import weighted_mean, wrapped
+from glocal.schedules import Progress
 from glocal.training.network import StepInput, build_distillation
 from glocal.views.groups import ViewGroup
-from glocal.views.photometric.geometric import Rotate
+from glocal.views.photometric.warping import Rotate
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 BACKBONE = BackboneConfig(size="micro", embed_dim=32, depth=2, num_heads=2, patch_size=4, image_size=32)
@@ -28,7 +28,9 @@ CENTRE = torch.linspace(-0.2, 0.2, 24)
 
 def build(term, groups=GROUPS, backbone=BACKBONE, **others):
     """Both networks with weights that make attention and features far from uniform, and a centre that is not zero."""
-    model = build_distillation(small_config(views=groups, backbone=backbone, objectives={"term": term, **others}))
+    model = build_distillation(
+        small_config(views=groups, backbone=backbone, objectives={"term": term, **others})
+    )
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for network in (model.student, model.teacher):
@@ -138,7 +140,9 @@ def slow_loss(model, views, groups, aggregator):
         for image in range(len(views)):
             for view in range(pixels.shape[1]):
                 with torch.no_grad():
-                    theirs, ours = (n.backbone(pixels[image, view][None]) for n in (model.teacher, model.student))
+                    theirs, ours = (
+                        n.backbone(pixels[image, view][None]) for n in (model.teacher, model.student)
+                    )
                 seen = [
                     array(theirs.tokens_before_norm)[0, -patches:],
                     array(theirs.patches)[0],
@@ -172,12 +176,19 @@ def test_loss_equals_a_loop_over_patches(grid, backbone, update):
 def test_reference_options_equal_a_loop_over_all_views(average):
     groups = GROUPS | {"local": GROUPS["local"].model_copy(update={"count": 2})}
     term = SelfPatchConfig(
-        head=SMALL_HEAD, aggregation="class_attention", border="torus", views="all", average=average, weight=1.0
+        head=SMALL_HEAD,
+        aggregation="class_attention",
+        border="torus",
+        views="all",
+        average=average,
+        weight=1.0,
     )
     model = build(term, groups, POOLED)
     views = make_views(2, groups, seed=4)
     loss, _ = run(model, views)
-    assert loss.item() == pytest.approx(slow_loss(model, views, groups, model.teacher.backbone.aggregator), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        slow_loss(model, views, groups, model.teacher.backbone.aggregator), rel=1e-5
+    )
 
 
 def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries():
@@ -195,7 +206,9 @@ def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries():
         for role, network in (("student", model.student), ("teacher", model.teacher)):
             with torch.no_grad():
                 raw = array(network.backbone(image).tokens_before_norm)[:, 1:]
-            logits[role] = [slow_logits(heads[role], slow_aggregate(heads[role].aggregator, tokens)) for tokens in raw]
+            logits[role] = [
+                slow_logits(heads[role], slow_aggregate(heads[role].aggregator, tokens)) for tokens in raw
+            ]
         for s, t in ((0, 1), (1, 0)):
             p = softmax((logits["teacher"][t] - summary_centre.double().numpy()) / 0.04)
             found.append(-(p * np.log(softmax(logits["student"][s] / 0.1))).sum())
@@ -208,7 +221,7 @@ def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries():
 
 def test_weighted_mean_leaves_out_what_is_not_valid():
     tokens = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    found = Neighbours(
+    found = SimilarPatches(
         torch.tensor([[[3, 1, 0]], [[8, 2, 0]]]),
         torch.tensor([[[True, True, False]]] * 2),
         torch.tensor([[[0.8, 0.2, 0.9]], [[0.5, -0.4, 0.0]]]),
@@ -249,7 +262,9 @@ def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_im
     term, views = model.objectives["term"], make_views(3)
     with torch.no_grad():
         teacher = Branch(
-            model.teacher.backbone, model.teacher.heads["term"], model.teacher.features(views, GROUPS, "teacher")
+            model.teacher.backbone,
+            model.teacher.heads["term"],
+            model.teacher.features(views, GROUPS, "teacher"),
         )
         chosen = term._choose("global", teacher, views)
     rows = [sorted(row.tolist()) for row in chosen.row]
@@ -299,11 +314,19 @@ def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss():
     [
         ({"k": 9}, GROUPS, r"views.global, 32x32 pixels: k is 9, but a 3x3 window has 8 candidates"),
         ({"window": 9}, GROUPS, r"views.global.*window 9 is larger than the grid 8x8"),
-        ({"window": 5, "views": "all"}, GROUPS, r"views.local, 16x16 pixels: window 5 is larger than the grid 4x4"),
+        (
+            {"window": 5, "views": "all"},
+            GROUPS,
+            r"views.local, 16x16 pixels: window 5 is larger than the grid 4x4",
+        ),
         ({"window": 4}, GROUPS, "must be odd"),
         ({"aggregation": "class_attention"}, GROUPS, "backbone.pooling=class_attention"),
         ({"aggregation": "own_attention", "head_of": "image"}, GROUPS, "must be its own"),
-        ({}, {"global": GROUPS["global"].model_copy(update={"seen_by": "student"})}, "none is seen by both.*views=all"),
+        (
+            {},
+            {"global": GROUPS["global"].model_copy(update={"seen_by": "student"})},
+            "none is seen by both.*views=all",
+        ),
         (
             {},
             {"global": GROUPS["global"].model_copy(update={"photometric": ((Rotate(seen_by="student"),),)})},

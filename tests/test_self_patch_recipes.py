@@ -34,7 +34,13 @@ def test_reference_is_the_published_table():
         assert config.optimiser.learning_rate * 1024 / 256 == pytest.approx(2e-3)
         image, term = config.objectives["image"], config.objectives["neighbours"]
         assert (image.head.prototypes, term.head.prototypes, term.head.hidden) == (65536, 4096, 2048)
-        assert (term.weight, term.k, term.border, term.include_self, term.views) == (0.1, 4, "torus", False, "all")
+        assert (term.weight, term.k, term.border, term.include_self, term.views) == (
+            0.1,
+            4,
+            "torus",
+            False,
+            "all",
+        )
         assert (image.teacher_temperature, term.teacher_temperature, config.backbone.pooling) == (
             0.04,
             0.04,

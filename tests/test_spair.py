@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from glocal.errors import DataError
-from glocal.evaluation.base import Work
 from glocal.evaluation.spair import KeypointTransfer, read_pairs, score, square_placement, summarise, transfer
+from glocal.extraction.work import Work
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)
@@ -81,7 +81,10 @@ def write_spair(root: Path, box: tuple[int, ...] = (10, 10, 110, 80)) -> None:
 def test_pck_by_category_and_its_two_means(tmp_path: Path) -> None:
     write_spair(tmp_path)
     result = KeypointTransfer().run(encoder(), tmp_path, QUIET)
-    assert [(r["category"], r["pairs"], r["pck_0.1"]) for r in result.rows] == [("cat", 1, 100), ("dog", 3, 50)]
+    assert [(r["category"], r["pairs"], r["pck_0.1"]) for r in result.rows] == [
+        ("cat", 1, 100),
+        ("dog", 3, 50),
+    ]
     assert result.numbers["pck_0.1"] == pytest.approx((100 + 3 * 50) / 4)
     assert result.numbers["pck_mean_0.1"] == pytest.approx(75)
     assert result.numbers["pck_0.01"] < result.numbers["pck_0.1"]
@@ -109,7 +112,9 @@ def test_score_against_loops() -> None:
     for alpha in (0.1, 0.05, 0.01):
         right = [[e < alpha for e in pair] for pair in errors]
         assert numbers[f"pck_{alpha}"] == pytest.approx(100 * sum(map(sum, right)) / 12)
-        assert numbers[f"pck_per_image_{alpha}"] == pytest.approx(100 * np.mean([sum(r) / len(r) for r in right]))
+        assert numbers[f"pck_per_image_{alpha}"] == pytest.approx(
+            100 * np.mean([sum(r) / len(r) for r in right])
+        )
     both = summarise([{"pairs": 3, **numbers}, {"pairs": 1, **{key: 0.0 for key in numbers}}])
     assert both["pck_0.1"] == pytest.approx(0.75 * numbers["pck_0.1"])
 

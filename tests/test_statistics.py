@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glocal.errors import DataError
-from glocal.evaluation import statistics
-from glocal.evaluation.base import Work
-from glocal.evaluation.statistics import (
-    Statistics,
+from glocal.evaluation.statistics import Statistics
+from glocal.extraction.embedding_statistics import (
     alignment,
     dimension_std,
     effective_rank,
@@ -21,6 +19,7 @@ from glocal.evaluation.statistics import (
     patch_similarity,
     uniformity,
 )
+from glocal.extraction.work import Work
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -51,7 +50,7 @@ def test_alignment_and_uniformity_equal_loops(monkeypatch) -> None:
     expected = np.mean([np.sum((a - b) ** 2) for a, b in zip(x, y, strict=True)])
     assert np.isclose(float(alignment(torch.from_numpy(3 * x), torch.from_numpy(y))), expected)
     pairs = [np.exp(-2 * np.sum((x[i] - x[j]) ** 2)) for i in range(37) for j in range(37) if i != j]
-    monkeypatch.setattr(statistics, "PAIR_CHUNK", 10)
+    monkeypatch.setattr("glocal.extraction.embedding_statistics.PAIR_CHUNK", 10)
     assert np.isclose(float(uniformity(torch.from_numpy(2 * x))), np.log(np.mean(pairs)))
     assert np.isclose(float(uniformity(torch.ones(5, 4))), 0)
     with pytest.raises(DataError, match="2 or more"):
@@ -60,11 +59,17 @@ def test_alignment_and_uniformity_equal_loops(monkeypatch) -> None:
 
 def test_spread_and_patches_equal_loops() -> None:
     generator = np.random.default_rng(1)
-    x, patches, cls = generator.normal(size=(40, 6)), generator.normal(size=(3, 7, 6)), generator.normal(size=(3, 6))
+    x, patches, cls = (
+        generator.normal(size=(40, 6)),
+        generator.normal(size=(3, 7, 6)),
+        generator.normal(size=(3, 6)),
+    )
     assert np.allclose(dimension_std(torch.from_numpy(x)), unit(x).std(0) * np.sqrt(6))
     to_class = [np.mean(unit(p) @ unit(c)) for p, c in zip(patches, cls, strict=True)]
     assert np.allclose(patch_class_similarity(torch.from_numpy(patches), torch.from_numpy(cls)), to_class)
-    among = [np.mean([unit(p[i]) @ unit(p[j]) for i in range(7) for j in range(7) if i != j]) for p in patches]
+    among = [
+        np.mean([unit(p[i]) @ unit(p[j]) for i in range(7) for j in range(7) if i != j]) for p in patches
+    ]
     assert np.allclose(patch_similarity(torch.from_numpy(patches)), among)
     assert patch_similarity(torch.ones(2, 1, 4)).tolist() == [1, 1]
 

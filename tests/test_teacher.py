@@ -66,7 +66,9 @@ def test_wrapped_students_are_matched() -> None:
 
 
 def test_what_cannot_follow_is_named() -> None:
-    with pytest.raises(ModelError, match=r"predictor.weight \(3, 7\) can't follow the student, which has none"):
+    with pytest.raises(
+        ModelError, match=r"predictor.weight \(3, 7\) can't follow the student, which has none"
+    ):
         MovingAverage(network(True), network(False))
     teacher = nn.ModuleDict({"body": nn.Linear(5, 8)})
     with pytest.raises(ModelError, match=r"body.weight \(8, 5\).*shape \(7, 5\)"):

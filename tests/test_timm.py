@@ -37,7 +37,9 @@ def test_an_exported_folder_is_a_timm_model(tmp_path):
     backbone = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=64)).eval()
     export_backbone(backbone, tmp_path, mean=(0.5,) * 3, std=(0.25,) * 3, image_size=64)
     config = json.loads((tmp_path / "config.json").read_text())
-    model = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **config["model_args"]).eval()
+    model = timm.create_model(
+        config["architecture"], pretrained=False, num_classes=0, **config["model_args"]
+    ).eval()
     model.load_state_dict(load_file(tmp_path / "model.safetensors"))
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from glocal.errors import ConfigError, TrainingError
-from glocal.objectives.schedules import Progress
 from glocal.recipes import configure, continue_run
+from glocal.schedules import Progress
 from glocal.training import run_folder
 from glocal.training.loop import pretrain
 from glocal.training.monitor import CollapseMonitor, check_finite
@@ -101,7 +101,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path, recipe):
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(parts)[name]), name
     keys = ("step", "loss", "image.target_entropy")
-    assert [[r[k] for k in keys] for r in records(whole)[-2:]] == [[r[k] for k in keys] for r in records(parts)[-2:]]
+    assert [[r[k] for k in keys] for r in records(whole)[-2:]] == [
+        [r[k] for k in keys] for r in records(parts)[-2:]
+    ]
     assert [r["step"] for r in records(parts)] == sorted({r["step"] for r in records(parts)})
 
 
@@ -135,7 +137,9 @@ def test_two_processes_give_the_loss_of_one(folder, tmp_path):
     for processes in (1, 2):
         plan, out = tmp_path / f"plan{processes}", tmp_path / f"run{processes}"
         plan.mkdir()
-        config = config_for(folder, out, "training.steps=6", "backbone.drop_path=0", f"speed.devices={processes}")
+        config = config_for(
+            folder, out, "training.steps=6", "backbone.drop_path=0", f"speed.devices={processes}"
+        )
         (plan / "config.yaml").write_text(run_folder.to_yaml(config))
         (tmp_path / "go.py").write_text(code)
         subprocess.run(
@@ -164,7 +168,10 @@ def test_starting_from_weights(folder, tmp_path):
     second = pretrain(config)
     start, end = weights(first), weights(second)
     torch.testing.assert_close(
-        start["backbone.blocks.0.attn.qkv.weight"], end["backbone.blocks.0.attn.qkv.weight"], atol=1e-6, rtol=1e-6
+        start["backbone.blocks.0.attn.qkv.weight"],
+        end["backbone.blocks.0.attn.qkv.weight"],
+        atol=1e-6,
+        rtol=1e-6,
     )
 
 
@@ -185,7 +192,9 @@ def test_a_folder_in_use_is_refused(folder, tmp_path):
 
 
 def test_batch_larger_than_the_data(folder, tmp_path):
-    with pytest.raises(TrainingError, match=r"training.batch_size=64 is larger than the data set \(41 images"):
+    with pytest.raises(
+        TrainingError, match=r"training.batch_size=64 is larger than the data set \(41 images"
+    ):
         pretrain(config_for(folder, tmp_path / "x", "training.batch_size=64"))
 
 
@@ -231,7 +240,8 @@ def test_collapse_is_named_once_and_only_after_patience():
     assert "constant" in [monitor.look(constant, warm=True) for _ in range(3)][2][0]
     healthy = CollapseMonitor()
     assert not any(
-        healthy.look({"image.target_entropy": 0.3, "image.marginal_entropy": 0.9}, warm=True) for _ in range(9)
+        healthy.look({"image.target_entropy": 0.3, "image.marginal_entropy": 0.9}, warm=True)
+        for _ in range(9)
     )
 
 
@@ -261,7 +271,9 @@ def test_decay_and_rates_by_group():
     model = build_distillation(small_config())
     optimiser = build_optimiser(model, 2, OptimiserConfig(layer_decay=0.5, patch_embed_factor=0.2))
     names = {id(p): n for n, p in model.named_parameters()}
-    seen = {names[id(p)]: (g["rate_factor"], g["decayed"]) for g in optimiser.param_groups for p in g["params"]}
+    seen = {
+        names[id(p)]: (g["rate_factor"], g["decayed"]) for g in optimiser.param_groups for p in g["params"]
+    }
     assert seen["student.backbone.blocks.1.attn.qkv.weight"] == (0.5, True)
     assert seen["student.backbone.blocks.0.attn.qkv.bias"] == (0.25, False)
     assert seen["student.backbone.patch_embed.proj.weight"] == (pytest.approx(0.2 * 0.125), True)
@@ -291,7 +303,9 @@ def test_sigterm_to_the_whole_group_saves_and_ends_cleanly(folder, tmp_path):
         "import sys; from glocal.training.run_folder import read_run_config; "
         "from glocal.training.loop import pretrain; pretrain(read_run_config(sys.argv[1]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(plan)], start_new_session=True, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(plan)], start_new_session=True, stderr=subprocess.PIPE
+    )
     metrics = out / "metrics.jsonl"
     for _ in range(600):
         if metrics.exists() and metrics.stat().st_size:
@@ -313,7 +327,9 @@ def test_mugs_records_how_pure_its_neighbours_are(folder, tmp_path):
         "objectives.instance.queue=64",
     ]
     out = pretrain(
-        configure("mugs", data=str(folder), out=str(tmp_path / "run"), preset="small", overrides=[*fast, *more])
+        configure(
+            "mugs", data=str(folder), out=str(tmp_path / "run"), preset="small", overrides=[*fast, *more]
+        )
     )
     last = records(out)[-1]
     assert 0.0 <= last["local_group.neighbour_purity"] <= 1.0

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from glocal.views.augment import IMAGENET_MEAN, IMAGENET_STD, augment, view_seeds
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from glocal.views.augment import augment, view_seeds
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.groups import Pipeline, ViewGroup
 from glocal.views.photometric import apply_pipeline
@@ -30,14 +31,18 @@ def _views(groups: dict[str, ViewGroup], batch: int = 5) -> Views:
     made = {}
     for name, group in groups.items():
         shape = (batch, group.count)
-        pixels = torch.randint(0, 256, (*shape, 3, *group.height_width), generator=generator, dtype=torch.uint8)
+        pixels = torch.randint(
+            0, 256, (*shape, 3, *group.height_width), generator=generator, dtype=torch.uint8
+        )
         strong = torch.rand(shape, generator=generator) < 0.5
         made[name] = ViewBatch(pixels, torch.zeros(*shape, 4), torch.zeros(shape, dtype=torch.bool), strong)
     seed = torch.randint(-(2**62), 2**62, (batch,), generator=generator)
     return Views(made, seed, torch.arange(batch), torch.full((batch, 2), 64))
 
 
-def _expected(views: Views, name: str, number: int, pipelines: list[list[Pipeline]], patch_size: int = 16) -> Tensor:
+def _expected(
+    views: Views, name: str, number: int, pipelines: list[list[Pipeline]], patch_size: int = 16
+) -> Tensor:
     """View by view; `pipelines` by image and view."""
     mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = views.groups[name].pixels
@@ -80,8 +85,12 @@ def test_without_operations_views_are_only_normalised() -> None:
     _close(other.groups["a"].pixels, views.groups["a"].pixels.float() / 255)
 
 
-@pytest.mark.parametrize("photometric", [(JITTER,), (JITTER, BLUR, JITTER), (JITTER + BLUR,), ((), BLUR, JITTER)])
-def test_every_view_takes_its_own_pipeline(photometric: tuple[Pipeline, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "photometric", [(JITTER,), (JITTER, BLUR, JITTER), (JITTER + BLUR,), ((), BLUR, JITTER)]
+)
+def test_every_view_takes_its_own_pipeline(
+    photometric: tuple[Pipeline, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     groups = {"first": _group(), "g": _group(3, photometric=photometric)}
     views = _views(groups)
     per_view = list(photometric) * (3 // len(photometric))
@@ -107,7 +116,11 @@ def test_coins_choose_the_strong_pipeline(photometric: tuple[Pipeline, ...]) -> 
 @pytest.mark.parametrize("views_differ", [False, True])
 def test_the_teacher_goes_without_student_operations(strong: Pipeline | None, views_differ: bool) -> None:
     """Dropping the student's operation must not change the draws of those after it."""
-    noisy: Pipeline = (ColorJitter(), Posterise(bits=2, seen_by="student", unit="patch"), GaussianBlur(probability=0.5))
+    noisy: Pipeline = (
+        ColorJitter(),
+        Posterise(bits=2, seen_by="student", unit="patch"),
+        GaussianBlur(probability=0.5),
+    )
     photometric = (noisy, JITTER, noisy) if views_differ else (noisy,)
     groups = {"g": _group(3, photometric=photometric, strong=strong)}
     views = _views(groups)
@@ -115,10 +128,13 @@ def test_the_teacher_goes_without_student_operations(strong: Pipeline | None, vi
     neutral = Posterise(bits=8, unit="patch")
     weak = list(photometric) * (3 // len(photometric))
     coins = views.groups["g"].strong if strong else torch.zeros(5, 3, dtype=torch.bool)
-    chosen = [[strong if coin and strong else weak[v] for v, coin in enumerate(row)] for row in coins.tolist()]
+    chosen = [
+        [strong if coin and strong else weak[v] for v, coin in enumerate(row)] for row in coins.tolist()
+    ]
     _close(done.pixels, _expected(views, "g", 0, chosen))
     clean = [
-        [tuple(neutral if op.seen_by == "student" else op for op in pipeline) for pipeline in row] for row in chosen
+        [tuple(neutral if op.seen_by == "student" else op for op in pipeline) for pipeline in row]
+        for row in chosen
     ]
     assert done.teacher_pixels is not None
     wanted = _expected(views, "g", 0, clean)

@@ -10,11 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glocal.views.geometry import GeometryLaw, draw_geometry
+from glocal.views.boxes import GeometryLaw, draw_geometry
 from glocal.views.groups import ViewGroup
 from glocal.views.randomness import fold_in, fold_in_array, hash_seed, mix, mix_array, uniform_array
 
-DINO = {"global": ViewGroup(count=2, size=224, area=(0.4, 1.0)), "local": ViewGroup(count=8, size=96, area=(0.05, 0.4))}
+DINO = {
+    "global": ViewGroup(count=2, size=224, area=(0.4, 1.0)),
+    "local": ViewGroup(count=8, size=96, area=(0.05, 0.4)),
+}
 seeds = st.integers(-(2**63), 2**63 - 1)
 sides = st.integers(1, 700)
 
@@ -45,7 +48,9 @@ def _allowed(group: ViewGroup, tall: int, wide: int, area: int) -> bool:
     return of_area and of_aspect
 
 
-def _reference_box(u: Iterator[float], group: ViewGroup, height: int, width: int) -> tuple[int, int, int, int]:
+def _reference_box(
+    u: Iterator[float], group: ViewGroup, height: int, width: int
+) -> tuple[int, int, int, int]:
     """One random resized crop, try by try, as the published recipe words it."""
     for _ in range(10):
         area = height * width * (group.area[0] + (group.area[1] - group.area[0]) * next(u))
@@ -53,7 +58,12 @@ def _reference_box(u: Iterator[float], group: ViewGroup, height: int, width: int
         aspect = math.exp(low + (high - low) * next(u))
         wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < wide <= width and 0 < tall <= height:
-            return math.floor(next(u) * (height - tall + 1)), math.floor(next(u) * (width - wide + 1)), tall, wide
+            return (
+                math.floor(next(u) * (height - tall + 1)),
+                math.floor(next(u) * (width - wide + 1)),
+                tall,
+                wide,
+            )
     if width / height < group.aspect[0]:
         wide, tall = width, round(width / group.aspect[0])
     elif width / height > group.aspect[1]:
@@ -71,14 +81,19 @@ def test_distribution_equals_the_sequential_law() -> None:
     ours = np.array([law.place(draws, i, height, width)[0] for i in range(images)], dtype=float)
     generator = np.random.default_rng(0)
     slow = np.array(
-        [_reference_box(iter(generator.random, 2.0), group, height, width) for _ in range(images)], dtype=float
+        [_reference_box(iter(generator.random, 2.0), group, height, width) for _ in range(images)],
+        dtype=float,
     )
     error = np.sqrt((ours.var(0) + slow.var(0)) / images)
     assert (np.abs(ours.mean(0) - slow.mean(0)) < 4.5 * error).all()
     for column in range(4):
         grid = np.unique(slow[:, column])
-        cumulative = [np.searchsorted(np.sort(x[:, column]), grid, side="right") / images for x in (ours, slow)]
-        assert np.abs(cumulative[0] - cumulative[1]).max() < 1.95 * math.sqrt(2 / images)  # Kolmogorov-Smirnov, p .001
+        cumulative = [
+            np.searchsorted(np.sort(x[:, column]), grid, side="right") / images for x in (ours, slow)
+        ]
+        assert np.abs(cumulative[0] - cumulative[1]).max() < 1.95 * math.sqrt(
+            2 / images
+        )  # Kolmogorov-Smirnov, p .001
     flips = draws.flip.mean()
     assert abs(flips - 0.5) < 4.5 * math.sqrt(0.25 / images)
 
@@ -97,7 +112,9 @@ def test_a_group_depends_on_nothing_but_seed_and_its_number() -> None:
     alone = draw_geometry(5, {"other name": DINO["global"]}, 300, 400)["other name"]
     assert np.array_equal(both["global"].box, alone.box)
     more = DINO["local"].model_copy(update={"count": 10})
-    assert np.array_equal(both["local"].box, draw_geometry(5, {**DINO, "local": more}, 300, 400)["local"].box[:8])
+    assert np.array_equal(
+        both["local"].box, draw_geometry(5, {**DINO, "local": more}, 300, 400)["local"].box[:8]
+    )
     other = draw_geometry(6, DINO, 300, 400)
     assert not np.array_equal(both["local"].box, other["local"].box)
     assert len({tuple(box) for box in both["local"].box.tolist()}) == 8
@@ -108,7 +125,9 @@ def test_a_batch_draws_what_single_images_draw() -> None:
     batch = law.draw(np.array([11, -3, 2**62]))
     for row, seed in enumerate((11, -3, 2**62)):
         one = draw_geometry(seed, DINO, 123, 77)
-        assert np.array_equal(law.place(batch, row, 123, 77), np.concatenate([one["global"].box, one["local"].box]))
+        assert np.array_equal(
+            law.place(batch, row, 123, 77), np.concatenate([one["global"].box, one["local"].box])
+        )
         assert np.array_equal(batch.flip[row], np.concatenate([one["global"].flip, one["local"].flip]))
 
 
@@ -130,7 +149,9 @@ def test_strong_coins() -> None:
 
 def test_flip_probability() -> None:
     group = ViewGroup(count=1, size=8, area=(0.5, 1), flip=0.0)
-    draws = GeometryLaw({"never": group, "always": group.model_copy(update={"flip": 1.0})}).draw(np.arange(500))
+    draws = GeometryLaw({"never": group, "always": group.model_copy(update={"flip": 1.0})}).draw(
+        np.arange(500)
+    )
     assert not draws.flip[:, 0].any() and draws.flip[:, 1].all()
 
 

@@ -35,7 +35,9 @@ def micro(**settings: object) -> VisionTransformer:
     ids=str,
 )
 @pytest.mark.parametrize("size", [(32, 32), (16, 56)])
-def test_any_size_gives_features_and_gradients_everywhere(settings: dict[str, object], size: tuple[int, int]) -> None:
+def test_any_size_gives_features_and_gradients_everywhere(
+    settings: dict[str, object], size: tuple[int, int]
+) -> None:
     model = micro(**settings)
     features = model(torch.randn(2, 3, *size))
     patches = size[0] * size[1] // 64
@@ -113,7 +115,9 @@ def test_rotation_equals_the_formula() -> None:
                 frequency = 100.0 ** (-2 * (i % (dim // 4)) / (dim / 2))
                 angle = 2 * math.pi * frequency * (2 * centre - 1)
                 a, b = float(x[token, i]), float(x[token, i + dim // 2])
-                np.testing.assert_allclose(found[token, i], a * math.cos(angle) - b * math.sin(angle), atol=1e-5)
+                np.testing.assert_allclose(
+                    found[token, i], a * math.cos(angle) - b * math.sin(angle), atol=1e-5
+                )
                 np.testing.assert_allclose(
                     found[token, i + dim // 2], b * math.cos(angle) + a * math.sin(angle), atol=1e-5
                 )
@@ -192,7 +196,9 @@ def test_auto_initialisation_follows_the_width(size: str, scheme: str) -> None:
     assert isinstance(block, Block) and model.pos_embed is not None
     expected = model.embed_dim**-0.5 if scheme == "fan_in" else 0.02
     assert float(block.attn.qkv.weight.detach().std()) == pytest.approx(expected, rel=0.05)
-    assert float(model.pos_embed.detach().std()) == pytest.approx(0.3 if scheme == "fan_in" else 0.02, rel=0.05)
+    assert float(model.pos_embed.detach().std()) == pytest.approx(
+        0.3 if scheme == "fan_in" else 0.02, rel=0.05
+    )
     assert not block.attn.qkv.bias.any()
 
 

@@ -14,7 +14,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from glocal.errors import ConfigError, DataError, GlocalError, ModelError, TrainingError
-    from glocal.evaluation.features.embedding import embed
+    from glocal.extraction.embedding_file import embed
     from glocal.models.loading import load
     from glocal.recipes import configure, pretrain
 
@@ -23,7 +23,7 @@ _PUBLIC = {
     "load": "glocal.models.loading",
     "pretrain": "glocal.recipes",
     "configure": "glocal.recipes",
-    "embed": "glocal.evaluation.features.embedding",
+    "embed": "glocal.extraction.embedding_file",
     "GlocalError": "glocal.errors",
     "ConfigError": "glocal.errors",
     "DataError": "glocal.errors",

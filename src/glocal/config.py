@@ -20,7 +20,9 @@ from glocal.errors import ConfigError, nearest_name
 class Config(BaseModel):
     """A frozen group of settings. Unknown keys are refused, types are strict enough that `"fast"` is no number."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -44,7 +46,9 @@ def apply_overrides(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path:
-            raise ConfigError(f"'{override}' is no override. Write key=value, for example training.epochs=10.")
+            raise ConfigError(
+                f"'{override}' is no override. Write key=value, for example training.epochs=10."
+            )
         try:
             value = parse_value(text)
         except yaml.YAMLError as error:
@@ -93,7 +97,9 @@ def _set_path(data: dict[str, Any], kind: type[Config], keys: list[str], value: 
         last = depth == len(keys) - 1
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
-                raise ConfigError(f"{path}: '{key}' is no position in a list of {len(node)} (0 to {len(node) - 1}).")
+                raise ConfigError(
+                    f"{path}: '{key}' is no position in a list of {len(node)} (0 to {len(node) - 1})."
+                )
             index: Any = int(key)
         elif isinstance(node, dict):
             index = key
@@ -103,7 +109,9 @@ def _set_path(data: dict[str, Any], kind: type[Config], keys: list[str], value: 
                     f"{path}: there is no setting '{key}' here.{nearest_name(key, names)} Allowed: {', '.join(names)}."
                 )
         else:
-            raise ConfigError(f"{path}: '{'.'.join(keys[:depth])}' is a single value ({node!r}); it has no '{key}'.")
+            raise ConfigError(
+                f"{path}: '{'.'.join(keys[:depth])}' is a single value ({node!r}); it has no '{key}'."
+            )
         if last:
             if value is None and isinstance(node, dict) and model is None:
                 del node[index]
@@ -133,7 +141,9 @@ def _explain(kind: type[Config], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         names = _allowed_names(kind, [str(part) for part in item["loc"][:-1]])
         hint = nearest_name(str(item["loc"][-1]), names)
-        return f"{where}: there is no such setting.{hint}" + (f" Allowed: {', '.join(names)}." if names else "")
+        return f"{where}: there is no such setting.{hint}" + (
+            f" Allowed: {', '.join(names)}." if names else ""
+        )
     seen = item.get("input")
     if item["type"] == "missing":
         return f"{where}: a value is required."

@@ -38,3 +38,14 @@ def nearest_name(name: str, allowed: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, [str(a) for a in allowed], n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def name_some(names: Iterable[str], limit: int = 3) -> str:
+    """List the first names and how many more there are, for notes and errors.
+
+    >>> name_some(["a", "b", "c", "d"])
+    'a, b, c and 1 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

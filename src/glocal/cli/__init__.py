@@ -87,7 +87,9 @@ def embed(settings: Settings = None) -> None:
 
 
 @app.command()
-def show(what: Annotated[str, typer.Argument(help="matches or views")], image: str, settings: Settings = None) -> None:
+def show(
+    what: Annotated[str, typer.Argument(help="matches or views")], image: str, settings: Settings = None
+) -> None:
     """Draw what training sees of an image.
 
     glocal show matches|views IMAGE [recipe=pw-self] [out=FILE.png]

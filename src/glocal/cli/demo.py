@@ -22,13 +22,17 @@ def run(words: Sequence[str]) -> None:
     out = free_folder(Path(own.get("out", "runs/demo")))
     config = demo_configuration(str(out), overrides)
     began = time.perf_counter()
-    console.print(f"Pretraining '{config.recipe}' on tiles of 18 bundled photographs, no labels, no network ...")
+    console.print(
+        f"Pretraining '{config.recipe}' on tiles of 18 bundled photographs, no labels, no network ..."
+    )
     pretrain(config)
     console.print(
         f"Trained in {time.perf_counter() - began:.0f} s. Asking raw pixels, random weights and the model ..."
     )
     answers = measure(config)
-    table = Table("question", *answers.columns, title="What was learnt (per cent right)", title_justify="left")
+    table = Table(
+        "question", *answers.columns, title="What was learnt (per cent right)", title_justify="left"
+    )
     for question, row in answers.rows:
         table.add_row(question, *(f"{value:.1f}" for value in row))
     console.print(table)
@@ -36,4 +40,6 @@ def run(words: Sequence[str]) -> None:
         console.print(f"picture: {path}", highlight=False)
     console.print("\nNow on your own images:")
     console.print("  .venv/bin/glocal pretrain pw-self data=YOUR_FOLDER out=runs/mine", highlight=False)
-    console.print("  .venv/bin/glocal embed model=runs/mine data=YOUR_FOLDER out=embeddings.parquet", highlight=False)
+    console.print(
+        "  .venv/bin/glocal embed model=runs/mine data=YOUR_FOLDER out=embeddings.parquet", highlight=False
+    )

@@ -16,7 +16,7 @@ def run(words: Sequence[str]) -> None:
     own, rest = split_settings(words, OWN)
     refuse_rest(rest, OWN)
     require(own, "model", "data", "out")
-    from glocal.evaluation.features.embedding import embed
+    from glocal.extraction.embedding_file import embed
 
     written = embed(
         own["model"], own["data"], own["out"], split=own.get("split"), what=tuple(own.get("what", "cls").split(",")),

@@ -15,8 +15,9 @@ from glocal.errors import ConfigError
 from glocal.evaluation.results import Skip
 
 if TYPE_CHECKING:
-    from glocal.evaluation.base import DataLike, Work
+    from glocal.evaluation.base import DataLike
     from glocal.evaluation.results import Result
+    from glocal.extraction.work import Work
     from glocal.models.encoder import Encoder
 
 OWN = ("model", "data", "train", "val", "test", "out", "workers", "device", "quick")
@@ -24,7 +25,8 @@ OWN = ("model", "data", "train", "val", "test", "out", "workers", "device", "qui
 
 def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     """Load the model, open the data, run one protocol or all that the data allows, print and record the result."""
-    from glocal.evaluation.base import PROTOCOLS, Work
+    from glocal.evaluation.base import PROTOCOLS
+    from glocal.extraction.work import Work
 
     console = Console()
     if help or protocol is None:
@@ -46,7 +48,10 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
             # The whole reason is in results.json; here a line each, so that results stay in sight.
             reason = escape(found.reason.partition("\n")[0])
             console.print(
-                f"[yellow]{found.protocol} skipped:[/] {reason}", highlight=False, overflow="ellipsis", no_wrap=True
+                f"[yellow]{found.protocol} skipped:[/] {reason}",
+                highlight=False,
+                overflow="ellipsis",
+                no_wrap=True,
             )
             continue
         console.print(found.table())
@@ -82,7 +87,9 @@ def _data(own: dict[str, str]):  # type: ignore[no-untyped-def]
     splits = {name: open_source(own[name]) for name in ("train", "val", "test") if name in own}
     if splits:
         if "data" in own:
-            raise ConfigError("Give either data= (whose splits are found by name) or train=/val=/test=, not both.")
+            raise ConfigError(
+                "Give either data= (whose splits are found by name) or train=/val=/test=, not both."
+            )
         return splits
     require(own, "data")
     return own["data"]
@@ -115,7 +122,9 @@ def _print_help(console: Console, protocol: str | None) -> None:
         for row in describe(PROTOCOLS[str(protocol)]):
             table.add_row(*map(escape, row))
     else:
-        table = Table("protocol", "what it measures (glocal evaluate PROTOCOL --help lists its settings)", box=None)
+        table = Table(
+            "protocol", "what it measures (glocal evaluate PROTOCOL --help lists its settings)", box=None
+        )
         for name in PROTOCOLS:
             table.add_row(name, escape((PROTOCOLS[name].__doc__ or "").partition("\n")[0]))
     console.print(table)

@@ -44,7 +44,7 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
 
 
 def _print_help() -> None:
-    from glocal.objectives.image_level import ImageLevelConfig
+    from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
     from glocal.recipes import RECIPES
     from glocal.training.config import RunConfig
     from glocal.views.groups import ViewGroup

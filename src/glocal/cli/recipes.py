@@ -26,7 +26,9 @@ def run(recipe: str | None, words: Sequence[str]) -> None:
         )
         return
     own, overrides = split_settings(words, ("data", "preset"))
-    config = configure(recipe, data=own.get("data", UNNAMED), out="RUN", preset=own.get("preset"), overrides=overrides)
+    config = configure(
+        recipe, data=own.get("data", UNNAMED), out="RUN", preset=own.get("preset"), overrides=overrides
+    )
     console.print(find_recipe(recipe).documentation, highlight=False)
     console.print()
     console.print(to_yaml(config), highlight=False, markup=False)

@@ -43,7 +43,9 @@ def refuse_rest(rest: Sequence[str], allowed: Iterable[str]) -> None:
     if rest:
         names = sorted(allowed)
         key = rest[0].partition("=")[0]
-        raise ConfigError(f"There is no setting '{key}'.{nearest_name(key, names)} Allowed: {', '.join(names)}.")
+        raise ConfigError(
+            f"There is no setting '{key}'.{nearest_name(key, names)} Allowed: {', '.join(names)}."
+        )
 
 
 def flag(value: str, name: str) -> bool:
@@ -64,7 +66,11 @@ def describe(kind: type[Config], prefix: str = "") -> list[tuple[str, str, str]]
     for name, field in kind.model_fields.items():
         key = f"{prefix}{name}"
         default = field.default if not field.is_required() else "required"
-        if isinstance(default, Config) and isinstance(field.annotation, type) and issubclass(field.annotation, Config):
+        if (
+            isinstance(default, Config)
+            and isinstance(field.annotation, type)
+            and issubclass(field.annotation, Config)
+        ):
             rows += describe(field.annotation, f"{key}.")
         else:
             rows.append((key, _short(default), field.description or ""))

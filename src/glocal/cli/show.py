@@ -30,7 +30,11 @@ def run(what: str, image: str, words: Sequence[str]) -> None:
     recipe = own.get("recipe", "pw-self")
     preset = own.get("preset") or choose_preset(recipe, source)
     config = configure(recipe, data=image, out="unused", preset=preset, overrides=overrides)
-    seed, index, out = int(own.get("seed", "0")), int(own.get("index", "0")), Path(own.get("out", f"{what}.png"))
+    seed, index, out = (
+        int(own.get("seed", "0")),
+        int(own.get("index", "0")),
+        Path(own.get("out", f"{what}.png")),
+    )
     if not 0 <= index < len(source):
         raise ConfigError(f"index={index}: {image} has images 0 to {len(source) - 1}.")
     if "images" in own:

@@ -35,7 +35,9 @@ class ArraySource(ImageSource):
                 f"{name}: images must be uint8 (N, H, W) or (N, H, W, 3), got {pixels.dtype} {pixels.shape}."
             )
         if labels is not None and len(labels) != len(pixels):
-            raise DataError(f"{name}: {len(pixels)} images and {len(labels)} labels; give one label an image.")
+            raise DataError(
+                f"{name}: {len(pixels)} images and {len(labels)} labels; give one label an image."
+            )
         self.name, self.labels, self.class_names = name, labels, class_names
         self._pixels = pixels
 

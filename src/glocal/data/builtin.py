@@ -107,7 +107,9 @@ class PhotoSource(ImageSource):
 
     def fingerprint(self) -> str:
         """Names and sizes of the files."""
-        return short_hash(*(f"{Path(file).name} {Path(file).stat().st_size}".encode() for file in self._files))
+        return short_hash(
+            *(f"{Path(file).name} {Path(file).stat().st_size}".encode() for file in self._files)
+        )
 
 
 class TileSource(ImageSource):
@@ -128,7 +130,9 @@ class TileSource(ImageSource):
         """
         stride = side if stride is None else stride
         if side < 1 or stride < 1:
-            raise DataError(f"Tiles need a side and a stride of at least 1 pixel, got side={side}, stride={stride}.")
+            raise DataError(
+                f"Tiles need a side and a stride of at least 1 pixel, got side={side}, stride={stride}."
+            )
         self._decoded = {i: source.read(i) for i in range(len(source))}
         sizes = [self._decoded[i].size for i in range(len(source))]
         places = [
@@ -138,7 +142,9 @@ class TileSource(ImageSource):
             for left in range(0, width - side + 1, stride)
         ]
         if not places:
-            raise DataError(f"No image of {source.name} has room for a tile of {side} px; sizes: {sizes[:5]}.")
+            raise DataError(
+                f"No image of {source.name} has room for a tile of {side} px; sizes: {sizes[:5]}."
+            )
         self.name = f"{source.name}-tiles"
         self.class_names = [source.key(i) for i in range(len(source))]
         self._places = np.array(places, dtype=np.int32)

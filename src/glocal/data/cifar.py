@@ -113,12 +113,19 @@ class CifarSource(ImageSource):
     def _mapped(self) -> list[UInt8[np.ndarray, "records bytes"]]:
         if self._maps is None:
             record = self._label_bytes + _PIXELS
-            self._maps = [np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, record) for file in self._files]
+            self._maps = [
+                np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, record) for file in self._files
+            ]
         return self._maps
 
 
 def open_cifar(
-    name: str, split: str | None = None, *, download: bool = False, folder: Path | None = None, verify: bool = True
+    name: str,
+    split: str | None = None,
+    *,
+    download: bool = False,
+    folder: Path | None = None,
+    verify: bool = True,
 ) -> CifarSource:
     """Open `cifar10` or `cifar100`; without `split` the training images.
 
@@ -174,7 +181,9 @@ def _find_unpacked(archive: _Archive, folders: list[Path], verify: bool) -> Path
         wrong = any(size == 0 or size % archive.record for size in sizes)
         if missing or wrong or (verify and sum(sizes) != archive.images * archive.record):
             what = f"lacks {', '.join(missing)}" if missing else "has batches of the wrong size"
-            raise DataError(f"'{place}' {what}. Delete this folder; it is unpacked again from {archive.file}.")
+            raise DataError(
+                f"'{place}' {what}. Delete this folder; it is unpacked again from {archive.file}."
+            )
         return place
     return None
 
@@ -182,7 +191,9 @@ def _find_unpacked(archive: _Archive, folders: list[Path], verify: bool) -> Path
 def _no_copy(name: str, archive: _Archive, folders: list[Path]) -> str:
     pickled = archive.file.replace("-binary", "-python")
     found = [f / pickled for f in folders if (f / pickled).exists()]
-    hint = f" ('{found[0]}' is the pickled version, which is not read: pickles can run code.)" if found else ""
+    hint = (
+        f" ('{found[0]}' is the pickled version, which is not read: pickles can run code.)" if found else ""
+    )
     return (
         f"{name}: no local copy. Looked for {archive.file}, or {archive.folder}/ unpacked, in "
         f"{' and '.join(str(f) for f in folders)}.{hint} Write data={name}:download to fetch it from "
@@ -197,7 +208,9 @@ def _download(archive: _Archive, folder: Path) -> Path:
     part: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=archive.file, suffix=".part", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=folder, prefix=archive.file, suffix=".part", delete=False
+        ) as file:
             part = Path(file.name)
             with urllib.request.urlopen(address, timeout=60) as response:
                 while block := response.read(1 << 20):
@@ -236,7 +249,10 @@ def _unpack(archive: _Archive, packed: Path, verify: bool) -> Path:
     wanted = {*archive.files("all"), archive.names}
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home, prefix=archive.folder) as scratch, tarfile.open(packed) as tar:
+        with (
+            tempfile.TemporaryDirectory(dir=home, prefix=archive.folder) as scratch,
+            tarfile.open(packed) as tar,
+        ):
             ready = Path(scratch) / archive.folder
             ready.mkdir()
             for member in tar:

@@ -11,7 +11,22 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from glocal.errors import UnreadableImageError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "pbm", "jp2")
+IMAGE_SUFFIXES = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "bmp",
+    "gif",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "jp2",
+)
 """File name endings that count as images, in any case."""
 
 # EXIF orientation to the operation that undoes it.
@@ -27,7 +42,9 @@ _UPRIGHT = {
 _BACKGROUND = (255, 255, 255)
 
 
-def decode_image(data: bytes | str | Path, at_least: int | None = None, name: str | None = None) -> Image.Image:
+def decode_image(
+    data: bytes | str | Path, at_least: int | None = None, name: str | None = None
+) -> Image.Image:
     """Decode an encoded image (bytes, or the path of a file) to 8-bit RGB, upright.
 
     What is not RGB already: grayscale is repeated; palettes are looked up; transparency is laid over white, because

@@ -95,7 +95,11 @@ def open_folder(folder: Path, split: str | None = None) -> FileSource:
         chosen, name = [(s, os.fsencode(sub)) for s, sub in folders.items()], folder.resolve().name
     else:
         if split not in folders:
-            seen = f"It has: {', '.join(folders)}." if folders else f"It has no split folders ({split}/ is missing)."
+            seen = (
+                f"It has: {', '.join(folders)}."
+                if folders
+                else f"It has no split folders ({split}/ is missing)."
+            )
             raise DataError(
                 f"'{folder}' has no split '{split}'. {seen} Give the path of the {split} images themselves."
             )
@@ -113,7 +117,11 @@ def split_folders(folder: Path) -> dict[str, str]:
     names = [entry.name for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()]
     found = {split: name for name in reversed(sorted(names)) if (split := split_of_folder(name)) is not None}
     complete = "train" in found and len(found) > 1
-    return {s: found[s] for s in ("train", "val", "test") if s in found} if complete or len(found) == len(names) else {}
+    return (
+        {s: found[s] for s in ("train", "val", "test") if s in found}
+        if complete or len(found) == len(names)
+        else {}
+    )
 
 
 @dataclass
@@ -204,7 +212,9 @@ def _shared_classes(root: Path, folders: Sequence[str]) -> list[str]:
     """
     found: dict[str, set[str]] = {}
     for folder in folders:
-        entries = [entry for entry in _entries(root / folder) if not entry.name.startswith(".") and entry.is_dir()]
+        entries = [
+            entry for entry in _entries(root / folder) if not entry.name.startswith(".") and entry.is_dir()
+        ]
         found[folder] = {os.fsencode(entry.name).decode("utf-8", "backslashreplace") for entry in entries}
     base = max(found.values(), key=len, default=set())
     return sorted(set().union(*(names for names in found.values() if names & base)))
@@ -243,8 +253,12 @@ def _size(path: bytes) -> int:
 
 def _nothing_found(where: str, walk: _Walk) -> str:
     searched = "1 folder was" if walk.folders == 1 else f"{walk.folders} folders were"
-    others = ", ".join(sorted("." + ending.decode("utf-8", "backslashreplace") for ending in walk.other_endings))
+    others = ", ".join(
+        sorted("." + ending.decode("utf-8", "backslashreplace") for ending in walk.other_endings)
+    )
     return (
-        f"No images in {where}: {searched} searched" + (f", with files ending in {others}" if others else "") + ". "
+        f"No images in {where}: {searched} searched"
+        + (f", with files ending in {others}" if others else "")
+        + ". "
         f"Allowed endings: {', '.join('.' + suffix for suffix in IMAGE_SUFFIXES)}. Or give parquet or a list file."
     )

@@ -45,7 +45,9 @@ def open_list(path: Path) -> FileSource:
                 f"{len(rows[0][1])}. Every line is a path, or every line is path,label; quote a path with a comma."
             )
     labels, class_names = _labels([cells[1] for _, cells in rows]) if len(rows[0][1]) == 2 else (None, None)
-    source = FileSource(path.stem, path.parent, (os.fsencode(cells[0]) for _, cells in rows), labels, class_names)
+    source = FileSource(
+        path.stem, path.parent, (os.fsencode(cells[0]) for _, cells in rows), labels, class_names
+    )
     probed = [source.path(i) for i in range(min(len(source), _PROBED))]
     if not any(file.exists() for file in probed):
         raise DataError(

@@ -74,7 +74,9 @@ def _open_builtin(name: str, options: Sequence[str], split: str | None) -> Image
         elif split is None:
             split = check_split(option)
         elif check_split(option) != split:
-            raise DataError(f"data={name}:{':'.join(options)} names split '{option}', but '{split}' is wanted here.")
+            raise DataError(
+                f"data={name}:{':'.join(options)} names split '{option}', but '{split}' is wanted here."
+            )
     if name in CIFAR:
         return open_cifar(name, split, download=download)
     if download:
@@ -82,7 +84,9 @@ def _open_builtin(name: str, options: Sequence[str], split: str | None) -> Image
     if name == "digits":
         return open_digits(split)
     if split not in (None, ALL):
-        raise DataError(f"{name} has no splits (asked for '{split}'). Leave the split out, or use digits or cifar10.")
+        raise DataError(
+            f"{name} has no splits (asked for '{split}'). Leave the split out, or use digits or cifar10."
+        )
     return PhotoSource() if name == "photos" else TileSource(PhotoSource())
 
 
@@ -108,18 +112,24 @@ def _open_path(path: Path, split: str | None) -> ImageSource:
         return open_parquet([path], split)
     if ending in _LISTS:
         if split not in (None, ALL):
-            raise DataError(f"A list file has no splits (asked for '{split}' of '{path}'). Give one list a split.")
+            raise DataError(
+                f"A list file has no splits (asked for '{split}' of '{path}'). Give one list a split."
+            )
         return open_list(path)
     if ending[1:] in IMAGE_SUFFIXES:
         raise DataError(f"data='{path}' is one image. Give its folder, '{path.parent}', or a list file.")
     hint = " Unpack it and give the folder." if ending in (".zip", ".tar", ".gz", ".tgz") else ""
-    raise DataError(f"data='{path}' is a file of unknown kind ({ending or 'no ending'}).{hint} Allowed: {_KINDS}.")
+    raise DataError(
+        f"data='{path}' is a file of unknown kind ({ending or 'no ending'}).{hint} Allowed: {_KINDS}."
+    )
 
 
 def _missing(path: Path) -> str:
     """Say what does not exist, and what near it does."""
     if "://" in str(path) or re.match(r"^[a-z]+:/", str(path)):
-        return f"data={path} is an address; images are read from local files. Download it, then give {_KINDS}."
+        return (
+            f"data={path} is an address; images are read from local files. Download it, then give {_KINDS}."
+        )
     name = str(path).partition(":")[0]
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = nearest_name(path.name, beside)

@@ -45,7 +45,9 @@ class ParquetSource(ImageSource):
     'RGB'
     """
 
-    def __init__(self, files: Sequence[Path], name: str | None = None, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(
+        self, files: Sequence[Path], name: str | None = None, memory_limit: int = MEMORY_LIMIT
+    ) -> None:
         """Read the footers and the labels of all files; images are read when asked for.
 
         Raises:
@@ -63,7 +65,9 @@ class ParquetSource(ImageSource):
         self._mask = "mask" if "mask" in schema.names else None
         self.has_masks = self._mask is not None
         _check_same(files, footers, [c for c in (self._image, self._mask) if c is not None])
-        groups = [(i, g, f.row_group(g).num_rows) for i, f in enumerate(footers) for g in range(f.num_row_groups)]
+        groups = [
+            (i, g, f.row_group(g).num_rows) for i, f in enumerate(footers) for g in range(f.num_row_groups)
+        ]
         self._group_places = np.array([place[:2] for place in groups], dtype=np.int64).reshape(-1, 2)
         self._group_starts = np.concatenate([[0], np.cumsum([rows for *_, rows in groups], dtype=np.int64)])
         self._file_starts = np.concatenate([[0], np.cumsum([f.num_rows for f in footers], dtype=np.int64)])
@@ -196,7 +200,11 @@ def open_parquet(files: Sequence[Path], split: str | None = None, name: str | No
         split = "train" if "train" in present else ALL
     chosen = sorted(file for file in files if split == ALL or found[file] == split)
     if not chosen:
-        seen = f"splits {', '.join(present)}" if present else f"no split in its name, for example {files[0].name}"
+        seen = (
+            f"splits {', '.join(present)}"
+            if present
+            else f"no split in its name, for example {files[0].name}"
+        )
         raise DataError(
             f"Among {len(files)} parquet files ('{files[0]}') there is none of split '{split}'; seen: {seen}. "
             f"Names must begin with '{split}', like {split}-00000-of-00001.parquet."
@@ -220,12 +228,16 @@ def _footer(file: Path) -> pq.FileMetaData:
     except FileNotFoundError as error:
         raise DataError(f"The parquet file '{file}' does not exist.") from error
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"'{file}' can't be read as parquet: {error}. Was it copied or downloaded whole?") from error
+        raise DataError(
+            f"'{file}' can't be read as parquet: {error}. Was it copied or downloaded whole?"
+        ) from error
 
 
 def _find_image(schema: pa.Schema, file: Path) -> str:
     named = [name for name in _IMAGE_COLUMNS if name in schema.names]
-    shaped = [f.name for f in schema if f.name != "mask" and pa.types.is_struct(f.type) and _holds_bytes(f.type)]
+    shaped = [
+        f.name for f in schema if f.name != "mask" and pa.types.is_struct(f.type) and _holds_bytes(f.type)
+    ]
     for name in [*named, *(shaped if len(shaped) == 1 else [])]:
         kind = schema.field(name).type
         if _holds_bytes(kind):
@@ -269,7 +281,9 @@ def _read_labels(
         read = [pq.read_table(file, columns=[column], use_threads=False).column(0) for file in files]
         values = pa.concat_arrays([chunk for table in read for chunk in table.chunks])
     except (OSError, KeyError, IndexError, pa.ArrowException) as error:
-        raise DataError(f"The column '{column}' of '{files[0]}' and others can't be read together: {error}") from error
+        raise DataError(
+            f"The column '{column}' of '{files[0]}' and others can't be read together: {error}"
+        ) from error
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         texts = values.to_pylist()
         if None in texts:
@@ -283,7 +297,9 @@ def _read_labels(
     if labels.min() < 0:
         return None, None
     class_names = features.get(column, {}).get("names")
-    return labels, [str(name) for name in class_names] if class_names and labels.max() < len(class_names) else None
+    return labels, [str(name) for name in class_names] if class_names and labels.max() < len(
+        class_names
+    ) else None
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:

@@ -82,7 +82,9 @@ class Subset(ImageSource):
     def __init__(self, source: ImageSource, indices: Int64[np.ndarray, " chosen"]) -> None:
         outside = indices[(indices < 0) | (indices >= len(source))]
         if len(outside):
-            raise DataError(f"{source.name} has no image {outside[0]}; positions go from 0 to {len(source) - 1}.")
+            raise DataError(
+                f"{source.name} has no image {outside[0]}; positions go from 0 to {len(source) - 1}."
+            )
         self.name, self.class_names, self.has_masks = source.name, source.class_names, source.has_masks
         self.labels = None if source.labels is None else source.labels[indices]
         # A subset of a subset points at the first source, so that chains of them cost nothing.
@@ -128,7 +130,9 @@ def hold_out(source: ImageSource, count: int, seed: int) -> tuple[ImageSource, I
     100
     """
     if not 0 <= count <= len(source):
-        raise DataError(f"Can't hold out {count} of the {len(source)} images of {source.name}; allowed: 0 to all.")
+        raise DataError(
+            f"Can't hold out {count} of the {len(source)} images of {source.name}; allowed: 0 to all."
+        )
     shuffled = np.random.default_rng(seed).permutation(len(source))
     return source.subset(np.sort(shuffled[count:])), source.subset(np.sort(shuffled[:count]))
 

@@ -28,7 +28,9 @@ def check_split(split: str | None) -> str | None:
         return split
     if split not in _SPLIT_OF:
         allowed = [*SPELLINGS, ALL]
-        raise DataError(f"There is no split '{split}'.{nearest_name(split, allowed)} Allowed: {', '.join(allowed)}.")
+        raise DataError(
+            f"There is no split '{split}'.{nearest_name(split, allowed)} Allowed: {', '.join(allowed)}."
+        )
     return _SPLIT_OF[split]
 
 

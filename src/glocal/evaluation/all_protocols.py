@@ -9,8 +9,9 @@ from pathlib import Path
 
 from glocal.config import apply_overrides
 from glocal.errors import ConfigError, GlocalError, nearest_name
-from glocal.evaluation.base import PROTOCOLS, DataLike, ProtocolConfig, Work, evaluate, name_of
+from glocal.evaluation.base import PROTOCOLS, DataLike, ProtocolConfig, evaluate, name_of
 from glocal.evaluation.results import Result, Skip, write_skip
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 
@@ -71,4 +72,7 @@ def _configure(encoder: Encoder, overrides: Sequence[str], quick: bool) -> dict[
             )
         own[name].append(rest)
     kinds = {name: PROTOCOLS[name] for name in own}
-    return {name: apply_overrides(kind.quick(encoder) if quick else kind(), own[name]) for name, kind in kinds.items()}
+    return {
+        name: apply_overrides(kind.quick(encoder) if quick else kind(), own[name])
+        for name, kind in kinds.items()
+    }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +17,7 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.results import Result, write_result
+from glocal.extraction.work import Work
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,22 +29,6 @@ SPLITS = ("train", "val", "test", "all")
 
 DataLike = str | Path | Mapping[str, ImageSource]
 """Where a protocol's images are: a path that it opens itself, or open sources by split name (`train`, `test`, ...)."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """How an evaluation is carried out. Changes speed and memory, never a number."""
-
-    cache: Path | None = None
-    """Folder for extracted features; null keeps none. Entries are keyed by model, data and settings."""
-    workers: int = 0
-    """Processes that decode images; 0 decodes in this one."""
-    batch_size: int = 64
-    """Images handed from one step of a pipeline to the next. Arithmetic is cut the same way whatever it is."""
-    progress: bool = True
-    """Show images/s and time left."""
-    share: bool = False
-    """Divide extraction among the processes of this run; all of them must then take part."""
 
 
 class ProtocolConfig(Config, ABC):
@@ -108,9 +92,9 @@ class _Protocols(Mapping[str, type[ProtocolConfig]]):
         "retrieval": "retrieval.image_retrieval",
         "correspondence": "correspondence",
         "spair": "spair",
-        "linear-seg": "segmentation.linear_head",
-        "linear-seg-100": "segmentation.linear_head",
-        "knn-seg": "segmentation.nearest_patches",
+        "linear-seg": "segmentation.linear_segmentation",
+        "linear-seg-100": "segmentation.linear_segmentation",
+        "knn-seg": "segmentation.knn_segmentation",
         "hummingbird": "segmentation.hummingbird",
         "overclustering": "segmentation.clustering",
         "discovery": "objects.discovery",
@@ -120,10 +104,16 @@ class _Protocols(Mapping[str, type[ProtocolConfig]]):
     def __getitem__(self, name: str) -> type[ProtocolConfig]:
         if name not in self._modules:
             names = ", ".join(self._modules)
-            raise ConfigError(f"There is no protocol '{name}'.{nearest_name(name, self._modules)} Allowed: {names}.")
+            raise ConfigError(
+                f"There is no protocol '{name}'.{nearest_name(name, self._modules)} Allowed: {names}."
+            )
         module = importlib.import_module(f"glocal.evaluation.{self._modules[name]}")
         for item in vars(module).values():
-            if isinstance(item, type) and issubclass(item, ProtocolConfig) and getattr(item, "protocol", None) == name:
+            if (
+                isinstance(item, type)
+                and issubclass(item, ProtocolConfig)
+                and getattr(item, "protocol", None) == name
+            ):
                 return item
         raise LookupError(f"{module.__name__} holds no ProtocolConfig whose protocol is '{name}'.")
 

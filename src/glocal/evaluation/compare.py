@@ -12,7 +12,17 @@ from rich.table import Table
 from glocal.errors import DataError
 from glocal.evaluation.results import Result, format_number, read_results
 
-TELLING = ("version", "resolution", "layer", "norm", "transform", "features", "temperature", "epochs", "batch_size")
+TELLING = (
+    "version",
+    "resolution",
+    "layer",
+    "norm",
+    "transform",
+    "features",
+    "temperature",
+    "epochs",
+    "batch_size",
+)
 """Settings that make two numbers of one protocol incomparable when they differ."""
 
 
@@ -96,7 +106,9 @@ def results_path(run: Path) -> Path:
     found = next((path for path in options if path.is_file()), None)
     if found is None:
         looked = " or ".join(str(path) for path in options)
-        raise DataError(f"{run} has no results ({looked}). Run `glocal evaluate all model={run} data=... out={run}`.")
+        raise DataError(
+            f"{run} has no results ({looked}). Run `glocal evaluate all model={run} data=... out={run}`."
+        )
     return found
 
 

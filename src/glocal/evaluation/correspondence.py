@@ -21,16 +21,17 @@ from torch import Tensor
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.features.extraction import (
+from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.results import Result
+from glocal.extraction.feature_stream import (
     FeatureTransform,
     Skipped,
     check_patches,
     iterate_features,
     iterate_pixels,
 )
-from glocal.evaluation.features.progress import progress_bar
-from glocal.evaluation.results import Result
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.matching.geometric import teacher_index
 from glocal.models.encoder import Encoder
 from glocal.views.photometric import Operation, apply_pipeline
@@ -85,9 +86,15 @@ class Correspondence(ProtocolConfig):
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Measure on any images: a path, or open sources of which `test`, `val`, `train` or the only one is taken."""
         source = _open(data)
-        size = self.size if self.size is not None else encoder.image_size // encoder.patch_size * encoder.patch_size
+        size = (
+            self.size
+            if self.size is not None
+            else encoder.image_size // encoder.patch_size * encoder.patch_size
+        )
         skipped = Skipped()
-        numbers, notes = self._measure(source, size, encoder.patch_size, _features(self, encoder, work, skipped), work)
+        numbers, notes = self._measure(
+            source, size, encoder.patch_size, _features(self, encoder, work, skipped), work
+        )
         return self.result(
             encoder,
             {"images": source},
@@ -101,7 +108,9 @@ class Correspondence(ProtocolConfig):
         """The same measure for raw pixels, the control: a patch is its pixels minus its view's mean colour."""
         transform = FeatureTransform(resize="squash", size=size, crop_fraction=1.0)
 
-        def patches(view: ImageSource, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        def patches(
+            view: ImageSource, places: NDArray[np.int64]
+        ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
             for batch in iterate_pixels(view, transform, patch_size, workers=work.workers, indices=places):
                 if len(batch.indices):
                     yield batch.indices, pixel_patches(batch.pixels, patch_size)
@@ -127,7 +136,9 @@ class Correspondence(ProtocolConfig):
         with progress_bar(f"{source.name}: correspondence", len(places), work.progress) as advance:
             for (indices, a), (same, b) in zip(patches(first, places), patches(second, places), strict=True):
                 if not np.array_equal(indices, same):
-                    raise DataError(f"{source.name}: an image could be read once and then not; is it being written?")
+                    raise DataError(
+                        f"{source.name}: an image could be read once and then not; is it being written?"
+                    )
                 for index, one, other in zip(indices.tolist(), a, b, strict=True):
                     verdicts = judge(one, other, by_place[index].to(one.device), grid)
                     if len(verdicts.exact) == 0:
@@ -138,7 +149,9 @@ class Correspondence(ProtocolConfig):
                     matched += len(verdicts.exact)
                 advance(len(indices))
         if not exact:
-            raise DataError(f"{source.name}: no readable image has views that overlap; raise area={self.area}.")
+            raise DataError(
+                f"{source.name}: no readable image has views that overlap; raise area={self.area}."
+            )
         notes = [f"{alone} images whose views share no patch centre don't count."] if alone else []
         numbers = {
             "accuracy": 100 * float(np.mean(exact)),
@@ -166,7 +179,9 @@ def draw_view_pairs(
     (5, 2, 4)
     """
     if not (0 < area[0] <= area[1] <= 1 and 0 < aspect[0] <= aspect[1]):
-        raise ConfigError(f"area={area}, aspect={aspect}; both must rise from above 0, and area to at most 1.")
+        raise ConfigError(
+            f"area={area}, aspect={aspect}; both must rise from above 0, and area to at most 1."
+        )
     seeds = fold_in_array(np.full(1, seed % 2**64, np.uint64), indices.astype(np.uint64))
     u = uniform_array(seeds, 10).reshape(len(indices), 2, 5)
     share = area[0] + (area[1] - area[0]) * u[..., 0]
@@ -217,7 +232,9 @@ def pixel_patches(
 class _ViewSource(ImageSource):
     """One view of every image, rendered from its box; boxes are fractions, so they are known before decoding."""
 
-    def __init__(self, source: ImageSource, config: Correspondence, view: int, size: int, patch_size: int) -> None:
+    def __init__(
+        self, source: ImageSource, config: Correspondence, view: int, size: int, patch_size: int
+    ) -> None:
         self.name, self._source, self._config, self._view = source.name, source, config, view
         self._size, self._patch_size = size, patch_size
 
@@ -241,10 +258,14 @@ class _ViewSource(ImageSource):
         pixels = torch.from_numpy(np.array(view)).permute(2, 0, 1)[None].float() / 255
         seed = torch.tensor([hash_seed(self._config.seed, index)])
         changed = apply_pipeline(pixels, self._config.photometric, seed, self._patch_size)
-        return Image.fromarray((changed[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy())
+        return Image.fromarray(
+            (changed[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        )
 
     def fingerprint(self) -> str:
-        return short_hash(self._source.fingerprint().encode(), f"{self._view} {self._size} {self._config!r}".encode())
+        return short_hash(
+            self._source.fingerprint().encode(), f"{self._view} {self._size} {self._config!r}".encode()
+        )
 
 
 def _features(config: Correspondence, encoder: Encoder, work: Work, skipped: Skipped) -> PatchStream:

@@ -66,12 +66,18 @@ class Result:
         from rich.markup import escape
         from rich.table import Table
 
-        title = f"{self.protocol} v{self.version}: {self.model.get('name', '?')} on {', '.join(self.data) or '?'}"
+        title = (
+            f"{self.protocol} v{self.version}: {self.model.get('name', '?')} on {', '.join(self.data) or '?'}"
+        )
         caption = "\n".join([_caption(self.settings), *self.notes])
         width = min(110, max(map(len, [title, *caption.splitlines()])))
         # As plain text: a file's name may hold what rich takes for markup.
         table = Table(
-            title=escape(title), caption=escape(caption), title_justify="left", caption_justify="left", min_width=width
+            title=escape(title),
+            caption=escape(caption),
+            title_justify="left",
+            caption_justify="left",
+            min_width=width,
         )
         table.add_column("measure")
         table.add_column("value", justify="right")
@@ -146,12 +152,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"Can't read {path}: {error}. Move it away and evaluate again.") from error
     if not isinstance(plain, dict) or plain.get("format") != FORMAT:
         seen = plain.get("format") if isinstance(plain, dict) else type(plain).__name__
-        raise DataError(f"{path} has layout {seen!r}; this version reads {FORMAT}. Move it away and evaluate again.")
+        raise DataError(
+            f"{path} has layout {seen!r}; this version reads {FORMAT}. Move it away and evaluate again."
+        )
     return plain
 
 
 def _write(path: Path, results: Sequence[Result], skips: Sequence[Skip]) -> None:
-    plain = {"format": FORMAT, "results": [r.to_json() for r in results], "skipped": [asdict(s) for s in skips]}
+    plain = {
+        "format": FORMAT,
+        "results": [r.to_json() for r in results],
+        "skipped": [asdict(s) for s in skips],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     try:

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
-from glocal.errors import DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.features.extraction import FeatureTransform, Skipped, check_patches, iterate_features
-from glocal.evaluation.features.progress import progress_bar
+from glocal.errors import DataError, name_some
+from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.results import Result
-from glocal.evaluation.retrieval.ground_truth import name_some
+from glocal.extraction.feature_stream import FeatureTransform, Skipped, check_patches, iterate_features
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 ALPHAS = (0.1, 0.05, 0.01)
@@ -75,7 +75,9 @@ class KeypointTransfer(ProtocolConfig):
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Measure on the folder that holds `JPEGImages/` and `PairAnnotation/`."""
         if isinstance(data, Mapping):
-            raise DataError("SPair-71k is opened from its folder, which holds annotations too; give data=PATH.")
+            raise DataError(
+                "SPair-71k is opened from its folder, which holds annotations too; give data=PATH."
+            )
         root = Path(data)
         pairs, notes = read_pairs(root, self.split)
         images = open_source(root / "JPEGImages")
@@ -86,13 +88,16 @@ class KeypointTransfer(ProtocolConfig):
         padded, skipped = SquareSource(images, transform.size), Skipped()
         places = _places(images)
         rows = []
-        with progress_bar("keypoint transfer", sum(map(len, kept.values())), work.progress, unit="pairs") as advance:
+        with progress_bar(
+            "keypoint transfer", sum(map(len, kept.values())), work.progress, unit="pairs"
+        ) as advance:
             for category, chosen in kept.items():
                 found = self._features(encoder, padded, chosen, places, transform, work, skipped)
                 errors = [
                     _errors(pair, found[a], found[b], transform.size)
                     for pair in chosen
-                    if (a := places[category, pair.source]) in found and (b := places[category, pair.target]) in found
+                    if (a := places[category, pair.source]) in found
+                    and (b := places[category, pair.target]) in found
                 ]
                 advance(len(chosen))
                 if errors:
@@ -120,7 +125,9 @@ class KeypointTransfer(ProtocolConfig):
         skipped: Skipped,
     ) -> dict[int, tuple[Tensor, tuple[int, int]]]:
         """Patches of length 1 of one category's images, and their grid; each image is seen once."""
-        wanted = np.array(sorted({places[p.category, name] for p in pairs for name in (p.source, p.target)}), np.int64)
+        wanted = np.array(
+            sorted({places[p.category, name] for p in pairs for name in (p.source, p.target)}), np.int64
+        )
         found: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         for batch in iterate_features(
             encoder, padded, transform, work.batch_size, work.workers, wanted, (self.layer,), skipped
@@ -129,7 +136,9 @@ class KeypointTransfer(ProtocolConfig):
                 features = batch.features[0]
                 check_patches(encoder, features.patches, features.grid)
                 normalised = F.normalize(features.patches.float(), dim=-1)
-                found.update((i, (p, features.grid)) for i, p in zip(batch.indices.tolist(), normalised, strict=True))
+                found.update(
+                    (i, (p, features.grid)) for i, p in zip(batch.indices.tolist(), normalised, strict=True)
+                )
         return found
 
 
@@ -159,7 +168,9 @@ class SquareSource(ImageSource):
         return short_hash(self._source.fingerprint().encode(), str(self._size).encode())
 
 
-def square_placement(size: tuple[int, int], side: int) -> tuple[tuple[float, float], tuple[int, int], tuple[int, int]]:
+def square_placement(
+    size: tuple[int, int], side: int
+) -> tuple[tuple[float, float], tuple[int, int], tuple[int, int]]:
     """Where an image of (width, height) lies on a square: scale (x, y), offset (left, top), resized (width, height).
 
     >>> square_placement((200, 100), 50)
@@ -220,7 +231,9 @@ def read_pairs(root: Path, split: str) -> tuple[list[Pair], list[str]]:
     folder = root / "PairAnnotation" / _SPLITS[split]
     files = sorted(folder.glob("*.json"))
     if not files or not (root / "JPEGImages").is_dir():
-        raise DataError(f"{root} lacks JPEGImages/ or {folder.relative_to(root)}/*.json; that's the SPair-71k layout.")
+        raise DataError(
+            f"{root} lacks JPEGImages/ or {folder.relative_to(root)}/*.json; that's the SPair-71k layout."
+        )
     pairs = [_read_pair(file) for file in files]
     kept = [pair for pair in pairs if len(pair.source_points)]
     lost = len(pairs) - len(kept)
@@ -244,9 +257,13 @@ def _read_pair(path: Path) -> Pair:
             (int(plain["trg_imsize"][0]), int(plain["trg_imsize"][1])),
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path} is no pair annotation of SPair-71k: {type(error).__name__} {error}.") from error
+        raise DataError(
+            f"{path} is no pair annotation of SPair-71k: {type(error).__name__} {error}."
+        ) from error
     if right <= left or bottom <= top:
-        raise DataError(f"{path}: trg_bndbox {plain['trg_bndbox']} has no area; (left, top, right, bottom) is needed.")
+        raise DataError(
+            f"{path}: trg_bndbox {plain['trg_bndbox']} has no area; (left, top, right, bottom) is needed."
+        )
     return pair
 
 
@@ -259,12 +276,19 @@ def _places(images: ImageSource) -> dict[tuple[str, str], int]:
 def _with_images(pairs: Sequence[Pair], images: ImageSource) -> tuple[list[Pair], list[str]]:
     places = _places(images)
     lost = sorted(
-        {f"{p.category}/{name}" for p in pairs for name in (p.source, p.target) if (p.category, name) not in places}
+        {
+            f"{p.category}/{name}"
+            for p in pairs
+            for name in (p.source, p.target)
+            if (p.category, name) not in places
+        }
     )
     kept = [p for p in pairs if (p.category, p.source) in places and (p.category, p.target) in places]
     if not lost:
         return kept, []
-    return kept, [f"{len(pairs) - len(kept)} pairs left out, {len(lost)} images are missing: {name_some(lost)}."]
+    return kept, [
+        f"{len(pairs) - len(kept)} pairs left out, {len(lost)} images are missing: {name_some(lost)}."
+    ]
 
 
 def _draw(pairs: Sequence[Pair], count: int | None, seed: int) -> dict[str, list[Pair]]:

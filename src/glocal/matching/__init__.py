@@ -8,15 +8,15 @@ from glocal.matching.geometric import (
     match_patches,
     teacher_index,
 )
-from glocal.matching.neighbours import Neighbours, neighbours
+from glocal.matching.similar_patches import SimilarPatches, similar_patches
 
 __all__ = [
     "BilinearTargets",
     "Matches",
-    "Neighbours",
+    "SimilarPatches",
     "TeacherIndex",
     "bilinear_targets",
     "match_patches",
-    "neighbours",
+    "similar_patches",
     "teacher_index",
 ]

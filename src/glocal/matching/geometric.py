@@ -21,7 +21,15 @@ from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError, nearest_name
-from glocal.matching.axis import AxisPairs, Side, bilinear_axis, center_axis, dense_axis, limit_scale, paper_axis
+from glocal.matching.axis import (
+    AxisPairs,
+    Side,
+    bilinear_axis,
+    center_axis,
+    dense_axis,
+    limit_scale,
+    paper_axis,
+)
 
 Rule = Literal["center", "paper"]
 Weight = Literal["none", "overlap"]
@@ -175,7 +183,9 @@ def bilinear_targets(
     >>> bilinear_targets(box, flip, (1, 2), box, flip, (1, 1)).weight.tolist()
     [[0.5, 0.5, 0.0, 0.0]]
     """
-    (rows_a, columns_a), (rows_b, columns_b), _ = _sides((boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b))
+    (rows_a, columns_a), (rows_b, columns_b), _ = _sides(
+        (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b)
+    )
     row, row_weight = bilinear_axis(rows_a, rows_b)
     column, column_weight = bilinear_axis(columns_a, columns_b)
     patch = row[..., :, None, :, None] * grid_a[1] + column[..., None, :, None, :]
@@ -200,7 +210,9 @@ def _pair_axes(
         rows, columns = paper_axis(rows_a, rows_b), paper_axis(columns_a, columns_b)
     if max_scale_ratio is not None:
         if not max_scale_ratio >= 1:
-            raise ConfigError(f"max_scale_ratio is {max_scale_ratio}; it must be 1 or more, or None for no limit.")
+            raise ConfigError(
+                f"max_scale_ratio is {max_scale_ratio}; it must be 1 or more, or None for no limit."
+            )
         rows = limit_scale(rows, rows_a, rows_b, max_scale_ratio)
         columns = limit_scale(columns, columns_a, columns_b, max_scale_ratio)
     return rows, columns, smaller_area
@@ -218,7 +230,9 @@ def _sides(a: _View, b: _View) -> tuple[tuple[Side, Side], tuple[Side, Side], Te
             "Give both the same number of boxes, or shapes that broadcast."
         ) from error
     axes_a, axes_b = _axes(*a, shape), _axes(*b, shape)
-    area_a, area_b = (rows.length * columns.length / (rows.cells * columns.cells) for rows, columns in (axes_a, axes_b))
+    area_a, area_b = (
+        rows.length * columns.length / (rows.cells * columns.cells) for rows, columns in (axes_a, axes_b)
+    )
     return axes_a, axes_b, torch.minimum(area_a, area_b)[..., 0]
 
 

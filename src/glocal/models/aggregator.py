@@ -58,7 +58,9 @@ class ClassAttentionBlock(nn.Module):
         gathered = attend(self.attn.split(self.attn.q(own))[:, :, None], key, value)
         return self._finish(query, gathered.flatten(1))
 
-    def weights(self, query: Float[Tensor, "batch dim"], context: KeysValues) -> Float[Tensor, "batch heads patches"]:
+    def weights(
+        self, query: Float[Tensor, "batch dim"], context: KeysValues
+    ) -> Float[Tensor, "batch heads patches"]:
         """Attention of the image's query to its patches (the share of the query slot itself is left out)."""
         own = self.norm1(query)
         key = torch.cat([self.attn.split(self.attn.k(own))[:, None], context.key], dim=1).transpose(1, 2)
@@ -76,7 +78,10 @@ class ClassAttentionBlock(nn.Module):
         own_key, own_value = self.attn.keys_values(own)
         q = self.attn.split(self.attn.q(own))
         image = torch.arange(index.shape[0], device=index.device)[:, None, None]
-        key, value = context.key[image, index], context.value[image, index]  # (batch, patches, k, heads, head_dim)
+        key, value = (
+            context.key[image, index],
+            context.value[image, index],
+        )  # (batch, patches, k, heads, head_dim)
         scores = torch.cat([(q * own_key).sum(-1)[:, :, None], (q[:, :, None] * key).sum(-1)], dim=2)
         seen = torch.cat([valid.new_ones(*valid.shape[:2], 1), valid], dim=2)
         scores = (scores * q.shape[-1] ** -0.5).float().masked_fill(~seen[..., None], float("-inf"))

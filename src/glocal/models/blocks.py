@@ -54,7 +54,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "batch tokens dim"], rotary: Rotary | None) -> Float[Tensor, "batch tokens dim"]:
+    def forward(
+        self, x: Float[Tensor, "batch tokens dim"], rotary: Rotary | None
+    ) -> Float[Tensor, "batch tokens dim"]:
         """Attend over all tokens."""
         query, key, value = self.queries_keys_values(x)
         if rotary is not None:
@@ -124,7 +126,10 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], rotary: Rotary | None = None, kept: KeptSamples | None = None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        rotary: Rotary | None = None,
+        kept: KeptSamples | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Run both branches, on all samples or on those kept (see `draw_kept`)."""
         x = _add_branch(x, lambda z: self.ls1(self.attn(self.norm1(z), rotary)), kept and kept.attention)
@@ -138,7 +143,9 @@ class Block(nn.Module):
         kept = max(1, round(batch * (1.0 - self.drop_path)))
         if not self.training or self.drop_path == 0.0 or kept == batch:
             return None
-        return KeptSamples(torch.randperm(batch, device=device)[:kept], torch.randperm(batch, device=device)[:kept])
+        return KeptSamples(
+            torch.randperm(batch, device=device)[:kept], torch.randperm(batch, device=device)[:kept]
+        )
 
 
 def _add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor | None) -> Tensor:

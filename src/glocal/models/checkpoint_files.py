@@ -55,7 +55,9 @@ def read_state(path: Path) -> RawState:
         raise ModelError(f"{path} can't be read as a PyTorch checkpoint: {error}.") from error
     network, tensors = _pick_network(raw)
     if not tensors:
-        raise ModelError(f"{path} holds no weights. Expected a state dict, or one under {', '.join(_NETWORKS)}.")
+        raise ModelError(
+            f"{path} holds no weights. Expected a state dict, or one under {', '.join(_NETWORKS)}."
+        )
     return RawState(_without_prefixes(tensors), network)
 
 

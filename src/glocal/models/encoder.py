@@ -11,11 +11,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
 from glocal.models.features import Features
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ResultT = TypeVar("ResultT")
 
@@ -112,12 +110,16 @@ class Encoder:
         found: list[Features] = self._run(self._method("intermediate", "intermediate layers"), pixels, layers)
         return found
 
-    def last_keys(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+    def last_keys(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch patches dim"]:
         """Keys of the last block's attention, patches only."""
         found: Tensor = self._run(self._method("last_keys", "attention keys"), pixels)
         return found
 
-    def attention(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch heads patches"]:
+    def attention(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch heads patches"]:
         """The last block's attention from the class token to the patches."""
         found: Tensor = self._run(self._method("last_attention", "attention maps"), pixels)
         return found

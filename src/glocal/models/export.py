@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
-from glocal.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from glocal.models.encoder import Encoder
 from glocal.models.loading import load
 from glocal.models.vit import BackboneConfig, VisionTransformer
 
@@ -60,7 +61,9 @@ def export_backbone(
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
         _replace(folder / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
     except OSError as error:
-        raise ModelError(f"The export to {folder} failed: {error}. Free space or choose another folder.") from error
+        raise ModelError(
+            f"The export to {folder} failed: {error}. Free space or choose another folder."
+        ) from error
     _verify(backbone, folder, size)
     return folder
 
@@ -88,7 +91,8 @@ def _verify(backbone: VisionTransformer, folder: Path, size: int) -> None:
     reloaded.backbone.to(dtype)
     again = reloaded.features(pixels.to(device, dtype))
     difference = max(
-        float((a.float() - b.float()).abs().max()) for a, b in ((seen.cls, again.cls), (seen.patches, again.patches))
+        float((a.float() - b.float()).abs().max())
+        for a, b in ((seen.cls, again.cls), (seen.patches, again.patches))
     )
     if not difference <= 1e-5:
         raise ModelError(

@@ -58,7 +58,9 @@ CONVENTIONS: dict[str, Convention] = {
     "timm": Convention(position_antialias=True, ignorable=(_HEADS,)),
     "vit": Convention(norm_eps=1e-12, ignorable=(r"^pooler\.", r"^classifier\.", r"mask_token$")),
     "dinov2_hf": Convention(ignorable=(r"^classifier\.", r"mask_token$")),
-    "dinov2_with_registers_hf": Convention(position_antialias=True, ignorable=(r"^classifier\.", r"mask_token$")),
+    "dinov2_with_registers_hf": Convention(
+        position_antialias=True, ignorable=(r"^classifier\.", r"mask_token$")
+    ),
     "dinov3_vit": Convention(norm_eps=1e-5, ignorable=(r"mask_token$",)),
 }
 
@@ -182,11 +184,18 @@ def transformers_layout(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     """
     kind = str(config.get("model_type"))
     if kind not in _TRANSFORMERS_TYPES:
-        raise ModelError(f"transformers model type '{kind}' is not supported; known: {', '.join(_TRANSFORMERS_TYPES)}.")
+        raise ModelError(
+            f"transformers model type '{kind}' is not supported; known: {', '.join(_TRANSFORMERS_TYPES)}."
+        )
     activation = "silu" if config.get("use_gated_mlp") else "gelu"
     if config.get("hidden_act", activation) != activation:
-        raise ModelError(f"hidden_act '{config['hidden_act']}' is not supported for this model; known: {activation}.")
-    settings: dict[str, Any] = {"num_heads": config["num_attention_heads"], "image_size": _side(config["image_size"])}
+        raise ModelError(
+            f"hidden_act '{config['hidden_act']}' is not supported for this model; known: {activation}."
+        )
+    settings: dict[str, Any] = {
+        "num_heads": config["num_attention_heads"],
+        "image_size": _side(config["image_size"]),
+    }
     if "layer_norm_eps" in config:
         settings["norm_eps"] = config["layer_norm_eps"]
     if kind == "dinov3_vit":

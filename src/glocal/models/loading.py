@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from glocal.config import validate
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
 from glocal.models.checkpoint_files import RawState, read_folder_state, read_state
-from glocal.models.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder, LoadReport, shorten
+from glocal.models.encoder import Encoder, LoadReport, shorten
 from glocal.models.layouts import Converted, convert, detect, transformers_layout
 from glocal.models.position import resample_table
 from glocal.models.vit import BackboneConfig, VisionTransformer
@@ -46,7 +47,9 @@ def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder
             f"({', '.join(FILE_SUFFIXES)}) or timm:NAME."
         )
     if path.suffix not in FILE_SUFFIXES:
-        raise ModelError(f"'{text}' is no weight file that glocal reads ({', '.join(FILE_SUFFIXES)}) and no folder.")
+        raise ModelError(
+            f"'{text}' is no weight file that glocal reads ({', '.join(FILE_SUFFIXES)}) and no folder."
+        )
     raw = read_state(path)
     layout = detect(raw.state, wrapper=raw.network, safetensors=raw.safetensors)
     return _build(convert(raw.state, layout, settings or {}), path.stem, raw.network)
@@ -81,7 +84,9 @@ def _load_folder(folder: Path, settings: Mapping[str, Any]) -> Encoder:
     if not (folder / "config.json").is_file():
         files = sorted(p.name for p in folder.iterdir() if p.suffix in FILE_SUFFIXES)
         hint = f" It holds {shorten(files)}: give one of these files." if files else ""
-        raise ModelError(f"'{folder}' is no model folder: neither export/config.json nor config.json is there.{hint}")
+        raise ModelError(
+            f"'{folder}' is no model folder: neither export/config.json nor config.json is there.{hint}"
+        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -108,7 +113,9 @@ def _load_export(config: Mapping[str, Any], raw: RawState, name: str, settings: 
     return encoder
 
 
-def _load_transformers(folder: Path, config: Mapping[str, Any], raw: RawState, settings: Mapping[str, Any]) -> Encoder:
+def _load_transformers(
+    folder: Path, config: Mapping[str, Any], raw: RawState, settings: Mapping[str, Any]
+) -> Encoder:
     layout, stated = transformers_layout(config)
     encoder = _build(convert(raw.state, layout, {**stated, **settings}), folder.name, raw.network)
     processor = folder / "preprocessor_config.json"
@@ -145,7 +152,9 @@ def _compare(converted: Converted, backbone: VisionTransformer, network: str) ->
     wrong = [f"{n} {tuple(given[n].shape)}, not {tuple(wanted[n].shape)}" for n in wanted
              if n in given and given[n].shape != wanted[n].shape]  # fmt: skip
     if wrong:
-        raise ModelError(f"Weights have other shapes than the {converted.layout} layout says: {shorten(wrong)}.")
+        raise ModelError(
+            f"Weights have other shapes than the {converted.layout} layout says: {shorten(wrong)}."
+        )
     return LoadReport(
         converted.layout,
         matched=tuple(n for n in wanted if n in given),
@@ -164,5 +173,7 @@ def _fit_table(table: Tensor, source: BackboneConfig, target: BackboneConfig) ->
     """Resize a table's patch rows to the target's grid; class rows are kept."""
     old, new = source.image_size // source.patch_size, target.image_size // target.patch_size
     class_rows = table.shape[1] - old * old
-    patches = resample_table(table[0, class_rows:].reshape(old, old, -1), (new, new)).reshape(1, new * new, -1)
+    patches = resample_table(table[0, class_rows:].reshape(old, old, -1), (new, new)).reshape(
+        1, new * new, -1
+    )
     return torch.cat([table[:, :class_rows], patches], dim=1)

@@ -39,7 +39,12 @@ class TimmBackbone(nn.Module):
         asked = [layer_number(layer, self.depth) for layer in layers]
         numbers = sorted(set(asked))
         found = self.model.forward_intermediates(
-            pixels, indices=numbers, norm=False, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+            pixels,
+            indices=numbers,
+            norm=False,
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
         )
         side = self.patch_size
         grid = (pixels.shape[2] // side, pixels.shape[3] // side)
@@ -71,7 +76,11 @@ def load_timm(name: str) -> Encoder:
         model = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
     except (RuntimeError, TypeError, ValueError, OSError) as error:
         raise ModelError(f"timm can't make '{name}' with dynamic image sizes: {error}.") from error
-    if not hasattr(model, "forward_intermediates") or not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
+    if (
+        not hasattr(model, "forward_intermediates")
+        or not hasattr(model, "blocks")
+        or not hasattr(model, "patch_embed")
+    ):
         raise ModelError(f"timm:{name} ({type(model).__name__}) is no Vision Transformer with patch tokens.")
     model.requires_grad_(False).eval()
     data: dict[str, Any] = timm.data.resolve_model_data_config(model)

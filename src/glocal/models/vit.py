@@ -86,12 +86,16 @@ class BackboneConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> BackboneConfig:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}"
+            )
         dim, _, heads = self.dimensions
         if dim % heads:
             raise ValueError(f"num_heads {heads} must divide the width {dim}")
         if self.position == "rope" and (dim // heads) % 4:
-            raise ValueError(f"rotary positions need a head width that 4 divides; {dim} / {heads} is {dim // heads}")
+            raise ValueError(
+                f"rotary positions need a head width that 4 divides; {dim} / {heads} is {dim // heads}"
+            )
         if self.pooling == "class_attention" and self.registers:
             raise ValueError(f"registers go with a class token; got {self.registers} with class_attention")
         return self
@@ -100,7 +104,9 @@ class BackboneConfig(Config):
     def dimensions(self) -> Dimensions:
         """Width, depth and heads after overrides."""
         size = SIZES[self.size]
-        return Dimensions(self.embed_dim or size.embed_dim, self.depth or size.depth, self.num_heads or size.num_heads)
+        return Dimensions(
+            self.embed_dim or size.embed_dim, self.depth or size.depth, self.num_heads or size.num_heads
+        )
 
     @property
     def class_token(self) -> bool:
@@ -127,7 +133,9 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(channels, dim, patch_size, patch_size)
 
-    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+    def forward(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch patches dim"]:
         """Embed patches row by row."""
         side = self.patch_size
         batch, channels, height, width = pixels.shape
@@ -223,7 +231,9 @@ class VisionTransformer(nn.Module):
             query, key = rotate(query, rotary), rotate(key, rotary)
         return attention_weights(query[:, :, :1], key)[:, :, 0, self.prefix_tokens :]
 
-    def last_keys(self, pixels: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch patches dim"]:
+    def last_keys(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch patches dim"]:
         """The last block's keys of the patches, heads side by side, before any rotation (for LOST, TokenCut)."""
         x, _ = self._before_last(pixels, self.grid(pixels))
         last = self.blocks[-1]
@@ -236,7 +246,9 @@ class VisionTransformer(nn.Module):
         _, channels, height, width = pixels.shape
         side = self.patch_size
         if channels != self.config.channels:
-            raise ModelError(f"The backbone takes {self.config.channels} channels; the pixels have {channels}.")
+            raise ModelError(
+                f"The backbone takes {self.config.channels} channels; the pixels have {channels}."
+            )
         if height % side or width % side or not height or not width:
             raise ModelError(
                 f"A {height}x{width} image can't be cut into {side}-pixel patches. Resize or crop it to multiples of "

@@ -7,13 +7,16 @@ from typing import Annotated
 from pydantic import Field
 
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
-from glocal.objectives.image_level import ImageLevel, ImageLevelConfig
-from glocal.objectives.instance import Instance, InstanceConfig
-from glocal.objectives.local_global_reference import LocalGlobalReference, LocalGlobalReferenceConfig
-from glocal.objectives.local_group import LocalGroup, LocalGroupConfig
-from glocal.objectives.matched_patches import MatchedPatches, MatchedPatchesConfig
-from glocal.objectives.prototype_term import HeadConfig
-from glocal.objectives.self_patch import SelfPatch, SelfPatchConfig
+from glocal.objectives.by_contrast.instance import Instance, InstanceConfig
+from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupConfig
+from glocal.objectives.over_prototypes.image_level import ImageLevel, ImageLevelConfig
+from glocal.objectives.over_prototypes.local_global_reference import (
+    LocalGlobalReference,
+    LocalGlobalReferenceConfig,
+)
+from glocal.objectives.over_prototypes.matched_patches import MatchedPatches, MatchedPatchesConfig
+from glocal.objectives.over_prototypes.prototype_term import HeadConfig
+from glocal.objectives.over_prototypes.self_patch import SelfPatch, SelfPatchConfig
 
 AnyObjective = Annotated[
     ImageLevelConfig

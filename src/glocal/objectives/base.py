@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from glocal.config import Config
 from glocal.models.features import Features
 from glocal.models.vit import VisionTransformer
-from glocal.objectives.schedules import Progress, Schedule
+from glocal.schedules import Progress, Schedule
 from glocal.views.batch import Views
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ class Objective(nn.Module, ABC):
         """Raise ConfigError when this backbone can't serve the term. Called once, before anything starts."""
 
     @abstractmethod
-    def forward(self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool) -> Term:
+    def forward(
+        self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool
+    ) -> Term:
         """The term on one (micro-)batch. `watch` asks for the statistics that cost something; they must not change the
         loss. Statistics for the state are gathered here and applied in `finish_step`.
         """

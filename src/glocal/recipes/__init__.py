@@ -21,7 +21,14 @@ from glocal.training.config import RunConfig
 from glocal.training.run_folder import read_run_config
 
 # What a continued run may change: where its data lies now, and how fast, how often and how long it goes.
-_MAY_CHANGE = ("data", "speed.", "probe.", "training.log_every", "training.checkpoint_every", "training.keep_every")
+_MAY_CHANGE = (
+    "data",
+    "speed.",
+    "probe.",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_every",
+)
 
 
 UNNAMED = "DATA"
@@ -72,7 +79,9 @@ def find_recipe(name: str) -> Recipe:
         ConfigError: naming the nearest one.
     """
     if name not in RECIPES:
-        raise ConfigError(f"There is no recipe '{name}'.{nearest_name(name, RECIPES)} Recipes: {', '.join(RECIPES)}.")
+        raise ConfigError(
+            f"There is no recipe '{name}'.{nearest_name(name, RECIPES)} Recipes: {', '.join(RECIPES)}."
+        )
     return RECIPES[name]
 
 
@@ -162,7 +171,11 @@ def _apply_file(config: RunConfig, path: Path) -> RunConfig:
     if not isinstance(settings, dict):
         raise ConfigError(f"config={path}: expected a mapping of settings, got {type(settings).__name__}.")
     return apply_overrides(
-        config, [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}" for key, value in _flatten(settings)]
+        config,
+        [
+            f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}"
+            for key, value in _flatten(settings)
+        ],
     )
 
 

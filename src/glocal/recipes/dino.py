@@ -10,7 +10,7 @@ not yet reproduced here).
 
 from __future__ import annotations
 
-from glocal.objectives.image_level import ImageLevelConfig
+from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
 from glocal.recipes.scales import SCALES, Scale
 from glocal.training.config import RunConfig
 

@@ -10,9 +10,9 @@ photometric augmentation drawn anew for every patch.
 from __future__ import annotations
 
 from glocal.models.vit import BackboneConfig
-from glocal.objectives.local_global_reference import LocalGlobalReferenceConfig
-from glocal.objectives.matched_patches import MatchedPatchesConfig
-from glocal.objectives.prototype_term import HeadConfig
+from glocal.objectives.over_prototypes.local_global_reference import LocalGlobalReferenceConfig
+from glocal.objectives.over_prototypes.matched_patches import MatchedPatchesConfig
+from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.scales import SCALES, Scale, multi_crop
 from glocal.training.config import RunConfig, TrainingConfig
@@ -44,7 +44,9 @@ def patch_term(scale: Scale) -> MatchedPatchesConfig:
 
 def with_patch_operations(group: ViewGroup, operations: Pipeline) -> ViewGroup:
     """The group with operations added behind each of its pipelines, before normalisation."""
-    return group.model_copy(update={"photometric": tuple((*pipeline, *operations) for pipeline in group.photometric)})
+    return group.model_copy(
+        update={"photometric": tuple((*pipeline, *operations) for pipeline in group.photometric)}
+    )
 
 
 # ------------------------------------------------------------------------------------------------- reference modes

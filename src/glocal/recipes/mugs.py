@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from glocal.models.vit import BackboneConfig
-from glocal.objectives.image_level import ImageLevelConfig
-from glocal.objectives.instance import InstanceConfig
-from glocal.objectives.local_group import LocalGroupConfig
-from glocal.objectives.prototype_term import HeadConfig
-from glocal.objectives.queue_contrast import ContrastiveHeadConfig
-from glocal.objectives.relation import ImageToken
-from glocal.objectives.schedules import Schedule
+from glocal.objectives.by_contrast.instance import InstanceConfig
+from glocal.objectives.by_contrast.local_group import LocalGroupConfig
+from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
+from glocal.objectives.by_contrast.relation_block import ImageToken
+from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
+from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.scales import SCALES, Scale, multi_crop
+from glocal.schedules import Schedule
 from glocal.training.config import OptimiserConfig, RunConfig, TeacherConfig, TrainingConfig
 from glocal.views.groups import ViewGroup
 from glocal.views.photometric import presets as photometric
@@ -133,7 +133,9 @@ def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
     )  # fmt: skip
 
 
-def _reference_objectives(published: _Published) -> dict[str, InstanceConfig | LocalGroupConfig | ImageLevelConfig]:
+def _reference_objectives(
+    published: _Published,
+) -> dict[str, InstanceConfig | LocalGroupConfig | ImageLevelConfig]:
     third = 1.0 / 3.0
     return {
         "instance": InstanceConfig(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from glocal.data import ImageSource
 from glocal.models.vit import BackboneConfig
-from glocal.objectives.centring import CentringConfig
-from glocal.objectives.prototype_term import HeadConfig
-from glocal.objectives.schedules import Schedule
+from glocal.objectives.over_prototypes.centring import CentringConfig
+from glocal.objectives.over_prototypes.prototype_term import HeadConfig
+from glocal.schedules import Schedule
 from glocal.training.config import OptimiserConfig, TeacherConfig, TrainingConfig
 from glocal.views.groups import Pipeline, ViewGroup
 from glocal.views.photometric import presets as photometric
@@ -54,10 +54,16 @@ def cifar() -> Scale:
             "crops, which cost accuracy in the same time at this size; Sinkhorn, a fast teacher and 1,024 prototypes, "
             "because small batches give the moving centre and the slow teacher too little to go by."
         ),
-        backbone=BackboneConfig(size="micro", embed_dim=96, depth=3, patch_size=4, image_size=32, drop_path=0.0),
+        backbone=BackboneConfig(
+            size="micro", embed_dim=96, depth=3, patch_size=4, image_size=32, drop_path=0.0
+        ),
         views=multi_crop(32, 16, 0, global_area=(0.35, 1.0), local_area=(0.15, 0.4), blur=False),
-        image_head=HeadConfig(hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"),
-        patch_head=HeadConfig(hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0, init="fan_in"),
+        image_head=HeadConfig(
+            hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"
+        ),
+        patch_head=HeadConfig(
+            hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0, init="fan_in"
+        ),
         teacher_temperature=0.04,
         centring=CentringConfig(method="sinkhorn"),
         optimiser=OptimiserConfig(learning_rate=2e-3, scaling="none", warmup_epochs=1.0, weight_decay=0.04),
@@ -73,10 +79,16 @@ def small() -> Scale:
             "Few images and little compute: 64-pixel views of 8-pixel patches, a 128-wide ViT, Sinkhorn, a fast teacher and "
             "1,024 prototypes. Thousands of steps matter more than large batches."
         ),
-        backbone=BackboneConfig(size="micro", embed_dim=128, depth=4, patch_size=8, image_size=64, drop_path=0.0),
+        backbone=BackboneConfig(
+            size="micro", embed_dim=128, depth=4, patch_size=8, image_size=64, drop_path=0.0
+        ),
         views=multi_crop(64, 32, 4, global_area=(0.35, 1.0), local_area=(0.08, 0.35)),
-        image_head=HeadConfig(hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"),
-        patch_head=HeadConfig(hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0, init="fan_in"),
+        image_head=HeadConfig(
+            hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"
+        ),
+        patch_head=HeadConfig(
+            hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0, init="fan_in"
+        ),
         teacher_temperature=0.04,
         centring=CentringConfig(method="sinkhorn"),
         optimiser=OptimiserConfig(learning_rate=2e-3, scaling="none", warmup_epochs=5.0, weight_decay=0.04),

@@ -13,9 +13,9 @@ and others' figures; not yet reproduced here).
 from __future__ import annotations
 
 from glocal.models.vit import BackboneConfig
-from glocal.objectives.image_level import ImageLevelConfig
-from glocal.objectives.prototype_term import HeadConfig
-from glocal.objectives.self_patch import SelfPatchConfig
+from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
+from glocal.objectives.over_prototypes.prototype_term import HeadConfig
+from glocal.objectives.over_prototypes.self_patch import SelfPatchConfig
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.local_global import pw_self
 from glocal.recipes.scales import SCALES, Scale, multi_crop
@@ -57,7 +57,11 @@ def selfpatch_reference(preset: str, data: str, out: str) -> RunConfig:
     bfloat16, no float16.
     """
     term = SelfPatchConfig(
-        aggregation="class_attention", border="torus", views="all", average="view", head=HeadConfig(prototypes=4096)
+        aggregation="class_attention",
+        border="torus",
+        views="all",
+        average="view",
+        head=HeadConfig(prototypes=4096),
     )
     return RunConfig(
         recipe="selfpatch-reference",

@@ -89,7 +89,12 @@ def mark_patch(
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left, top, left + side - 1, top + side - 1), outline=colour, width=max(2, side // 10))
     draw.text(
-        (left + side / 2, top + side / 2), text, fill=(255, 255, 255), anchor="mm", stroke_width=2, stroke_fill=colour
+        (left + side / 2, top + side / 2),
+        text,
+        fill=(255, 255, 255),
+        anchor="mm",
+        stroke_width=2,
+        stroke_fill=colour,
     )
 
 

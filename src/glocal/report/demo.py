@@ -71,7 +71,9 @@ SETTINGS = (
 
 def demo_configuration(out: str, overrides: Sequence[str] = ()) -> RunConfig:
     """PW-Self on tiles of the bundled photographs, for two cores and two minutes."""
-    return configure("pw-self", data="photos-tiles", out=out, preset="cifar", overrides=[*SETTINGS, *overrides])
+    return configure(
+        "pw-self", data="photos-tiles", out=out, preset="cifar", overrides=[*SETTINGS, *overrides]
+    )
 
 
 def free_folder(wanted: Path) -> Path:
@@ -100,9 +102,14 @@ def measure(config: RunConfig) -> Answers:
         "random weights": patches_by_encoder(untrained),
         "trained": patches_by_encoder(trained),
     }
-    one_patch = [100 * retrieve_patches(embed, queries, tiles, source.labels) for embed in patch_embeds.values()]
+    one_patch = [
+        100 * retrieve_patches(embed, queries, tiles, source.labels) for embed in patch_embeds.values()
+    ]
     rows = [
-        ("global: which of 18 photographs is this distorted crop from?", [100 * r.accuracy for r in found.values()]),
+        (
+            "global: which of 18 photographs is this distorted crop from?",
+            [100 * r.accuracy for r in found.values()],
+        ),
         ("local: which of 18 photographs is this one patch of the crop from?", one_patch),
     ]
     return Answers(tuple(embeds), rows, queries, tiles, found, trained)
@@ -147,7 +154,10 @@ def distorted(source: ImageSource, side: int, seed: int = 7) -> Pixels:
     """A distorted crop of every tile: 45 to 85 % of it, mirrored or not, recoloured, blurred."""
     colours = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     group = ViewGroup(
-        count=1, size=side, area=(0.45, 0.85), photometric=((colours, GaussianBlur(sigma=(0.1, 1.0), probability=0.5)),)
+        count=1,
+        size=side,
+        area=(0.45, 0.85),
+        photometric=((colours, GaussianBlur(sigma=(0.1, 1.0), probability=0.5)),),
     )
     return _views(source, group, seed)
 
@@ -171,7 +181,9 @@ def retrieve_patches(
     """
     ours, theirs = (F.normalize(embed(pixels), dim=-1) for pixels in (queries, tiles))
     patches = ours.shape[1]
-    chosen = torch.tensor([[hash_seed(image, k) % patches for k in range(each)] for image in range(len(ours))])
+    chosen = torch.tensor(
+        [[hash_seed(image, k) % patches for k in range(each)] for image in range(len(ours))]
+    )
     asked = ours[torch.arange(len(ours))[:, None], chosen].flatten(0, 1)
     table = theirs.flatten(0, 1).T
     nearest = torch.cat([(part @ table).argmax(dim=1) for part in torch.split(asked, 256)]) // patches
@@ -228,5 +240,9 @@ def _views(source: ImageSource, group: ViewGroup, seed: int = 0) -> Pixels:
     indices = np.arange(len(source), dtype=np.int64)
     seeds = np.array([hash_seed(seed, int(i)) for i in indices], dtype=np.int64)
     loaded = ViewDataset(source, {"view": group}).render(BatchKey(indices, seeds))
-    pixels = augment(loaded.views, {"view": group}, 1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).groups["view"].pixels
+    pixels = (
+        augment(loaded.views, {"view": group}, 1, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        .groups["view"]
+        .pixels
+    )
     return (pixels[:, 0] * 255).round().clamp(0, 255).byte()

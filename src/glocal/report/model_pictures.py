@@ -56,7 +56,10 @@ def draw_neighbours(
 
 
 def draw_patch_matches(
-    encoder: Encoder, left: UInt8[Tensor, "3 height width"], right: UInt8[Tensor, "3 height width"], most: int = 8
+    encoder: Encoder,
+    left: UInt8[Tensor, "3 height width"],
+    right: UInt8[Tensor, "3 height width"],
+    most: int = 8,
 ) -> Image.Image:
     """Two pictures whose most alike patches (mutual nearest neighbours by cosine) carry one colour and number."""
     features = [encoder.features(encoder.normalise(p[None].to(encoder.device))) for p in (left, right)]
@@ -69,9 +72,21 @@ def draw_patch_matches(
     scale = max(1, 256 // max(left.shape[1:]))
     pictures = [_enlarged(p, scale) for p in (left, right)]
     for number, patch in enumerate(chosen):
-        for picture, index, f in ((pictures[0], patch, features[0]), (pictures[1], int(best[patch]), features[1])):
-            mark_patch(picture, index, f.grid[1], encoder.patch_size * scale, hue(number, len(chosen)), str(number + 1))
-    return with_margin(captioned(row(pictures), "patches that find each other, by the model's patch embeddings alone"))
+        for picture, index, f in (
+            (pictures[0], patch, features[0]),
+            (pictures[1], int(best[patch]), features[1]),
+        ):
+            mark_patch(
+                picture,
+                index,
+                f.grid[1],
+                encoder.patch_size * scale,
+                hue(number, len(chosen)),
+                str(number + 1),
+            )
+    return with_margin(
+        captioned(row(pictures), "patches that find each other, by the model's patch embeddings alone")
+    )
 
 
 def heat(values: Float[Tensor, "rows columns"], side: int) -> Image.Image:

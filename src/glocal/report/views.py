@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from glocal.data import ImageSource
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.matching.geometric import Rule, match_patches
 from glocal.report.canvas import captioned, column, fit, hue, mark_patch, row, to_image, with_margin
 from glocal.training.config import RunConfig
-from glocal.views.augment import IMAGENET_MEAN, IMAGENET_STD, augment
+from glocal.views.augment import augment
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 from glocal.views.loader import ViewDataset
@@ -32,14 +33,18 @@ def draw_views(source: ImageSource, index: int, config: RunConfig, seed: int = 0
     """
     views = make_views(source, index, config, seed)
     scale = _scale(config.views)
-    rows = [captioned(_with_boxes(source.read(index, config.speed.decode_at_least), views), source.key(index))]
+    rows = [
+        captioned(_with_boxes(source.read(index, config.speed.decode_at_least), views), source.key(index))
+    ]
     for name, group in config.views.items():
         batch = views.groups[name]
         pictures = []
         for view in range(group.count):
             who = {"both": "student and teacher", "student": "student", "teacher": "teacher"}[group.seen_by]
             flip = ", mirrored" if batch.flip[0, view] else ""
-            picture = _with_grid(to_image(batch.pixels[0, view], IMAGENET_MEAN, IMAGENET_STD, scale), config, scale)
+            picture = _with_grid(
+                to_image(batch.pixels[0, view], IMAGENET_MEAN, IMAGENET_STD, scale), config, scale
+            )
             pictures.append(captioned(picture, f"{name} {view}{flip}", hue(view, group.count)))
         rows.append(captioned(row(pictures), f"{name}: {group.count} of {_size(group)} px, seen by {who}"))
         if batch.teacher_pixels is not None and group.seen_by != "student":
@@ -105,16 +110,27 @@ def _matched_pair(
         height, width = config.views[name].height_width
         grids.append((height // patch, width // patch))
         batch = views.groups[name]
-        pixels = batch.pixels if (name, view) == student or batch.teacher_pixels is None else batch.teacher_pixels
+        pixels = (
+            batch.pixels if (name, view) == student or batch.teacher_pixels is None else batch.teacher_pixels
+        )
         sides.append(_with_grid(to_image(pixels[0, view], IMAGENET_MEAN, IMAGENET_STD, scale), config, scale))
     a, b = (views.groups[name] for name, _ in (teacher, student))
     t, s = teacher[1], student[1]
-    matches = match_patches(a.box[:, t], a.flip[:, t], grids[0], b.box[:, s], b.flip[:, s], grids[1], rule=rule)
+    matches = match_patches(
+        a.box[:, t], a.flip[:, t], grids[0], b.box[:, s], b.flip[:, s], grids[1], rule=rule
+    )
     count = matches.image.numel()
-    chosen = np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)) if count else np.array([], dtype=int)
+    chosen = (
+        np.unique(np.linspace(0, count - 1, min(most, count)).astype(int))
+        if count
+        else np.array([], dtype=int)
+    )
     for number, match in enumerate(chosen):
         colour = hue(number, len(chosen))
-        for side, grid, index in ((0, grids[0], matches.patch_a[match]), (1, grids[1], matches.patch_b[match])):
+        for side, grid, index in (
+            (0, grids[0], matches.patch_a[match]),
+            (1, grids[1], matches.patch_b[match]),
+        ):
             mark_patch(sides[side], int(index), grid[1], patch * scale, colour, str(number + 1))
     text = f"teacher {teacher[0]} {t} and student {student[0]} {s}: {count} matched patches, rule {rule}"
     return captioned(row(sides), text)
@@ -138,7 +154,9 @@ def _with_boxes(picture: Image.Image, views: Views) -> Image.Image:
     draw = ImageDraw.Draw(shown)
     for group in views.groups.values():
         for view, (top, left, h, w) in enumerate((group.box[0] * factor).tolist()):
-            draw.rectangle((left, top, left + w - 1, top + h - 1), outline=hue(view, group.box.shape[1]), width=2)
+            draw.rectangle(
+                (left, top, left + w - 1, top + h - 1), outline=hue(view, group.box.shape[1]), width=2
+            )
     return shown
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from glocal.atomic_files import write_atomically
 from glocal.distributed import rank, world_size
 from glocal.errors import TrainingError
 from glocal.training.network import SelfDistillation
-from glocal.training.run_folder import write_atomically
 
 FORMAT = 1
 
@@ -39,7 +39,9 @@ def save_checkpoint(
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def load_checkpoint(path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, images: int) -> int:
+def load_checkpoint(
+    path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, images: int
+) -> int:
     """Restore in place and return the number of steps done.
 
     Order matters: (1) weights, (2) objectives, (3) optimiser, (4) generators last, since building anything draws.

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from glocal.config import Config
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import AnyObjective
-from glocal.objectives.schedules import Schedule
+from glocal.schedules import Schedule
 from glocal.views.groups import ViewGroup
 
 Positive = Annotated[int, Field(ge=1)]

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from glocal.data import ImageSource, open_source
 from glocal.errors import TrainingError
-from glocal.evaluation.statistics import effective_rank
+from glocal.extraction.embedding_statistics import effective_rank
 from glocal.models.encoder import LoadReport
 from glocal.models.teacher import MovingAverage
-from glocal.objectives.schedules import Progress, value_at
+from glocal.schedules import Progress, value_at
 from glocal.training.checkpoint import load_checkpoint, save_checkpoint
 from glocal.training.config import RunConfig
 from glocal.training.metrics import Display, MetricsLog, Stopwatch, return_freed_memory
@@ -102,7 +102,9 @@ def _prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
         accelerator=config.speed.device,
         devices=config.speed.devices,
         # Statistics and queues are equal on all processes by construction: DDP must not send them round at every step.
-        strategy=DDPStrategy(broadcast_buffers=False) if config.speed.devices > 1 or "RANK" in os.environ else "auto",
+        strategy=DDPStrategy(broadcast_buffers=False)
+        if config.speed.devices > 1 or "RANK" in os.environ
+        else "auto",
     )
     fabric.launch()
     if batch % (fabric.world_size * config.training.accumulate):
@@ -193,7 +195,11 @@ def _train(run: Run) -> None:
                 record |= _read(run, scalars, running, min(steps, step - run.done), norm)
                 check_finite(record["loss"], step)
                 record |= label_purity(run.model, run.source)
-                record |= {"learning_rate": learning_rate, "weight_decay": decay, "teacher_momentum": momentum}
+                record |= {
+                    "learning_rate": learning_rate,
+                    "weight_decay": decay,
+                    "teacher_momentum": momentum,
+                }
                 left = (time.perf_counter() - began) / (step - run.done) * (run.steps - step)
                 record |= watch.read() | {"seconds_left": left, "unreadable": len(run.unreadable)}
                 running = {}
@@ -204,7 +210,9 @@ def _train(run: Run) -> None:
                     display.say(message, style="bold yellow")
             if probes and (step % probe_every == 0 or step == run.steps):
                 _record_probes(run, probes, log, display, step)
-            stopping = logging and _agree(run, stop.requested) if run.fabric.world_size > 1 else stop.requested
+            stopping = (
+                logging and _agree(run, stop.requested) if run.fabric.world_size > 1 else stop.requested
+            )
             if stopping or step % config.training.checkpoint_every == 0 or step == run.steps:
                 _save(run, step, running)
                 if stopping:

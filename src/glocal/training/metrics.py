@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from glocal.training.run_folder import write_atomically
+from glocal.atomic_files import write_atomically
 
 
 class MetricsLog:

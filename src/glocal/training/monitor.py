@@ -31,7 +31,10 @@ class CollapseMonitor:
             name, _, statistic = key.rpartition(".")
             if statistic == "target_entropy":
                 marginal = record.get(f"{name}.marginal_entropy", 1.0)
-                for kind, seen in (("uniform", value > UNIFORM_ENTROPY), ("constant", marginal < CONSTANT_MARGINAL)):
+                for kind, seen in (
+                    ("uniform", value > UNIFORM_ENTROPY),
+                    ("constant", marginal < CONSTANT_MARGINAL),
+                ):
                     streak = self._streak.get((name, kind), 0) + 1 if seen and warm else 0
                     self._streak[name, kind] = streak
                     if streak >= PATIENCE and (name, kind) not in self._said:

@@ -14,7 +14,7 @@ from glocal.models.features import Features
 from glocal.models.teacher import freeze
 from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, Role
-from glocal.objectives.schedules import Progress, value_at
+from glocal.schedules import Progress, value_at
 from glocal.training.config import RunConfig
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
@@ -133,7 +133,9 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
                 f"objectives.{name}.head_of is '{shared}'; it must name a term that comes before it: {', '.join(students) or 'none'}."
             )
         students[name] = (
-            students[shared] if shared else _seeded(config, name, lambda o=objective: o.build_heads("student"))
+            students[shared]
+            if shared
+            else _seeded(config, name, lambda o=objective: o.build_heads("student"))
         )
         teachers[name] = teachers[shared] if shared else objective.build_heads("teacher")
     student, teacher = Network(backbone, students), Network(teacher_backbone, teachers)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from glocal.objectives.schedules import Progress, Schedule, value_at
+from glocal.schedules import Progress, Schedule, value_at
 from glocal.training.config import OptimiserConfig
 
 

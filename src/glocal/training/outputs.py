@@ -9,17 +9,18 @@ import numpy as np
 import torch
 
 from glocal.data import ImageSource, hold_out, open_source
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ConfigError
-from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, Work
+from glocal.evaluation.base import PROTOCOLS, ProtocolConfig
 from glocal.evaluation.classification.knn import KnnProbe
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
 from glocal.models.loading import load_into
 from glocal.models.vit import VisionTransformer
-from glocal.objectives.local_group import LocalGroup, neighbour_purity
+from glocal.objectives.by_contrast.local_group import LocalGroup, neighbour_purity
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
-from glocal.views.augment import IMAGENET_MEAN, IMAGENET_STD
 
 
 def load_start(model: SelfDistillation, spec: str) -> LoadReport:
@@ -99,11 +100,19 @@ def label_purity(model: SelfDistillation, source: ImageSource) -> dict[str, floa
     """Share of the neighbours that a memory gave whose label is the asking image's, where there are labels. A monitor:
     no loss sees a label. Empty before anything was retrieved.
     """
-    found = {name: t.found for name, t in model.terms().items() if isinstance(t, LocalGroup) and t.found is not None}
+    found = {
+        name: t.found
+        for name, t in model.terms().items()
+        if isinstance(t, LocalGroup) and t.found is not None
+    }
     if source.labels is None:
         return {}
     labels = torch.from_numpy(np.asarray(source.labels))
-    return {f"{name}.neighbour_purity": neighbour_purity(f, labels) for name, f in found.items() if bool(f.valid.any())}
+    return {
+        f"{name}.neighbour_purity": neighbour_purity(f, labels)
+        for name, f in found.items()
+        if bool(f.valid.any())
+    }
 
 
 def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:

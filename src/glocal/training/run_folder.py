@@ -11,19 +11,18 @@ pictures/          views, attention, neighbours
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 import glocal
+from glocal.atomic_files import write_atomically
 from glocal.config import from_yaml, to_yaml
 from glocal.errors import TrainingError
 from glocal.training.config import RunConfig
@@ -74,7 +73,9 @@ class RunFolder:
                 f"out={self.path} is in use by another process. Stop it first, or choose another out=."
             ) from error
         except OSError as error:
-            raise TrainingError(f"out={self.path} can't be written ({error.strerror}). Choose another out=.") from error
+            raise TrainingError(
+                f"out={self.path} can't be written ({error.strerror}). Choose another out=."
+            ) from error
 
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
@@ -117,38 +118,3 @@ def environment() -> dict[str, Any]:
         if torch.cuda.is_available()
         else platform.processor() or platform.machine(),
     }
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that at any moment, power cut included, `path` holds either the old content or the new.
-
-    Raises:
-        TrainingError: when the disk is full or refuses; the old file is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        with _directory(path.parent) as descriptor:
-            os.fsync(descriptor)
-    except (OSError, RuntimeError) as error:
-        # torch's writer reports a full disk as a RuntimeError.
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise TrainingError(
-            f"{path} could not be written ({error}). The file as it was before is untouched. "
-            "Free some space and continue with resume=true."
-        ) from error
-
-
-@contextlib.contextmanager
-def _directory(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

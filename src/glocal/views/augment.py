@@ -9,13 +9,12 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.groups import Pipeline, ViewGroup
 from glocal.views.photometric import apply_pipeline, apply_pipeline_both
 from glocal.views.randomness import fold_in
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # On a CPU, views are processed in portions of about this many bytes of float pixels. Temporary tensors then stay small
 # enough to be recycled by the allocator: fresh memory costs 0.4 ms a megabyte in page faults on some virtual machines.
 PORTION_BYTES = 8_000_000
@@ -38,7 +37,7 @@ def augment(
     `teacher_pixels` holds the view without it, all other operations drawn alike; a group that only the teacher sees
     goes without such operations altogether. `patch_size` is the cell of operations with `unit: patch`.
 
-    >>> from glocal.views.geometry import draw_geometry  # doctest: +SKIP
+    >>> from glocal.views.boxes import draw_geometry  # doctest: +SKIP
     >>> augment(batch.views.to(device), config.views, patch_size=16).groups["global"].pixels.dtype  # doctest: +SKIP
     torch.float32
     """
@@ -67,18 +66,24 @@ def _augment_group(
     """Run every share of the group's views through its pipeline, in portions, and write the results in place."""
     shares = _shares(batch, group)
     student = torch.empty(batch.pixels.shape, dtype=torch.float32, device=batch.pixels.device)
-    both = group.seen_by == "both" and any(op.seen_by == "student" for pipeline, _ in shares for op in pipeline)
+    both = group.seen_by == "both" and any(
+        op.seen_by == "student" for pipeline, _ in shares for op in pipeline
+    )
     teacher = torch.empty_like(student) if both else None
     for pipeline, selection in shares:
         pixels, its_seeds = _select(batch.pixels, selection), _select(seeds, selection)
-        portion = max(1, PORTION_BYTES // (4 * pixels[0].numel())) if pixels.device.type == "cpu" else len(pixels)
+        portion = (
+            max(1, PORTION_BYTES // (4 * pixels[0].numel())) if pixels.device.type == "cpu" else len(pixels)
+        )
         for start in range(0, len(pixels), portion):
             part = slice(start, start + portion)
             if group.seen_by == "student":
                 for_student = apply_pipeline(pixels[part], pipeline, its_seeds[part], patch_size)
                 for_teacher: Tensor | None = None
             else:
-                for_student, for_teacher = apply_pipeline_both(pixels[part], pipeline, its_seeds[part], patch_size)
+                for_student, for_teacher = apply_pipeline_both(
+                    pixels[part], pipeline, its_seeds[part], patch_size
+                )
                 if group.seen_by == "teacher" and for_teacher is not None:
                     for_student = for_teacher
             _write(for_student, normalisation, student, selection, part)
@@ -96,7 +101,11 @@ def _shares(batch: ViewBatch, group: ViewGroup) -> list[tuple[Pipeline, Selectio
     """
     per_view = group.photometric * (group.count // len(group.photometric))
     if group.strong is None:
-        return [(per_view[0], None)] if len(set(per_view)) == 1 else [(p, view) for view, p in enumerate(per_view)]
+        return (
+            [(per_view[0], None)]
+            if len(set(per_view)) == 1
+            else [(p, view) for view, p in enumerate(per_view)]
+        )
     strong = batch.strong.cpu()
     number = torch.arange(strong.numel()).view(strong.shape)
     shares = [(group.strong, number[strong])]

@@ -60,7 +60,9 @@ class Views:
 
     def pin_memory(self) -> Views:
         """Pin what `to` moves; called by the data loader."""
-        groups = {name: replace(group, pixels=group.pixels.pin_memory()) for name, group in self.groups.items()}
+        groups = {
+            name: replace(group, pixels=group.pixels.pin_memory()) for name, group in self.groups.items()
+        }
         return replace(self, groups=groups)
 
     @property

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from glocal.errors import DataError, GlocalError, TrainingError, UnreadableImageError
 from glocal.views.batch import ViewBatch, Views
-from glocal.views.geometry import Draws, GeometryLaw
+from glocal.views.boxes import Draws, GeometryLaw
 from glocal.views.groups import ViewGroup
 from glocal.views.render import crop_and_resize
 from glocal.views.sampling import BatchKey, EpochSampler
@@ -55,7 +55,9 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
     a DataLoader gives to exceptions of its workers; `ViewLoader` raises it.
     """
 
-    def __init__(self, source: ImageSource, groups: Mapping[str, ViewGroup], at_least: int | None = None) -> None:
+    def __init__(
+        self, source: ImageSource, groups: Mapping[str, ViewGroup], at_least: int | None = None
+    ) -> None:
         self.source, self.groups, self.at_least = source, dict(groups), at_least
         self.law = GeometryLaw(groups)
 
@@ -216,7 +218,9 @@ def _check_shared_memory(groups: Mapping[str, ViewGroup], images: int, workers: 
     """Refuse what would end in a bus error: containers often give shared memory 64 MB."""
     if not _SHARED_MEMORY.is_dir():
         return
-    per_image = sum(3 * group.count * group.height_width[0] * group.height_width[1] for group in groups.values())
+    per_image = sum(
+        3 * group.count * group.height_width[0] * group.height_width[1] for group in groups.values()
+    )
     needed = per_image * images * (workers * PREFETCH + 1)
     free = shutil.disk_usage(_SHARED_MEMORY).free
     if needed > free:

@@ -96,5 +96,7 @@ def fold_in_array(seed: NDArray[np.uint64], data: NDArray[np.uint64]) -> NDArray
 def uniform_array(seed: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     """Draw `count` float64 uniforms in [0, 1) for every seed, along a new last axis (`uniforms` with more bits)."""
     counter = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN_U
-    drawn: NDArray[np.float64] = (mix_array(seed[..., None] + counter) >> _SHIFT_11).astype(np.float64) * 2.0**-53
+    drawn: NDArray[np.float64] = (mix_array(seed[..., None] + counter) >> _SHIFT_11).astype(
+        np.float64
+    ) * 2.0**-53
     return drawn

@@ -17,13 +17,20 @@ from torch.nn.functional import cross_entropy
 
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, TrainingError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
+from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.classification.knn import TOP, top_accuracies
 from glocal.evaluation.classification.labels import LabelPair, align_labels
-from glocal.evaluation.features.crops import RandomCrops
-from glocal.evaluation.features.extraction import FeatureTransform, Skipped, device_of, iterate_features, iterate_pixels
-from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
+from glocal.extraction.feature_stream import (
+    FeatureTransform,
+    Skipped,
+    device_of,
+    iterate_features,
+    iterate_pixels,
+)
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.random_crops import RandomCrops
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 Positive = Annotated[int, Field(ge=1)]
@@ -38,7 +45,9 @@ class FineTune(ProtocolConfig):
     """
 
     protocol: ClassVar[str] = "finetune"
-    only_by_name: ClassVar[str | None] = "it trains the whole model; run `glocal evaluate finetune` by its name"
+    only_by_name: ClassVar[str | None] = (
+        "it trains the whole model; run `glocal evaluate finetune` by its name"
+    )
     epochs: Positive = 50
     batch_size: Positive = 128
     """Images a step. Changes results."""
@@ -91,7 +100,10 @@ class FineTune(ProtocolConfig):
         places = np.flatnonzero(labels.train >= 0)
         steps = self.epochs * -(-len(places) // self.batch_size)
         step = 0
-        with torch.random.fork_rng(), progress_bar("fine-tuning", steps, work.progress, unit="steps") as advance:
+        with (
+            torch.random.fork_rng(),
+            progress_bar("fine-tuning", steps, work.progress, unit="steps") as advance,
+        ):
             torch.manual_seed(self.seed)
             head = nn.Linear(encoder.embed_dim, labels.classes)
             nn.init.trunc_normal_(head.weight, std=0.01)
@@ -105,7 +117,9 @@ class FineTune(ProtocolConfig):
                 logits = head(tuned.backbone(tuned.normalise(pixels)).cls)
                 loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
                 if not bool(loss.isfinite()):
-                    raise TrainingError(f"The loss is {loss.item()} at step {step} of {steps}. Lower learning_rate.")
+                    raise TrainingError(
+                        f"The loss is {loss.item()} at step {step} of {steps}. Lower learning_rate."
+                    )
                 optimiser.zero_grad()
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(parameters, self.clip)

@@ -14,11 +14,12 @@ from torch.nn.functional import normalize
 
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
+from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.classification.labels import LabelPair, align_labels
-from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.features.extraction import FeatureTransform, device_of
 from glocal.evaluation.results import Result
+from glocal.extraction.feature_stream import FeatureTransform, device_of
+from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 QUERY_CHUNK = 512
@@ -191,9 +192,15 @@ class KnnConfig(ProtocolConfig):
             dropped = ", ".join(str(k) for k in self.ks if k > available)
             notes.append(f"left out k = {dropped}: there are only {available} labelled images to look up")
         if not ks:
-            raise DataError(f"No k of {list(self.ks)} fits {available} labelled images. Set ks=[1] or add images.")
-        ranked = knn_classify(bank_rows, known, query_rows, ks, self.temperature, labels.classes, self.leave_one_out)
-        return {name: value for k in ks for name, value in top_accuracies(ranked[k], asked, f"k{k}_").items()}, notes
+            raise DataError(
+                f"No k of {list(self.ks)} fits {available} labelled images. Set ks=[1] or add images."
+            )
+        ranked = knn_classify(
+            bank_rows, known, query_rows, ks, self.temperature, labels.classes, self.leave_one_out
+        )
+        return {
+            name: value for k in ks for name, value in top_accuracies(ranked[k], asked, f"k{k}_").items()
+        }, notes
 
 
 def top_accuracies(
@@ -242,8 +249,12 @@ class KnnProbe:
 
     def run(self, encoder: Encoder) -> dict[str, float]:
         """Shares of right answers in 0..1 (as figures of training are), by `knn_k20_top1` and so on."""
-        bank = extract_embeddings(encoder, self.bank, self.config.transform, [self.config.features], self.work)
-        queries = extract_embeddings(encoder, self.queries, self.config.transform, [self.config.features], self.work)
+        bank = extract_embeddings(
+            encoder, self.bank, self.config.transform, [self.config.features], self.work
+        )
+        queries = extract_embeddings(
+            encoder, self.queries, self.config.transform, [self.config.features], self.work
+        )
         numbers, notes = self.config.measure(bank, queries, self.labels, device_of(encoder))
         self.notes = [*notes, *bank.skipped.notes(), *queries.skipped.notes()]
         return {f"knn_{name}": value / 100 for name, value in numbers.items()}
@@ -256,7 +267,10 @@ def _merge(one: Neighbours, other: Neighbours, k: int) -> Neighbours:
 
 
 def _vote(
-    weights: Float[Tensor, "queries k"], classes_of: Int64[Tensor, "queries k"], ks: Sequence[int], classes: int
+    weights: Float[Tensor, "queries k"],
+    classes_of: Int64[Tensor, "queries k"],
+    ks: Sequence[int],
+    classes: int,
 ) -> Iterator[tuple[int, Int64[Tensor, "queries top"]]]:
     """Rank classes for each k, ascending; each adds only the neighbours that the one before lacked."""
     scores = weights.new_zeros(len(weights), classes, dtype=torch.float64)

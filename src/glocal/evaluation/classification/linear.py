@@ -13,13 +13,14 @@ from pydantic import Field
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError, TrainingError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
+from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.classification.knn import TOP, top_accuracies
 from glocal.evaluation.classification.labels import LabelPair, align_labels, split_held_out
-from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.features.extraction import FeatureTransform, device_of
-from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
+from glocal.extraction.feature_stream import FeatureTransform, device_of
+from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 Positive = Annotated[int, Field(ge=1)]
@@ -90,7 +91,9 @@ def train_heads(
     step = 0
     with progress_bar("linear probe", steps, progress, unit="steps") as advance:
         for _ in range(epochs):
-            for rows in torch.split(torch.randperm(len(inputs), generator=generator).to(inputs.device), batch_size):
+            for rows in torch.split(
+                torch.randperm(len(inputs), generator=generator).to(inputs.device), batch_size
+            ):
                 factor = 0.5 * (1 + np.cos(np.pi * step / steps))
                 x, y = torch.index_select(inputs, 0, rows, out=buffer[: len(rows)]), labels[rows]
                 for choice, learner in zip(choices, learners, strict=True):
@@ -100,7 +103,9 @@ def train_heads(
     return [learner.heads() for learner in learners]
 
 
-def rank_classes(heads: Heads, inputs: Float[Tensor, "rows dim"], num_classes: int) -> Int64[Tensor, "rates rows top"]:
+def rank_classes(
+    heads: Heads, inputs: Float[Tensor, "rows dim"], num_classes: int
+) -> Int64[Tensor, "rates rows top"]:
     """The best classes of each row under each head, best first, at most 5."""
     parts = []
     for x in torch.split(inputs, EVALUATION_CHUNK):
@@ -147,7 +152,9 @@ class LinearProbe(ProtocolConfig):
         what = readouts_for(fitting.inputs)
         fitted = extract_embeddings(encoder, train, self.transform, what, work)
         tested = extract_embeddings(encoder, test, self.transform, what, work)
-        numbers, rows, notes, picked = fitting.measure(fitted, tested, labels, device_of(encoder), work.progress)
+        numbers, rows, notes, picked = fitting.measure(
+            fitted, tested, labels, device_of(encoder), work.progress
+        )
         transform = self.transform.resolve(encoder)
         return self.result(
             encoder,
@@ -177,19 +184,31 @@ class LinearProbe(ProtocolConfig):
         return self.model_copy(update={"inputs": kept}), [f"{gone} left out: the model has {depth} blocks"]
 
     def measure(
-        self, train: Embeddings, test: Embeddings, labels: LabelPair, device: torch.device, progress: bool = False
+        self,
+        train: Embeddings,
+        test: Embeddings,
+        labels: LabelPair,
+        device: torch.device,
+        progress: bool = False,
     ) -> tuple[dict[str, float], list[dict[str, Any]], list[str], dict[str, Any]]:
         """Probe embeddings that hold all readouts of `inputs`; return numbers, grid rows, notes and the choice."""
         x, y = labelled_rows(train, labels.train, device)
         test_x, test_y = labelled_rows(test, labels.test, device)
         fit, held = split_held_out(y.cpu().numpy(), self.held_out, self.seed)
         if len(held) == 0:
-            raise DataError("No class of the training images has 2 images, so none can be held out to pick a setting.")
+            raise DataError(
+                "No class of the training images has 2 images, so none can be held out to pick a setting."
+            )
         places = {item: place for place, item in enumerate(train.vectors)}
         columns = [_slices([places[item] for item in INPUTS[name]], train) for name in self.inputs]
         scaled = [rate * self.batch_size / 256 for rate in self.learning_rates]
         epochs = max(self.epochs, -(-self.least_steps // -(-len(fit) // self.batch_size)))
-        common = {"epochs": epochs, "batch_size": self.batch_size, "momentum": self.momentum, "seed": self.seed}
+        common = {
+            "epochs": epochs,
+            "batch_size": self.batch_size,
+            "momentum": self.momentum,
+            "seed": self.seed,
+        }
         fit_rows, held_rows = torch.from_numpy(fit).to(device), torch.from_numpy(held).to(device)
         grid = train_heads(
             x[fit_rows],
@@ -203,7 +222,9 @@ class LinearProbe(ProtocolConfig):
         rows = self._score(grid, columns, x[held_rows], y[held_rows], labels.classes)
         best = max(rows, key=lambda row: row["held_out_top1"])
         if not np.isfinite(best["held_out_top1"]):
-            raise TrainingError("Every head diverged. Lower learning_rates, or check the features for huge values.")
+            raise TrainingError(
+                "Every head diverged. Lower learning_rates, or check the features for huge values."
+            )
         choice = columns[self.inputs.index(best["input"])]
         rate = best["learning_rate"] * self.batch_size / 256
         final = train_heads(_columns(x, choice), y, labels.classes, [rate], **common)[0]  # type: ignore[arg-type]
@@ -231,7 +252,9 @@ class LinearProbe(ProtocolConfig):
     def _edge(self, best: Mapping[str, Any]) -> list[str]:
         if best["learning_rate"] != max(self.learning_rates) or len(self.learning_rates) == 1:
             return []
-        return [f"the largest learning rate of the grid, {best['learning_rate']:g}, won; a larger one may do better"]
+        return [
+            f"the largest learning rate of the grid, {best['learning_rate']:g}, won; a larger one may do better"
+        ]
 
 
 def readouts_for(inputs: Sequence[InputName]) -> list[str]:
@@ -270,7 +293,9 @@ class _Learner:
     is: u <- momentum u + rate gradient; w <- w - factor u.
     """
 
-    def __init__(self, start: Float[Tensor, "classes dim"], rates: Float[Tensor, " rates"], momentum: float) -> None:
+    def __init__(
+        self, start: Float[Tensor, "classes dim"], rates: Float[Tensor, " rates"], momentum: float
+    ) -> None:
         self.classes, self.momentum, self.rates = len(start), momentum, rates[:, None, None]
         self.weight = start.repeat(len(rates), 1)
         self.bias = start.new_zeros(len(self.weight), 1)
@@ -278,7 +303,9 @@ class _Learner:
 
     def step(self, x: Float[Tensor, "batch dim"], labels: Int64[Tensor, " batch"], factor: float) -> None:
         """Descend the mean cross-entropy of one batch by `factor` times each head's rate."""
-        error = torch.addmm(self.bias, self.weight, x.T).view(len(self.rates), self.classes, len(x)).softmax(1)
+        error = (
+            torch.addmm(self.bias, self.weight, x.T).view(len(self.rates), self.classes, len(x)).softmax(1)
+        )
         places = labels.expand(len(self.rates), 1, -1)
         error.scatter_add_(1, places, error.new_full((1, 1, 1), -1.0).expand_as(places))
         gradient = error.mul_(self.rates / len(x)).flatten(0, 1)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from glocal.errors import DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work, open_split
+from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.classification.labels import LabelPair, align_labels, split_held_out
-from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.features.extraction import FeatureTransform
-from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.results import Result
+from glocal.extraction.feature_stream import FeatureTransform
+from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 Positive = Annotated[int, Field(ge=1)]
@@ -108,7 +109,9 @@ class LowShot(ProtocolConfig):
         x, test_x = x / scale, test_x / scale
         rest, held = split_held_out(y, self.held_out, seed=0)
         if len(held) == 0:
-            raise DataError("No class of the training images has 2 images, so none can be held out to pick C.")
+            raise DataError(
+                "No class of the training images has 2 images, so none can be held out to pick C."
+            )
         held = np.sort(np.random.default_rng(0).permutation(held)[:5000])
         sizes = [*self.shares, *self.per_class]
         numbers: dict[str, float] = {}
@@ -127,7 +130,11 @@ class LowShot(ProtocolConfig):
                 numbers[f"{name}_top1"] = float(scores.mean())
                 numbers[f"{name}_top1_std"] = float(scores.std(ddof=1)) if len(scores) > 1 else math.nan
         late = sum(not row["converged"] for row in rows)
-        slow = [f"{late} of {len(rows)} fits stopped at {self.iterations} iterations before converging"] if late else []
+        slow = (
+            [f"{late} of {len(rows)} fits stopped at {self.iterations} iterations before converging"]
+            if late
+            else []
+        )
         return numbers, rows, [*labels.notes, *slow]
 
     def _fit(

@@ -18,15 +18,16 @@ from torch import Tensor
 
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.features.extraction import check_patches, device_of
-from glocal.evaluation.features.journal import Journal
-from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.objects.davis_data import DavisVideos
 from glocal.evaluation.objects.davis_metrics import SequenceScore, score_dataset, score_sequence
 from glocal.evaluation.objects.label_propagation import Propagation, follow, sharpen
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import resize_mask
+from glocal.extraction.feature_stream import check_patches, device_of
+from glocal.extraction.journal import Journal
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -91,13 +92,17 @@ class Davis(ProtocolConfig):
         if isinstance(data, Mapping):
             raise DataError("davis needs the path of a DAVIS 2017 folder or tar, not image sources.")
         if min(self.radius, self.previous) < 0 or self.best < 1 or self.temperature <= 0:
-            raise ConfigError("radius and previous must be 0 or more, best 1 or more and temperature above 0.")
+            raise ConfigError(
+                "radius and previous must be 0 or more, best 1 or more and temperature above 0."
+            )
         videos = DavisVideos(data, self.split)
         names = self._chosen(videos)
         scores: list[SequenceScore] = []
         journal = self._journal(encoder, videos, work)
         total = sum(len(videos.frames(name)) for name in names)
-        with progress_bar(f"{videos.name}: label propagation", total, work.progress, unit="frames") as advance:
+        with progress_bar(
+            f"{videos.name}: label propagation", total, work.progress, unit="frames"
+        ) as advance:
             for name in names:
                 kept = journal.get(name)
                 if kept is not None:
@@ -144,7 +149,9 @@ class Davis(ProtocolConfig):
             )
         return self.sequences if self.sequences is not None else videos.sequences
 
-    def predict(self, encoder: Encoder, videos: DavisVideos, sequence: str, first_mask: Labels) -> Iterator[Labels]:
+    def predict(
+        self, encoder: Encoder, videos: DavisVideos, sequence: str, first_mask: Labels
+    ) -> Iterator[Labels]:
         """Yield the label map of every frame at its own size, the given one first.
 
         Raises:
@@ -178,7 +185,9 @@ class Davis(ProtocolConfig):
     ) -> Float[Tensor, "rows columns dim"]:
         resized = np.array(frame.resize(size, Image.Resampling.BILINEAR))
         pixels = encoder.normalise(torch.from_numpy(resized).permute(2, 0, 1)[None].to(device_of(encoder)))
-        found = encoder.features(pixels) if self.layer == -1 else encoder.intermediate(pixels, (self.layer,))[0]
+        found = (
+            encoder.features(pixels) if self.layer == -1 else encoder.intermediate(pixels, (self.layer,))[0]
+        )
         check_patches(encoder, found.patches, found.grid)
         return found.patches[0].float().reshape(*found.grid, -1)
 
@@ -203,7 +212,9 @@ def palette(colours: int = 256) -> UInt8[np.ndarray, "colours 3"]:
     return table
 
 
-def overlay(frame: UInt8[np.ndarray, "h w 3"], labels: Labels, strength: float = 0.5) -> UInt8[np.ndarray, "h w 3"]:
+def overlay(
+    frame: UInt8[np.ndarray, "h w 3"], labels: Labels, strength: float = 0.5
+) -> UInt8[np.ndarray, "h w 3"]:
     """Tint every object of a frame with its colour; the background stays."""
     tinted = (1 - strength) * frame + strength * palette()[labels]
     result: np.ndarray = np.where((labels > 0)[..., None], np.round(tinted), frame).astype(np.uint8)
@@ -222,4 +233,6 @@ def save_sequence(folder: Path, videos: DavisVideos, sequence: str, labels: list
         frame = videos.read_frame(name)
         drawn = Image.fromarray(overlay(np.asarray(frame), label))
         pictures.append(drawn.resize((drawn.width // 2, drawn.height // 2)))
-    pictures[0].save(folder / f"{sequence}.gif", save_all=True, append_images=pictures[1:], duration=100, loop=0)
+    pictures[0].save(
+        folder / f"{sequence}.gif", save_all=True, append_images=pictures[1:], duration=100, loop=0
+    )

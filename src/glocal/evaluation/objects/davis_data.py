@@ -35,7 +35,9 @@ class DavisVideos:
         self.name = f"{self.path.name}/{split}"
         found = {str(PurePosixPath(name).parent) for name in self._files if f"{FRAMES}/" in name}
         if not found:
-            raise DataError(f"{self.path} holds no {FRAMES}/SEQUENCE/*.jpg. Give DAVIS' own folder, or a tar of it.")
+            raise DataError(
+                f"{self.path} holds no {FRAMES}/SEQUENCE/*.jpg. Give DAVIS' own folder, or a tar of it."
+            )
         self._root = min(found).split(FRAMES)[0]
         everything = sorted(PurePosixPath(folder).name for folder in found)
         listed = f"{self._root}{LISTS}/{split}.txt"
@@ -71,14 +73,18 @@ class DavisVideos:
         names = [f"{folder}/{PurePosixPath(frame).stem}.png" for frame in self.frames(sequence)]
         missing = [name for name in names if name not in self._files]
         if missing:
-            raise DataError(f"{sequence}: {len(missing)} of {len(names)} frames have no mask, the first: {missing[0]}.")
+            raise DataError(
+                f"{sequence}: {len(missing)} of {len(names)} frames have no mask, the first: {missing[0]}."
+            )
         return [read_label_map(self._read(name), name) for name in names]
 
     def fingerprint(self) -> str:
         """Hash of file names and sizes of the split's sequences."""
         chosen = {f"/{name}/" for name in self.sequences}
         entries = sorted(
-            f"{name} {size}" for name, (_, size) in self._files.items() if any(part in name for part in chosen)
+            f"{name} {size}"
+            for name, (_, size) in self._files.items()
+            if any(part in name for part in chosen)
         )
         return short_hash("\n".join(entries).encode())
 
@@ -98,7 +104,9 @@ def read_label_map(content: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
     try:
         return decode_mask(content, name).astype(np.uint8)
     except UnreadableImageError as error:
-        raise DataError(f"A mask can't be read: {error}. An indexed PNG with object numbers is needed.") from error
+        raise DataError(
+            f"A mask can't be read: {error}. An indexed PNG with object numbers is needed."
+        ) from error
 
 
 def read_predictions(path: str | Path, sequences: Sequence[str]) -> dict[str, list[UInt8[np.ndarray, "h w"]]]:

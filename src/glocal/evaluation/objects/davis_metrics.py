@@ -57,7 +57,9 @@ def boundary_accuracy(
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 
-def _share_within(points: Integer[np.ndarray, "n 2"], others: Integer[np.ndarray, "m 2"], radius: float) -> float:
+def _share_within(
+    points: Integer[np.ndarray, "n 2"], others: Integer[np.ndarray, "m 2"], radius: float
+) -> float:
     # scipy's bound is exclusive; squared distances are whole numbers, so half a step further admits the radius itself.
     bound = np.sqrt(radius**2 + 0.5)
     distance, _ = cKDTree(others).query(points, distance_upper_bound=bound)
@@ -93,7 +95,9 @@ def score_sequence(
     first = truth[0][truth[0] != 255]
     objects = int(first.max(initial=0))
     if objects == 0:
-        raise DataError(f"Sequence {name}: the first mask shows no object (values 1 and up). Nothing can be followed.")
+        raise DataError(
+            f"Sequence {name}: the first mask shows no object (values 1 and up). Nothing can be followed."
+        )
     region, boundary = np.zeros((2, objects, len(truth) - 2))
     for frame in range(1, len(truth) - 1):
         if truth[frame].shape != prediction[frame].shape:

@@ -24,10 +24,7 @@ from torch.nn import functional as F
 
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, UnreadableImageError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.features.extraction import Skipped, device_of
-from glocal.evaluation.features.journal import Journal
-from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.masks import (
     TEST,
@@ -35,6 +32,10 @@ from glocal.evaluation.segmentation.masks import (
     open_segmentation,
 )
 from glocal.evaluation.segmentation.paired_folders import PairedFolders, open_voc_boxes
+from glocal.extraction.feature_stream import Skipped, device_of
+from glocal.extraction.journal import Journal
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -135,7 +136,9 @@ def box_overlap(
     return overlap
 
 
-def mask_boxes(mask: UInt8[np.ndarray, "h w"], objects: Sequence[int], smallest: int) -> Float[np.ndarray, "boxes 4"]:
+def mask_boxes(
+    mask: UInt8[np.ndarray, "h w"], objects: Sequence[int], smallest: int
+) -> Float[np.ndarray, "boxes 4"]:
     """Boxes around the connected regions of each object class that cover at least `smallest` pixels.
 
     Touching objects of one class become one box: a class mask doesn't tell them apart.
@@ -221,7 +224,10 @@ class Discovery(ProtocolConfig):
                 f"{source.name}: none of {len(source)} images has an object to find. Set object_classes (class ids) or "
                 f"lower smallest_object. {' '.join(skipped.notes())}"
             )
-        numbers = {f"CorLoc_{m}": 100 * float(np.mean([row[m] >= self.overlap for row in rows])) for m in self.methods}
+        numbers = {
+            f"CorLoc_{m}": 100 * float(np.mean([row[m] >= self.overlap for row in rows]))
+            for m in self.methods
+        }
         notes = skipped.notes()
         side = "native" if self.longest_side is None else f"longest side at most {self.longest_side}"
         if empty:
@@ -272,7 +278,9 @@ class Discovery(ProtocolConfig):
         keys, grid = padded_keys(encoder, image)
         best: dict[str, float] = {}
         for method in self.methods:
-            found = lost(keys, grid, self.expansion) if method == "lost" else tokencut(keys, grid, self.threshold)
+            found = (
+                lost(keys, grid, self.expansion) if method == "lost" else tokencut(keys, grid, self.threshold)
+            )
             best[method] = float(box_overlap(region_box(found, encoder.patch_size, size), true).max())
         return best
 

@@ -96,7 +96,9 @@ def sharpen(labels: Float[Tensor, "rows columns objects"], patch_size: int) -> I
     image = F.interpolate(channels, scale_factor=patch_size, mode="bilinear", align_corners=False)[0]
     low, high = image.amin((1, 2), keepdim=True), image.amax((1, 2), keepdim=True)
     # A flat channel becomes 0/0 in the reference; here it keeps 0 and so never wins over a stretched one.
-    stretched = torch.where(high > 0, (image - low) / (high - low).clamp(min=torch.finfo(image.dtype).tiny), image)
+    stretched = torch.where(
+        high > 0, (image - low) / (high - low).clamp(min=torch.finfo(image.dtype).tiny), image
+    )
     return stretched.argmax(0)
 
 
@@ -111,7 +113,9 @@ def _within_reach(targets: range, sources: range, columns: int, radius: int, dev
 
 
 def _mix_best(
-    similarity: Float[Tensor, "targets sources"], labels: Float[Tensor, "sources objects"], settings: Propagation
+    similarity: Float[Tensor, "targets sources"],
+    labels: Float[Tensor, "sources objects"],
+    settings: Propagation,
 ) -> Float[Tensor, "targets objects"]:
     """Weighted mean label of each target's best sources; those equal to the last of them count too."""
     count = min(settings.best, similarity.shape[1])

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
-from glocal.errors import DataError
-from glocal.evaluation.retrieval.ground_truth import GroundTruth, find_ids, name_some, read_ground_truth
+from glocal.errors import DataError, name_some
+from glocal.evaluation.retrieval.ground_truth import GroundTruth, find_ids, read_ground_truth
 
 _ORIGINALS = ("original", "originals")
 _ATTACK_COLUMNS = ("transform", "attack")
@@ -44,7 +44,9 @@ def open_copydays(root: Path) -> CopyData:
     """
     folder = next((root / name for name in _ORIGINALS if (root / name).is_dir()), None)
     if folder is None:
-        raise DataError(f"{root} has no folder original/ with the untouched images; that's the Copydays layout.")
+        raise DataError(
+            f"{root} has no folder original/ with the untouched images; that's the Copydays layout."
+        )
     everything = open_source(root)
     originals: list[int] = []
     attacked: list[int] = []
@@ -55,13 +57,19 @@ def open_copydays(root: Path) -> CopyData:
     for place, index in enumerate(originals):
         number = _number(everything.key(index))
         if number in by_number:
-            raise DataError(f"{folder}: two originals are numbered {number}; the first four characters must differ.")
+            raise DataError(
+                f"{folder}: two originals are numbered {number}; the first four characters must differ."
+            )
         by_number[number] = place
     kept = [index for index in attacked if _number(everything.key(index)) in by_number]
     if not kept:
-        raise DataError(f"{root}: none of {len(attacked)} attacked images shows one of {len(originals)} originals.")
+        raise DataError(
+            f"{root}: none of {len(attacked)} attacked images shows one of {len(originals)} originals."
+        )
     lost = [everything.key(index) for index in attacked if _number(everything.key(index)) not in by_number]
-    notes = [f"{len(lost)} attacked images show no known original, left out: {name_some(lost)}."] if lost else []
+    notes = (
+        [f"{len(lost)} attacked images show no known original, left out: {name_some(lost)}."] if lost else []
+    )
     positives = [np.array([by_number[_number(everything.key(index))]], np.int64) for index in kept]
     names = [_attack_name(everything.key(index), root) for index in kept]
     return CopyData(everything.subset(kept), everything.subset(originals), positives, names, notes)
@@ -82,7 +90,9 @@ def open_pairs(
     found = find_ids(references, {name for names in truth.references.values() for name in names})
     without_image = [name for name in truth.references if name not in asked]
     without_reference = [
-        name for name, names in truth.references.items() if name in asked and not all(n in found for n in names)
+        name
+        for name, names in truth.references.items()
+        if name in asked and not all(n in found for n in names)
     ]
     dropped = {*without_image, *without_reference}
     kept = [name for name in truth.references if name not in dropped]
@@ -122,9 +132,13 @@ def open_copy_folder(root: Path, references: str | None = None, ground_truth: st
         return open_copydays(root)
     tables = [Path(ground_truth)] if ground_truth is not None else sorted(root.glob("*ground_truth*.csv"))
     if len(tables) != 1:
-        raise DataError(f"{root} holds {len(tables)} files *ground_truth*.csv; one is needed, or set ground_truth=.")
+        raise DataError(
+            f"{root} holds {len(tables)} files *ground_truth*.csv; one is needed, or set ground_truth=."
+        )
     where = _part(root, "queries")
-    reference_source = open_source(references) if references is not None else open_source(_part(root, "references"))
+    reference_source = (
+        open_source(references) if references is not None else open_source(_part(root, "references"))
+    )
     attack = read_attacks(where) if where.suffix == ".parquet" else {}
     return open_pairs(open_source(where), reference_source, read_ground_truth(tables[0]), attack)
 
@@ -138,7 +152,11 @@ def read_attacks(path: Path) -> dict[str, str]:
     if column is None or _QUERY_COLUMN not in file.schema_arrow.names:
         return {}
     table = file.read(columns=[_QUERY_COLUMN, column]).to_pydict()
-    return {str(name): str(attack) for name, attack in zip(table[_QUERY_COLUMN], table[column], strict=True) if attack}
+    return {
+        str(name): str(attack)
+        for name, attack in zip(table[_QUERY_COLUMN], table[column], strict=True)
+        if attack
+    }
 
 
 def _part(root: Path, name: str) -> Path:

@@ -16,14 +16,25 @@ from torch import Tensor
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.features.extraction import device_of
+from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval.copy_data import CopyData, open_copy_folder, open_pairs
 from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at, recall_at_precision
-from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, learn_whitening, rows_of, whiten
+from glocal.evaluation.retrieval.descriptors import (
+    DescriptorConfig,
+    describe,
+    learn_whitening,
+    rows_of,
+    whiten,
+)
 from glocal.evaluation.retrieval.ground_truth import read_ground_truth
-from glocal.evaluation.retrieval.ranking import ranks_of_positives, top_candidates, trapezoid_average_precision
+from glocal.evaluation.retrieval.ranking import (
+    ranks_of_positives,
+    top_candidates,
+    trapezoid_average_precision,
+)
+from glocal.extraction.feature_stream import device_of
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 
@@ -77,7 +88,11 @@ class CopyDetection(ProtocolConfig):
         query_rows = torch.from_numpy(rows_of(found["queries"], len(opened.queries))[kept])
         device = device_of(encoder)
         numbers, table = measure(
-            vectors["queries"][query_rows].to(device), database.to(device), positives, attacks, self.candidates
+            vectors["queries"][query_rows].to(device),
+            database.to(device),
+            positives,
+            attacks,
+            self.candidates,
         )
         notes = [*opened.notes, *unreadable, *(note for e in found.values() for note in e.skipped.notes())]
         return self.result(
@@ -104,7 +119,9 @@ class CopyDetection(ProtocolConfig):
         missing = [role for role in ("queries", "references") if role not in data]
         if missing or self.ground_truth is None:
             need = [*missing, *(["ground_truth= (a csv)"] if self.ground_truth is None else [])]
-            raise DataError(f"Copy detection on open sources lacks {', '.join(need)}; got {', '.join(data) or 'none'}.")
+            raise DataError(
+                f"Copy detection on open sources lacks {', '.join(need)}; got {', '.join(data) or 'none'}."
+            )
         extra.update({role: data[role] for role in ("distractors", "whitening") if role in data})
         truth = read_ground_truth(Path(self.ground_truth))
         return open_pairs(data["queries"], data["references"], truth), extra

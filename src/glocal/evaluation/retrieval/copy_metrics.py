@@ -52,15 +52,21 @@ def precision_recall(
     if matches < 1:
         raise DataError("The ground truth has no matching pair; micro-AP needs at least one.")
     if scores.shape != is_match.shape:
-        raise DataError(f"There are {scores.size} scores and {is_match.size} verdicts; give one verdict a score.")
+        raise DataError(
+            f"There are {scores.size} scores and {is_match.size} verdicts; give one verdict a score."
+        )
     if np.isnan(scores).any():
         raise DataError(f"{int(np.isnan(scores).sum())} of {scores.size} scores are NaN; check the model.")
     if is_match.sum() > matches:
-        raise DataError(f"{int(is_match.sum())} predicted pairs are right, of {matches} in all: is a pair in twice?")
+        raise DataError(
+            f"{int(is_match.sum())} predicted pairs are right, of {matches} in all: is a pair in twice?"
+        )
     order = np.argsort(-scores, kind="stable")
     right = np.cumsum(is_match[order])
     ranked = scores[order]
-    threshold = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if ranked.size else np.empty(0, np.int64)
+    threshold = (
+        np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if ranked.size else np.empty(0, np.int64)
+    )
     return right[threshold] / (threshold + 1), right[threshold] / matches
 
 

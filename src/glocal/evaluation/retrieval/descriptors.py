@@ -16,9 +16,9 @@ from torch import Tensor
 from glocal.config import Config
 from glocal.data.source import ImageSource, short_hash
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import Work
-from glocal.evaluation.features.embeddings import Embeddings, extract_embeddings
-from glocal.evaluation.features.extraction import FeatureTransform
+from glocal.extraction.feature_stream import FeatureTransform
+from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 _READOUTS: dict[str, tuple[str, ...]] = {"cls": ("cls",), "cls_gem": ("cls", "gem_patches")}
@@ -46,7 +46,9 @@ class DescriptorConfig(Config):
             ConfigError: for no scale, or one that isn't above 0.
         """
         if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
-            raise ConfigError(f"scales={list(self.scales)}; give one or more factors above 0, such as 1, 0.7071, 0.5.")
+            raise ConfigError(
+                f"scales={list(self.scales)}; give one or more factors above 0, such as 1, 0.7071, 0.5."
+            )
         patch = encoder.patch_size
         base = self.size if self.size is not None else encoder.image_size
         return [max(patch, round(base * scale / patch) * patch) for scale in self.scales]
@@ -110,7 +112,9 @@ def describe(encoder: Encoder, source: ImageSource, config: DescriptorConfig, wo
     assert total is not None
     bad = int((~torch.isfinite(total).all(dim=1)).sum())
     if bad:
-        raise DataError(f"{bad} of {len(total)} descriptors of {source.name} by {encoder.name} aren't finite.")
+        raise DataError(
+            f"{bad} of {len(total)} descriptors of {source.name} by {encoder.name} aren't finite."
+        )
     return Embeddings({"descriptor": F.normalize(total, dim=1)}, found.indices, found.labels, found.skipped)
 
 
@@ -130,7 +134,9 @@ def learn_whitening(descriptors: Float[Tensor, "images dim"], dim: int | None = 
     if images < 2:
         raise DataError(f"Whitening was given {images} image(s); 2 or more are needed, thousands are usual.")
     if dim is not None and not 1 <= dim <= width:
-        raise ConfigError(f"whitening_dim={dim}; descriptors have {width} dimensions, so 1 to {width} is allowed.")
+        raise ConfigError(
+            f"whitening_dim={dim}; descriptors have {width} dimensions, so 1 to {width} is allowed."
+        )
     exact = descriptors.double()
     mean = exact.mean(dim=0)
     values, vectors = torch.linalg.eigh((exact - mean).T @ (exact - mean) / images)

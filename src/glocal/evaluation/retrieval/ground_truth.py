@@ -43,11 +43,17 @@ def read_ground_truth(path: Path) -> GroundTruth:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if row]
+            rows = [
+                (number, [cell.strip() for cell in row])
+                for number, row in enumerate(csv.reader(file), 1)
+                if row
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Can't read ground truth {path}: {error}.") from error
     if not rows:
-        raise DataError(f"{path} holds no rows. Rows like 'Q00001,R000001', or 'Q00002,' for no match, are needed.")
+        raise DataError(
+            f"{path} holds no rows. Rows like 'Q00001,R000001', or 'Q00002,' for no match, are needed."
+        )
     query, reference, attack = _columns([cell.lower() for cell in rows[0][1]])
     if query is not None:
         rows = rows[1:]
@@ -83,20 +89,11 @@ def find_ids(source: ImageSource, wanted: Iterable[str]) -> dict[str, int]:
             continue
         if len(indices) > 1:
             twins = ", ".join(source.key(i) for i in indices[:3])
-            raise DataError(f"Id '{text}' fits {len(indices)} images of {source.name} ({twins}). Ids must be unique.")
+            raise DataError(
+                f"Id '{text}' fits {len(indices)} images of {source.name} ({twins}). Ids must be unique."
+            )
         found[text] = indices[0]
     return found
-
-
-def name_some(names: Iterable[str], limit: int = 3) -> str:
-    """List the first names and how many more there are, for notes and errors.
-
-    >>> name_some(["a", "b", "c", "d"])
-    'a, b, c and 1 more'
-    """
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def _columns(header: list[str]) -> tuple[int | None, int | None, int | None]:
@@ -109,7 +106,13 @@ def _columns(header: list[str]) -> tuple[int | None, int | None, int | None]:
 
 
 def _add_row(
-    truth: GroundTruth, path: Path, number: int, row: list[str], query: int, reference: int, attack: int | None
+    truth: GroundTruth,
+    path: Path,
+    number: int,
+    row: list[str],
+    query: int,
+    reference: int,
+    attack: int | None,
 ) -> None:
     if len(row) <= max(query, reference):
         raise DataError(f"{path}, line {number}: {len(row)} column(s) in {row}; 'query,reference' is needed.")
@@ -120,7 +123,9 @@ def _add_row(
     if known is not None and answer in known:
         raise DataError(f"{path}, line {number}: the row {name},{answer} stands in the file twice.")
     if known is not None and (not answer or not known):
-        raise DataError(f"{path}, line {number}: query {name} stands with and without a reference, or twice without.")
+        raise DataError(
+            f"{path}, line {number}: query {name} stands with and without a reference, or twice without."
+        )
     truth.references.setdefault(name, [])
     if answer:
         truth.references[name].append(answer)

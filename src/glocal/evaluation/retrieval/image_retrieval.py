@@ -15,9 +15,7 @@ from torch import Tensor
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, Work
-from glocal.evaluation.features.embeddings import Embeddings
-from glocal.evaluation.features.extraction import device_of
+from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, rows_of
 from glocal.evaluation.retrieval.ranking import (
@@ -36,6 +34,9 @@ from glocal.evaluation.retrieval.retrieval_data import (
     open_pairs,
     open_retrieval_folder,
 )
+from glocal.extraction.feature_stream import device_of
+from glocal.extraction.image_embeddings import Embeddings
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 PRECISION_AT = (1, 5, 10)
@@ -86,7 +87,9 @@ class ImageRetrieval(ProtocolConfig):
             more, roles["distractors"] = extra.skipped.notes(), distractors
         vectors, device = torch.cat(parts), device_of(encoder)
         judgements, lost = _readable(opened.judgements, found.indices, rows_of(base, len(opened.database)))
-        ranked = self._rank(encoder, queries, opened.database, found, base, vectors.to(device), judgements, work)
+        ranked = self._rank(
+            encoder, queries, opened.database, found, base, vectors.to(device), judgements, work
+        )
         numbers: dict[str, float] = {}
         rows: list[dict[str, Any]] = []
         empty = [name for name, ranks in ranked.items() if not any(map(len, ranks))]
@@ -141,7 +144,9 @@ class ImageRetrieval(ProtocolConfig):
     def _open(self, data: DataLike) -> tuple[RetrievalData, ImageSource | None]:
         distractors = open_source(self.distractors) if self.distractors is not None else None
         if not isinstance(data, Mapping):
-            return open_retrieval_folder(Path(data), self.database, self.ground_truth, self.class_queries), distractors
+            return open_retrieval_folder(
+                Path(data), self.database, self.ground_truth, self.class_queries
+            ), distractors
         distractors = data.get("distractors", distractors)
         if "queries" in data and "database" in data and self.ground_truth is not None:
             return open_pairs(data["queries"], data["database"], Path(self.ground_truth)), distractors
@@ -162,7 +167,9 @@ def measure(ranks: list[NDArray[np.int64]]) -> dict[str, float]:
     """
     asked = [r for r in ranks if len(r)]
     if not asked:
-        raise DataError(f"None of {len(ranks)} queries has a right answer in the database, so nothing can be measured.")
+        raise DataError(
+            f"None of {len(ranks)} queries has a right answer in the database, so nothing can be measured."
+        )
     numbers = {"map": 100 * float(np.mean([trapezoid_average_precision(r, len(r)) for r in asked]))}
     for count in PRECISION_AT:
         numbers[f"mp_at_{count}"] = 100 * float(np.mean([precision_at(r, count) for r in asked]))

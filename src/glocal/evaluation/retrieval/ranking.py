@@ -78,7 +78,9 @@ def ranks_of_positives(
     """
     check_descriptors(queries, database)
     if len(positives) != len(queries) or (ignored is not None and len(ignored) != len(queries)):
-        raise DataError(f"There are {len(queries)} queries and {len(positives)} lists of positives; give one a query.")
+        raise DataError(
+            f"There are {len(queries)} queries and {len(positives)} lists of positives; give one a query."
+        )
     found: list[NDArray[np.int64]] = []
     for block in _query_blocks(queries, database):
         scores = block @ database.T
@@ -126,7 +128,9 @@ def trapezoid_average_precision(ranks: NDArray[np.int64], positives: int) -> flo
     0.25
     """
     if positives < 1:
-        raise DataError("Average precision isn't defined for a query without a positive; leave the query out.")
+        raise DataError(
+            "Average precision isn't defined for a query without a positive; leave the query out."
+        )
     found = np.arange(len(ranks))
     before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
     after = (found + 1) / (ranks + 1)
@@ -151,10 +155,14 @@ def check_descriptors(queries: Tensor, database: Tensor) -> None:
     """Refuse empty sets, unequal widths and values that aren't finite (a NaN would compare as the best rank)."""
     for name, descriptors in (("queries", queries), ("database", database)):
         if descriptors.dim() != 2 or 0 in descriptors.shape:
-            raise DataError(f"The {name} have shape {tuple(descriptors.shape)}; (images, dim) is needed, none of it 0.")
+            raise DataError(
+                f"The {name} have shape {tuple(descriptors.shape)}; (images, dim) is needed, none of it 0."
+            )
         if not torch.isfinite(descriptors).all():
             bad = int((~torch.isfinite(descriptors).all(dim=1)).sum())
-            raise DataError(f"{bad} of {len(descriptors)} descriptors of the {name} aren't finite; check the model.")
+            raise DataError(
+                f"{bad} of {len(descriptors)} descriptors of the {name} aren't finite; check the model."
+            )
     if queries.shape[1] != database.shape[1]:
         raise DataError(f"Queries have {queries.shape[1]} dimensions and the database {database.shape[1]}.")
 
@@ -169,9 +177,13 @@ def _ranks_in_row(row: Tensor, positives: NDArray[np.int64], ignored: NDArray[np
         return np.empty(0, np.int64)
     both = np.concatenate([positives, ignored]).astype(np.int64)
     if both.min() < 0 or both.max() >= len(row):
-        raise DataError(f"Ground truth names database item {both.max()}; there are {len(row)}, counted from 0.")
+        raise DataError(
+            f"Ground truth names database item {both.max()}; there are {len(row)}, counted from 0."
+        )
     if len(np.unique(both)) != len(both):
-        raise DataError("Ground truth names a database item twice for one query, or as positive and junk at once.")
+        raise DataError(
+            "Ground truth names a database item twice for one query, or as positive and junk at once."
+        )
     right = row[torch.from_numpy(positives.astype(np.int64)).to(row.device)]
     negatives = row.clone()
     negatives[torch.from_numpy(both).to(row.device)] = -torch.inf

@@ -13,9 +13,9 @@ from PIL import Image
 
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource, short_hash
-from glocal.errors import DataError
+from glocal.errors import DataError, name_some
 from glocal.evaluation.base import open_split
-from glocal.evaluation.retrieval.ground_truth import find_ids, name_some, read_ground_truth
+from glocal.evaluation.retrieval.ground_truth import find_ids, read_ground_truth
 from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
 
 Indices = NDArray[np.int64]
@@ -48,8 +48,14 @@ class CroppedSource(ImageSource):
 
     def __init__(self, source: ImageSource, boxes: Sequence[Box]) -> None:
         if len(boxes) != len(source):
-            raise DataError(f"{source.name} has {len(source)} images and {len(boxes)} boxes; give one an image.")
-        self.name, self.labels, self.class_names = f"{source.name} cut to boxes", source.labels, source.class_names
+            raise DataError(
+                f"{source.name} has {len(source)} images and {len(boxes)} boxes; give one an image."
+            )
+        self.name, self.labels, self.class_names = (
+            f"{source.name} cut to boxes",
+            source.labels,
+            source.class_names,
+        )
         self._source, self._boxes = source, np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
     def __len__(self) -> int:
@@ -66,7 +72,9 @@ class CroppedSource(ImageSource):
         left, top = max(left, 0), max(top, 0)
         right, bottom = min(right, image.width), min(bottom, image.height)
         if right <= left or bottom <= top:
-            raise DataError(f"Box {self._boxes[index].tolist()} lies outside {self.key(index)} ({image.size}).")
+            raise DataError(
+                f"Box {self._boxes[index].tolist()} lies outside {self.key(index)} ({image.size})."
+            )
         return image.crop((left, top, right, bottom))
 
     def fingerprint(self) -> str:
@@ -85,16 +93,22 @@ def open_revisited(root: Path) -> RetrievalData:
     """
     files = sorted(root.glob("gnd_*.pkl"))
     if len(files) != 1:
-        raise DataError(f"{root} holds {len(files)} files gnd_*.pkl; exactly one is needed beside the folder jpg/.")
+        raise DataError(
+            f"{root} holds {len(files)} files gnd_*.pkl; exactly one is needed beside the folder jpg/."
+        )
     truth = load_plain_pickle(files[0])
     names, query_names, judged = _revisited_lists(files[0], truth)
     images = open_source(root / "jpg" if (root / "jpg").is_dir() else root)
     found = find_ids(images, {*names, *query_names})
     missing = [name for name in (*names, *query_names) if name not in found]
     if missing:
-        raise DataError(f"{len(missing)} images of {files[0].name} aren't in {images.name}: {name_some(missing)}.")
+        raise DataError(
+            f"{len(missing)} images of {files[0].name} aren't in {images.name}: {name_some(missing)}."
+        )
     size = len(names)
-    lists = ([_index_array(files[0], query, key, size) for query in judged] for key in ("easy", "hard", "junk"))
+    lists = (
+        [_index_array(files[0], query, key, size) for query in judged] for key in ("easy", "hard", "junk")
+    )
     easy, hard, junk = lists
     both = [np.concatenate(pair) for pair in zip(easy, hard, strict=True)]
     judgements = {
@@ -119,7 +133,9 @@ def open_class_folders(source: ImageSource, most_queries: int | None = None) -> 
         DataError: for a source without labels, or in which no class has two images.
     """
     if source.labels is None:
-        raise DataError(f"{source.name} has no labels. Put images into one folder a class, or give ground_truth.csv.")
+        raise DataError(
+            f"{source.name} has no labels. Put images into one folder a class, or give ground_truth.csv."
+        )
     members = {int(label): np.flatnonzero(source.labels == label) for label in np.unique(source.labels)}
     kept = [i for i, label in enumerate(source.labels) if len(members[int(label)]) > 1]
     if not kept:
@@ -129,9 +145,13 @@ def open_class_folders(source: ImageSource, most_queries: int | None = None) -> 
         # Chosen before answers are listed: all of CIFAR-10's would take 2 GB.
         kept = [kept[int(i)] for i in np.linspace(0, len(kept) - 1, most_queries).round()]
     positives = [members[int(source.labels[i])] for i in kept]
-    judgement = Judgement([p[p != i] for p, i in zip(positives, kept, strict=True)], [np.array([i]) for i in kept])
+    judgement = Judgement(
+        [p[p != i] for p, i in zip(positives, kept, strict=True)], [np.array([i]) for i in kept]
+    )
     notes = [f"{alone} images are alone in their class: no queries, but in the database."] if alone else []
-    return RetrievalData(source.subset(kept), source, {"all": judgement}, query_places=np.array(kept), notes=notes)
+    return RetrievalData(
+        source.subset(kept), source, {"all": judgement}, query_places=np.array(kept), notes=notes
+    )
 
 
 def open_pairs(queries: ImageSource, database: ImageSource, table: Path) -> RetrievalData:
@@ -154,10 +174,15 @@ def open_pairs(queries: ImageSource, database: ImageSource, table: Path) -> Retr
             kept.append(name)
             positives.append(np.array(right, np.int64))
     if not kept:
-        raise DataError(f"No row of {table} names a query of {queries.name} and a positive of {database.name}.")
+        raise DataError(
+            f"No row of {table} names a query of {queries.name} and a positive of {database.name}."
+        )
     for what, lost in (
         ("queries of the table have no image", [n for n in truth.references if n not in asked]),
-        ("positives of the table have no image", [r for f in truth.references.values() for r in f if r not in answers]),
+        (
+            "positives of the table have no image",
+            [r for f in truth.references.values() for r in f if r not in answers],
+        ),
         ("queries have no positive", [n for n, found in truth.references.items() if not found]),
     ):
         if lost:
@@ -169,7 +194,11 @@ def open_pairs(queries: ImageSource, database: ImageSource, table: Path) -> Retr
     places = np.array([asked[name] for name in kept], np.int64)
     judgements = {"all": Judgement(positives, ignored)}
     return RetrievalData(
-        queries.subset(places.tolist()), database, judgements, query_places=places if same else None, notes=notes
+        queries.subset(places.tolist()),
+        database,
+        judgements,
+        query_places=places if same else None,
+        notes=notes,
     )
 
 
@@ -187,7 +216,13 @@ def open_retrieval_folder(
     """
     if root.is_dir() and any(root.glob("gnd_*.pkl")):
         return open_revisited(root)
-    tables = [Path(ground_truth)] if ground_truth is not None else sorted(root.glob("*.csv")) if root.is_dir() else []
+    tables = (
+        [Path(ground_truth)]
+        if ground_truth is not None
+        else sorted(root.glob("*.csv"))
+        if root.is_dir()
+        else []
+    )
     if len(tables) > 1:
         raise DataError(f"{root} holds {len(tables)} csv files; choose one by ground_truth=.")
     if not tables:
@@ -203,14 +238,22 @@ def open_retrieval_folder(
 def _revisited_lists(path: Path, truth: Any) -> tuple[list[str], list[str], list[dict[str, Any]]]:
     if not isinstance(truth, dict) or not {"imlist", "qimlist", "gnd"} <= set(truth):
         keys = sorted(map(str, truth)) if isinstance(truth, dict) else type(truth).__name__
-        raise DataError(f"{path} holds {keys}; a dict with imlist, qimlist and gnd is needed (revisited Oxford/Paris).")
+        raise DataError(
+            f"{path} holds {keys}; a dict with imlist, qimlist and gnd is needed (revisited Oxford/Paris)."
+        )
     names, queries, judged = list(truth["imlist"]), list(truth["qimlist"]), list(truth["gnd"])
     if len(queries) != len(judged):
-        raise DataError(f"{path} names {len(queries)} queries and judges {len(judged)}; they must be as many.")
+        raise DataError(
+            f"{path} names {len(queries)} queries and judges {len(judged)}; they must be as many."
+        )
     if len(set(names)) != len(names):
         raise DataError(f"{path} names {len(names) - len(set(names))} database images twice.")
-    if judged and not all(isinstance(query, dict) and {"easy", "hard", "junk"} <= set(query) for query in judged):
-        raise DataError(f"{path} has no easy/hard/junk lists: that's the original ground truth; get the revisited one.")
+    if judged and not all(
+        isinstance(query, dict) and {"easy", "hard", "junk"} <= set(query) for query in judged
+    ):
+        raise DataError(
+            f"{path} has no easy/hard/junk lists: that's the original ground truth; get the revisited one."
+        )
     return names, queries, judged
 
 

@@ -14,8 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, Work
-from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.base import DataLike
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
     QUICK_GRID,
@@ -33,6 +32,8 @@ from glocal.evaluation.segmentation.metrics import (
     merge_clusters,
     segmentation_score,
 )
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def principal_components(
     Signs of the components are arbitrary and don't matter to Euclidean k-means.
     """
     mean = features.double().mean(0)
-    covariance = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
+    covariance = torch.zeros(
+        features.shape[1], features.shape[1], dtype=torch.float64, device=features.device
+    )
     for part in torch.split(features, 65536):
         centred = part.double() - mean
         covariance += centred.T @ centred
@@ -76,10 +79,16 @@ def cluster(
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     if len(features) < clusters:
-        raise DataError(f"{len(features)} patches can't form {clusters} clusters. Use fewer clusters or more images.")
+        raise DataError(
+            f"{len(features)} patches can't form {clusters} clusters. Use fewer clusters or more images."
+        )
     if method == "minibatch":
         fitted = MiniBatchKMeans(
-            clusters, batch_size=max(4096, 8 * clusters), max_iter=iterations, n_init=restarts, random_state=seed
+            clusters,
+            batch_size=max(4096, 8 * clusters),
+            max_iter=iterations,
+            n_init=restarts,
+            random_state=seed,
         ).fit(features)
     else:
         fitted = KMeans(clusters, max_iter=iterations, n_init=restarts, random_state=seed).fit(features)

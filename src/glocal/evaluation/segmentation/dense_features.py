@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.errors import DataError
-from glocal.evaluation.base import ProtocolConfig, Work
-from glocal.evaluation.features.extraction import FeatureTransform, Skipped, check_patches
-from glocal.evaluation.features.patch_stream import iterate_patches
-from glocal.evaluation.features.progress import progress_bar
+from glocal.evaluation.base import ProtocolConfig
 from glocal.evaluation.segmentation.masks import SegmentationData
 from glocal.evaluation.segmentation.metrics import (
     IGNORED,
     SegmentationScore,
     segmentation_score,
 )
+from glocal.extraction.feature_stream import FeatureTransform, Skipped, check_patches
+from glocal.extraction.patch_stream import iterate_patches
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ def resize_mask(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[
     return result
 
 
-def cut_mask(mask: UInt8[np.ndarray, "h w"], grid: tuple[int, int], side: int) -> UInt8[np.ndarray, "patches pixels"]:
+def cut_mask(
+    mask: UInt8[np.ndarray, "h w"], grid: tuple[int, int], side: int
+) -> UInt8[np.ndarray, "patches pixels"]:
     """Resize a mask to `side` pixels a patch and list the pixels of each patch (row-major, as patches are)."""
     rows, columns = grid
     resized = resize_mask(mask, (rows * side, columns * side)).reshape(rows, side, columns, side)
@@ -154,7 +157,9 @@ def cut_mask(mask: UInt8[np.ndarray, "h w"], grid: tuple[int, int], side: int) -
     return cut
 
 
-def class_shares(pixels: UInt8[np.ndarray, "patches pixels"], classes: int) -> Float[np.ndarray, "patches classes"]:
+def class_shares(
+    pixels: UInt8[np.ndarray, "patches pixels"], classes: int
+) -> Float[np.ndarray, "patches classes"]:
     """Share of each class among a patch's scored pixels (a soft label); zeros where every pixel is ignored."""
     count = np.stack([(pixels == number).sum(1) for number in range(classes)], 1).astype(np.float32)
     shares: np.ndarray = count / np.maximum(count.sum(1, keepdims=True), 1)
@@ -173,7 +178,9 @@ def standardisation(
         square += double.square().sum(0)
     mean = total / len(features)
     deviation = (square / len(features) - mean.square()).clamp(min=0).sqrt()
-    deviation = torch.where(deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation))
+    deviation = torch.where(
+        deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation)
+    )
     return mean.float(), deviation.float()
 
 
@@ -188,7 +195,9 @@ def percentages(score: SegmentationScore, prefix: str = "") -> dict[str, float]:
 
 def class_rows(score: SegmentationScore, names: Sequence[str]) -> list[dict[str, object]]:
     """One row a class, IoU in per cent (NaN: absent and never predicted)."""
-    return [{"class": name, "IoU": float(100 * iou)} for name, iou in zip(names, score.class_iou, strict=True)]
+    return [
+        {"class": name, "IoU": float(100 * iou)} for name, iou in zip(names, score.class_iou, strict=True)
+    ]
 
 
 def score_confusion(

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.errors import ConfigError
-from glocal.evaluation.base import DataLike, Work
-from glocal.evaluation.features.extraction import FeatureTransform
+from glocal.evaluation.base import DataLike
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
     Counted,
@@ -31,13 +30,15 @@ from glocal.evaluation.segmentation.dense_features import (
     score_confusion,
     upsample,
 )
+from glocal.evaluation.segmentation.knn_segmentation import nearest_entries
 from glocal.evaluation.segmentation.masks import (
     CroppedSource,
     SegmentationData,
     open_train_and_test,
 )
 from glocal.evaluation.segmentation.metrics import confusion_matrix
-from glocal.evaluation.segmentation.nearest_patches import nearest_entries
+from glocal.extraction.feature_stream import FeatureTransform
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.views.randomness import hash_seed, uniform_array
 
@@ -119,7 +120,12 @@ class Hummingbird(DenseConfig):
         return self.result(encoder, sources, numbers, rows=rows, notes=[*counted.notes(), *notes], **resolved)
 
     def fill(
-        self, encoder: Encoder, train: SegmentationData, transform: FeatureTransform, work: Work, counted: Counted
+        self,
+        encoder: Encoder,
+        train: SegmentationData,
+        transform: FeatureTransform,
+        work: Work,
+        counted: Counted,
     ) -> LabelledPatches:
         """Collect the memory. Every image gives each pass its quota, fewer when it has fewer scored patches."""
         quotas = _quotas(self.memory, len(train) * self.passes)
@@ -130,8 +136,12 @@ class Hummingbird(DenseConfig):
                 encoder, seen, transform, self.layer, work, counted, title=f"memory, pass {number + 1}"
             ):
                 label = class_shares(cut_mask(image.mask, image.grid, encoder.patch_size), train.num_classes)
-                kept = self._select(label, number, image.place, int(quotas[number * len(train) + image.place]))
-                features.append(F.normalize(image.patches[torch.from_numpy(kept).to(image.patches.device)], dim=1))
+                kept = self._select(
+                    label, number, image.place, int(quotas[number * len(train) + image.place])
+                )
+                features.append(
+                    F.normalize(image.patches[torch.from_numpy(kept).to(image.patches.device)], dim=1)
+                )
                 shares.append(torch.from_numpy(label[kept]))
         memory = torch.cat(features)
         return LabelledPatches(memory, torch.cat(shares).to(memory.device))
@@ -153,4 +163,6 @@ def _quotas(entries: int, shares: int) -> NDArray[np.int64]:
 
 
 def _cropped(train: SegmentationData, seed: int, number: int) -> SegmentationData:
-    return replace(train, source=CroppedSource(train.checked().source, hash_seed(seed, 2), number, area=(0.25, 1.0)))
+    return replace(
+        train, source=CroppedSource(train.checked().source, hash_seed(seed, 2), number, area=(0.25, 1.0))
+    )

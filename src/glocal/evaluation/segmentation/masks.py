@@ -37,14 +37,17 @@ class MaskLayout(NamedTuple):
     """Classes (ids, not mask values) whose connected regions are objects, for discovery."""
 
 
-def _named(names: str, first: int = 0, objects: Sequence[int] = (), values: Sequence[int] | None = None) -> MaskLayout:
+def _named(
+    names: str, first: int = 0, objects: Sequence[int] = (), values: Sequence[int] | None = None
+) -> MaskLayout:
     split = tuple(names.split(", "))
     return MaskLayout(split, tuple(values or range(first, first + len(split))), tuple(objects))
 
 
 LAYOUTS: dict[str, MaskLayout] = {
     "camvid": _named(
-        "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist", objects=(8, 9, 10)
+        "sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist",
+        objects=(8, 9, 10),
     ),
     "voc": _named(
         "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, "
@@ -96,7 +99,9 @@ class SegmentationData:
                 "pixel is needed. Colour-coded masks must be converted to class ids first."
             )
         if raw.size and (raw.min() < 0 or raw.max() > 255):
-            raise DataError(f"The mask of {self.source.key(index)} holds {raw.min()} to {raw.max()}; allowed: 0..255.")
+            raise DataError(
+                f"The mask of {self.source.key(index)} holds {raw.min()} to {raw.max()}; allowed: 0..255."
+            )
         mapped: np.ndarray = self.lookup[raw]
         return mapped
 
@@ -149,7 +154,9 @@ def open_train_and_test(
     Raises:
         DataError: when a split or its masks are missing.
     """
-    pair = [open_segmentation(data, *names, ignore=ignore, num_classes=num_classes) for names in (TRAIN, TEST)]
+    pair = [
+        open_segmentation(data, *names, ignore=ignore, num_classes=num_classes) for names in (TRAIN, TEST)
+    ]
     if pair[0].num_classes != pair[1].num_classes:
         most = max(int(np.flatnonzero(part.lookup != IGNORED).max()) + 1 for part in pair)
         pair = [open_segmentation(data, *names, ignore=ignore, num_classes=most) for names in (TRAIN, TEST)]
@@ -163,7 +170,9 @@ def _plain_layout(source: ImageSource, num_classes: int | None, known: MaskLayou
     given = source.class_names if source.class_names and len(source.class_names) == num_classes else None
     names = known.class_names if known and len(known.class_names) == num_classes else given
     return MaskLayout(
-        tuple(names or (str(i) for i in range(num_classes))), tuple(range(num_classes)), tuple(range(1, num_classes))
+        tuple(names or (str(i) for i in range(num_classes))),
+        tuple(range(num_classes)),
+        tuple(range(1, num_classes)),
     )
 
 
@@ -174,7 +183,9 @@ def _masks(source: ImageSource) -> Any:
 def _build(source: ImageSource, layout: MaskLayout, ignore: set[int]) -> SegmentationData:
     kept = [i for i, value in enumerate(layout.values) if value not in ignore]
     if not kept:
-        raise ConfigError(f"ignore={sorted(ignore)} leaves no class of {source.name} to score. Ignore fewer values.")
+        raise ConfigError(
+            f"ignore={sorted(ignore)} leaves no class of {source.name} to score. Ignore fewer values."
+        )
     lookup = np.full(256, IGNORED, np.uint8)
     for number, place in enumerate(kept):
         lookup[layout.values[place]] = number

@@ -20,7 +20,10 @@ IGNORED = 255
 
 
 def confusion_matrix(
-    target: Int64[Tensor, "*shape"], prediction: Int64[Tensor, "*shape"], rows: int, columns: int | None = None
+    target: Int64[Tensor, "*shape"],
+    prediction: Int64[Tensor, "*shape"],
+    rows: int,
+    columns: int | None = None,
 ) -> Int64[Tensor, "rows columns"]:
     """Count pixels by (true class, predicted class); pixels whose target is `IGNORED` (255) are left out.
 
@@ -139,4 +142,6 @@ def merge_clusters(
 ) -> Int64[Tensor, "classes classes"]:
     """Turn counts by cluster into counts by class, given each cluster's class."""
     classes = confusion.shape[0]
-    return torch.zeros(classes, classes, dtype=confusion.dtype).index_add_(1, assignment.cpu(), confusion.cpu())
+    return torch.zeros(classes, classes, dtype=confusion.dtype).index_add_(
+        1, assignment.cpu(), confusion.cpu()
+    )

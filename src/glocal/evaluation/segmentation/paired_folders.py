@@ -27,7 +27,12 @@ class PairedFolders(ImageSource):
     """
 
     def __init__(
-        self, name: str, root: Path, images: Sequence[str], masks: Sequence[str] = (), boxes: Sequence[str] = ()
+        self,
+        name: str,
+        root: Path,
+        images: Sequence[str],
+        masks: Sequence[str] = (),
+        boxes: Sequence[str] = (),
     ) -> None:
         self.name, self.root = name, root
         # Arrays rather than lists: a worker process copies them as one block.
@@ -68,7 +73,9 @@ class PairedFolders(ImageSource):
         path = self.root / str(self.boxes[index])
         try:
             found = ElementTree.parse(path).findall(".//object/bndbox")
-            corners = [[float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax")] for box in found]
+            corners = [
+                [float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax")] for box in found
+            ]
         except (OSError, ElementTree.ParseError, ValueError) as error:
             raise DataError(f"The boxes of {self.key(index)} can't be read from {path}: {error}.") from error
         # VOC counts pixels from 1 and includes the last.
@@ -94,14 +101,19 @@ def open_paired_folders(path: Path, splits: Sequence[str]) -> tuple[PairedFolder
     Raises:
         DataError: when the tree is there but none of the splits, or a split without files.
     """
-    for candidate in [path, *(path / name for name in ("VOC2012", "VOCdevkit/VOC2012", "ADEChallengeData2016"))]:
+    for candidate in [
+        path,
+        *(path / name for name in ("VOC2012", "VOCdevkit/VOC2012", "ADEChallengeData2016")),
+    ]:
         for layout, (marker, opener) in _OPENERS.items():
             if (candidate / marker).is_dir():
                 for split in splits:
                     found = opener(candidate, split)
                     if found is not None:
                         return _not_empty(found), layout
-                raise DataError(f"{candidate} has the {layout} layout but none of the splits {', '.join(splits)}.")
+                raise DataError(
+                    f"{candidate} has the {layout} layout but none of the splits {', '.join(splits)}."
+                )
     return None
 
 
@@ -139,7 +151,10 @@ def _open_ade20k(root: Path, split: str) -> PairedFolders | None:
     if not (root / "images" / folder).is_dir():
         return None
     names = sorted(file.stem for file in (root / "images" / folder).glob("*.jpg"))
-    images, masks = [f"images/{folder}/{n}.jpg" for n in names], [f"annotations/{folder}/{n}.png" for n in names]
+    images, masks = (
+        [f"images/{folder}/{n}.jpg" for n in names],
+        [f"annotations/{folder}/{n}.png" for n in names],
+    )
     return PairedFolders(f"{root.name}/{folder}", root, images, masks)
 
 
@@ -150,7 +165,10 @@ def _open_cityscapes(root: Path, split: str) -> PairedFolders | None:
     ending = "_leftImg8bit.png"
     found = sorted((root / "leftImg8bit" / split).glob(f"*/*{ending}"))
     names = [f"{split}/{file.parent.name}/{file.name.removesuffix(ending)}" for file in found]
-    images, masks = [f"leftImg8bit/{n}{ending}" for n in names], [f"gtFine/{n}_gtFine_labelIds.png" for n in names]
+    images, masks = (
+        [f"leftImg8bit/{n}{ending}" for n in names],
+        [f"gtFine/{n}_gtFine_labelIds.png" for n in names],
+    )
     return PairedFolders(f"{root.name}/{split}", root, images, masks)
 
 
@@ -163,5 +181,7 @@ _OPENERS = {
 
 def _not_empty(source: PairedFolders) -> PairedFolders:
     if len(source) == 0:
-        raise DataError(f"{source.name} in {source.root} lists no images. Check that the download is complete.")
+        raise DataError(
+            f"{source.name} in {source.root} lists no images. Check that the download is complete."
+        )
     return source

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.errors import ConfigError, UnreadableImageError
-from glocal.evaluation.base import Work
-from glocal.evaluation.features.extraction import check_patches, device_of
-from glocal.evaluation.features.progress import progress_bar
 from glocal.evaluation.segmentation.dense_features import Counted, upsample
 from glocal.evaluation.segmentation.masks import SegmentationData
 from glocal.evaluation.segmentation.metrics import IGNORED
+from glocal.extraction.feature_stream import check_patches, device_of
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 PatchHead = Callable[[Tensor, tuple[int, int]], Tensor]

@@ -17,7 +17,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from glocal.views.photometric.operation import PIECE_BYTES, OperationBase, Pixels, between, per_unit, write_rows
+from glocal.views.photometric.operation import (
+    PIECE_BYTES,
+    OperationBase,
+    Pixels,
+    between,
+    per_unit,
+    write_rows,
+)
 
 SMALL = 32
 """Longest side for which a matrix beats a convolution."""
@@ -25,7 +32,9 @@ REACH = 2.5
 """Kernels end at this many standard deviations, where 1 % of the weight is left (PIL's end at about 2.3)."""
 
 
-def gaussian_taps(sigma: Float[Tensor, " units"], radius: int, cut: bool = True) -> Float[Tensor, "units taps"]:
+def gaussian_taps(
+    sigma: Float[Tensor, " units"], radius: int, cut: bool = True
+) -> Float[Tensor, "units taps"]:
     """Weights at distance 0 to `radius`, normalised so that weight 0 plus twice the others is 1.
 
     With `cut`, weights further than ceil(2.5 sigma) are 0, so a larger `radius` changes nothing.
@@ -77,7 +86,9 @@ def _blur_by_radius(pixels: Pixels, sigma: Float[Tensor, " units"], chosen: Bool
 
 
 def filter_views(
-    pixels: Pixels, vertical: Float[Tensor, "units taps"] | None, horizontal: Float[Tensor, "units other_taps"] | None
+    pixels: Pixels,
+    vertical: Float[Tensor, "units taps"] | None,
+    horizontal: Float[Tensor, "units other_taps"] | None,
 ) -> Pixels:
     """Filter every unit along both axes with its own symmetric kernels, given by their taps from the middle outwards.
 
@@ -101,13 +112,19 @@ def filter_views(
 
 
 def filter_cells(
-    cells: Pixels, vertical: Float[Tensor, "units taps"] | None, horizontal: Float[Tensor, "units other_taps"] | None
+    cells: Pixels,
+    vertical: Float[Tensor, "units taps"] | None,
+    horizontal: Float[Tensor, "units other_taps"] | None,
 ) -> Pixels:
     """Filter small units by banded matrices with the reflection built in."""
     units, _, height, width = cells.shape
     if horizontal is not None:
-        across = _band(horizontal, width)  # symmetric taps: the matrix acts on a row from the right once transposed
-        cells = torch.bmm(cells.reshape(units, 3 * height, width), across.transpose(1, 2)).view(units, 3, height, width)
+        across = _band(
+            horizontal, width
+        )  # symmetric taps: the matrix acts on a row from the right once transposed
+        cells = torch.bmm(cells.reshape(units, 3 * height, width), across.transpose(1, 2)).view(
+            units, 3, height, width
+        )
     if vertical is not None:
         cells = torch.matmul(_band(vertical, height)[:, None], cells)
     return cells
@@ -133,7 +150,9 @@ def _mirror(radius: int, side: int, device: torch.device) -> Float[Tensor, "taps
 
 
 @functools.cache
-def _row_sums(side: int, device: torch.device) -> tuple[Float[Tensor, "side side"], Float[Tensor, "side side"]]:
+def _row_sums(
+    side: int, device: torch.device
+) -> tuple[Float[Tensor, "side side"], Float[Tensor, "side side"]]:
     """Matrices giving the sum over three neighbours in a row, and that sum less 9 times the middle; 0 at both ends."""
     box = torch.ones(side, side).tril(1).triu(-1)
     box[:, 0] = box[:, -1] = 0
@@ -205,7 +224,9 @@ class GaussianBlur(OperationBase):
         if self.kernel is None:
             return gaussian_blur(pixels, sigma, self.sigma[1])
         radii = [(taps - 1) // 2 for taps in self.kernel]
-        vertical, horizontal = (gaussian_taps(sigma, radius, cut=False) if radius else None for radius in radii)
+        vertical, horizontal = (
+            gaussian_taps(sigma, radius, cut=False) if radius else None for radius in radii
+        )
         if max(pixels.shape[-2:]) <= SMALL:
             return filter_cells(pixels, vertical, horizontal)
         return filter_views(pixels, vertical, horizontal)

@@ -160,7 +160,9 @@ def adjust_hue(pixels: Pixels, turns: Factor) -> Pixels:
     return (high[:, None] - chroma[:, None] * share).clamp_(0.0, 1.0)
 
 
-def jitter_exact(pixels: Pixels, factors: Float[Tensor, "units 4"], order: Int64[Tensor, "units 4"]) -> Pixels:
+def jitter_exact(
+    pixels: Pixels, factors: Float[Tensor, "units 4"], order: Int64[Tensor, "units 4"]
+) -> Pixels:
     """Colour jitter as torchvision defines it: four adjustments one after another, each clipped.
 
     `factors` holds brightness, contrast, saturation and hue; `order` says which of them (0 to 3) comes first, second,

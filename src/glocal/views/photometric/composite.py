@@ -19,7 +19,6 @@ from glocal.views.photometric.colour import (
     adjust_contrast,
     adjust_saturation,
 )
-from glocal.views.photometric.geometric import rotation, shear, translation, warp
 from glocal.views.photometric.histogram import AutoContrast, Equalise, auto_contrast, equalise
 from glocal.views.photometric.operation import OperationBase, Pixels, Rows, transform_where
 from glocal.views.photometric.tone import (
@@ -32,6 +31,7 @@ from glocal.views.photometric.tone import (
     solarise,
     solarise_add,
 )
+from glocal.views.photometric.warping import rotation, shear, translation, warp
 
 PoolOperation = Annotated[
     ColorJitter
@@ -60,9 +60,14 @@ class SomeOf(OperationBase):
     @model_validator(mode="after")
     def _check(self) -> SomeOf:
         if self.count > len(self.pool):
-            raise ValueError(f"count is {self.count}, but the pool holds {len(self.pool)} operations; lower count")
+            raise ValueError(
+                f"count is {self.count}, but the pool holds {len(self.pool)} operations; lower count"
+            )
         for member in self.pool:
-            if {"unit", "seen_by"} & member.model_fields_set and (member.unit, member.seen_by) != ("image", "both"):
+            if {"unit", "seen_by"} & member.model_fields_set and (member.unit, member.seen_by) != (
+                "image",
+                "both",
+            ):
                 raise ValueError(f"{member.op} in the pool sets unit or seen_by; set them on some_of instead")
         return self
 

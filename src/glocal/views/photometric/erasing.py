@@ -41,7 +41,9 @@ def draw_boxes(
     return torch.stack([top, left, tall, wide], dim=1)
 
 
-def inside_boxes(boxes: Int64[Tensor, "units 4"], height: int, width: int) -> Bool[Tensor, "units height width"]:
+def inside_boxes(
+    boxes: Int64[Tensor, "units 4"], height: int, width: int
+) -> Bool[Tensor, "units height width"]:
     """Mark the pixels of each unit's box."""
     top, left, tall, wide = boxes[:, :, None].unbind(1)
     y, x = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)

@@ -31,7 +31,9 @@ def equalise(pixels: Pixels) -> Pixels:
     units, channels = pixels.shape[:2]
     levels = (pixels * 255).round_().long().view(units, channels, -1)
     ones = torch.ones((), dtype=torch.int64, device=pixels.device).expand_as(levels)
-    counts = torch.zeros(units, channels, 256, dtype=torch.int64, device=pixels.device).scatter_add_(2, levels, ones)
+    counts = torch.zeros(units, channels, 256, dtype=torch.int64, device=pixels.device).scatter_add_(
+        2, levels, ones
+    )
     # One step is a 255th of the pixels that aren't at the highest level in use; 0 means too few pixels to change.
     numbers = torch.arange(256, device=pixels.device).expand_as(counts)
     highest = torch.where(counts > 0, numbers, 0).amax(2, keepdim=True)

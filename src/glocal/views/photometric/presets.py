@@ -20,7 +20,9 @@ SeenBy = Literal["both", "student"]
 def _dino(blur: float, solarise: float, unit: Unit = "image", seen_by: SeenBy = "both") -> Pipeline:
     """DINO's operations; flips belong to the geometry."""
     steps: list[OperationBase] = [
-        ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8, unit=unit, seen_by=seen_by),
+        ColorJitter(
+            brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, probability=0.8, unit=unit, seen_by=seen_by
+        ),
         Grayscale(probability=0.2, unit=unit, seen_by=seen_by),
         GaussianBlur(sigma=(0.1, 2.0), probability=blur, unit=unit, seen_by=seen_by),
     ]

@@ -46,7 +46,9 @@ def invert(pixels: Pixels) -> Pixels:
 
 def solarise_add(pixels: Pixels, amount: Float[Tensor, " units"] | float, threshold: float = 128.0) -> Pixels:
     """Add `amount` levels to every value below `threshold` levels, clipped at white (AutoAugment's SolarizeAdd)."""
-    return torch.where(pixels < threshold / 255 - HALF_LEVEL, (pixels + per_unit(amount) / 255).clamp_(max=1.0), pixels)
+    return torch.where(
+        pixels < threshold / 255 - HALF_LEVEL, (pixels + per_unit(amount) / 255).clamp_(max=1.0), pixels
+    )
 
 
 class Solarise(OperationBase):

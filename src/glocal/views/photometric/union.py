@@ -10,9 +10,9 @@ from glocal.views.photometric.blur import GaussianBlur, Sharpness
 from glocal.views.photometric.colour import ColorJitter, Grayscale
 from glocal.views.photometric.composite import RandAugment, SomeOf
 from glocal.views.photometric.erasing import RandomErasing
-from glocal.views.photometric.geometric import Rotate, ShearX, ShearY, TranslateX, TranslateY
 from glocal.views.photometric.histogram import AutoContrast, Equalise
 from glocal.views.photometric.tone import Invert, Posterise, Solarise, SolariseAdd
+from glocal.views.photometric.warping import Rotate, ShearX, ShearY, TranslateX, TranslateY
 
 Operation = Annotated[
     ColorJitter

@@ -1,0 +1,46 @@
+"""Files that are never half there: written beside their place, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from glocal.errors import TrainingError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that at any moment, power cut included, `path` holds either the old content or the new.
+
+    Raises:
+        TrainingError: when the disk is full or refuses; the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        with _directory(path.parent) as descriptor:
+            os.fsync(descriptor)
+    except (OSError, RuntimeError) as error:
+        # torch's writer reports a full disk as a RuntimeError.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path} could not be written ({error}). The file as it was before is untouched. "
+            "Free some space and continue with resume=true."
+        ) from error
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

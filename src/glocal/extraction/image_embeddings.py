@@ -1,0 +1,227 @@
+"""One vector an image, kept on disk: interrupted work goes on where it stopped, and protocols read each other's.
+
+Embeddings are stored in shards of 512 images under a folder named by what decides them: model, data, transform and
+format. Each readout (`cls@-1`) has files of its own, so a protocol that needs one more computes only that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glocal.data.source import ImageSource
+from glocal.distributed import all_gather_rows, rank, world_size
+from glocal.errors import ConfigError, DataError, nearest_name
+from glocal.extraction.feature_files import key_of, read_features, write_features
+from glocal.extraction.feature_stream import FeatureTransform, Skipped, device_of, iterate_features
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.work import Work
+from glocal.models.encoder import Encoder
+from glocal.models.features import Features
+
+SHARD = 512
+"""Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
+FORMAT = 2
+"""Layout and arithmetic of the cache; part of its key."""
+
+
+def gem(patches: Float[Tensor, "images patches dim"], power: float = 4.0) -> Float[Tensor, "images dim"]:
+    """Generalised mean over patches, negatives clamped to 1e-6 (DINO's Copydays descriptor has power 4)."""
+    return patches.clamp(min=1e-6).pow(power).mean(1).pow(1 / power)
+
+
+READOUTS: dict[str, Callable[[Features], Tensor]] = {
+    "cls": lambda features: features.cls,
+    "mean_patches": lambda features: features.patches.mean(1),
+    "gem_patches": lambda features: gem(features.patches),
+}
+"""What one vector is read from a layer's features."""
+
+
+@dataclass
+class Embeddings:
+    """Vectors of the readable images, in source order, on the CPU."""
+
+    vectors: dict[str, Float[Tensor, "images dim"]]
+    """By readout as asked for."""
+    indices: Int64[np.ndarray, " images"]
+    """Their places in the source."""
+    labels: Int64[np.ndarray, " images"] | None
+    skipped: Skipped = field(default_factory=Skipped)
+
+    @property
+    def first(self) -> Float[Tensor, "images dim"]:
+        """The vectors of the first readout."""
+        return next(iter(self.vectors.values()))
+
+
+def extract_embeddings(
+    encoder: Encoder,
+    source: ImageSource,
+    transform: FeatureTransform | None = None,
+    what: Sequence[str] = ("cls",),
+    work: Work | None = None,
+) -> Embeddings:
+    """Embed every image of a source. With `work.share` each process does its part and all get everything.
+
+    Args:
+        encoder: the frozen model.
+        source: the images; labels are passed through.
+        transform: how they become input; null: the model's size, shorter side resized and central crop.
+        what: readouts: `cls`, `mean_patches` or `gem_patches`, with `@-2` for the block before the last, and so on.
+        work: cache folder, workers and progress.
+
+    Raises:
+        ConfigError: for an unknown readout.
+        DataError: when no image could be read.
+    """
+    work = work or Work()
+    transform = (transform or FeatureTransform()).resolve(encoder)
+    asked = {name: _parse(name) for name in what}
+    deciding = [
+        FORMAT,
+        SHARD,
+        encoder.fingerprint(),
+        source.fingerprint(),
+        len(source),
+        transform.model_dump(),
+    ]
+    folder = None if work.cache is None else work.cache / key_of(deciding)
+    share = work.share and world_size() > 1
+    starts = (
+        range(rank() * SHARD, len(source), world_size() * SHARD) if share else range(0, len(source), SHARD)
+    )
+    items = list(dict.fromkeys(asked.values()))
+    stored = {start: _read_shard(folder, start, items) for start in starts}
+    shards = {start: shard for start, shard in stored.items() if shard is not None}
+    for start, shard in _compute(
+        encoder, source, transform, items, [s for s in starts if s not in shards], work
+    ):
+        shards[start] = shard
+        if folder is not None:
+            _write_shard(folder, start, shard)
+    return _gather(encoder, source, asked, [shards[start] for start in sorted(shards)], share)
+
+
+_Item = tuple[str, int]
+
+
+@dataclass
+class _Shard:
+    indices: NDArray[np.int64]
+    bad: list[tuple[int, str]]
+    vectors: dict[_Item, Tensor]
+
+
+def _parse(name: str) -> _Item:
+    readout, _, layer = name.partition("@")
+    if readout not in READOUTS:
+        hint = nearest_name(readout, READOUTS)
+        raise ConfigError(
+            f"There is no readout '{readout}'.{hint} Allowed: {', '.join(READOUTS)}, each with @LAYER."
+        )
+    if layer and not (layer.startswith("-") and layer[1:].isdigit() and int(layer) < 0):
+        raise ConfigError(f"'{name}': layers are counted from the end, -1 the last; got '{layer}'.")
+    return readout, int(layer or -1)
+
+
+def _compute(
+    encoder: Encoder,
+    source: ImageSource,
+    transform: FeatureTransform,
+    items: Sequence[_Item],
+    starts: Sequence[int],
+    work: Work,
+) -> Iterable[tuple[int, _Shard]]:
+    """Extract the shards at `starts` in one stream, yielding each when it is complete."""
+    if not starts:
+        return
+    parts = [np.arange(start, min(start + SHARD, len(source))) for start in starts]
+    layers = tuple(sorted({layer for _, layer in items}))
+    skipped = Skipped()
+    stream = iterate_features(
+        encoder, source, transform, SHARD, work.workers, np.concatenate(parts), layers, skipped
+    )
+    total = sum(map(len, parts))
+    with progress_bar(f"{source.name}: features", total, work.progress) as advance:
+        for start, part in zip(starts, parts, strict=True):
+            where: list[NDArray[np.int64]] = []
+            rows: dict[_Item, list[Tensor]] = {item: [] for item in items}
+            seen = 0
+            while seen < len(part):
+                batch = next(stream)
+                seen += batch.seen
+                advance(batch.seen)
+                if len(batch.indices):
+                    where.append(batch.indices)
+                    by_layer = dict(zip(layers, batch.features, strict=True))
+                    for item in items:
+                        rows[item].append(READOUTS[item[0]](by_layer[item[1]]).float())
+            # One copy off the device a shard: nothing waits for the device in between.
+            empty = torch.empty(0, encoder.embed_dim)
+            vectors = {item: torch.cat(r).cpu() if r else empty for item, r in rows.items()}
+            bad = [(i, text) for (_, i), text in skipped.images.items() if part[0] <= i <= part[-1]]
+            yield start, _Shard(np.concatenate(where) if where else np.empty(0, np.int64), bad, vectors)
+
+
+def _gather(
+    encoder: Encoder, source: ImageSource, asked: dict[str, _Item], shards: list[_Shard], share: bool
+) -> Embeddings:
+    """Put all shards together in source order, those of other processes included."""
+    indices = np.concatenate([s.indices for s in shards]) if shards else np.empty(0, np.int64)
+    bad = [entry for shard in shards for entry in shard.bad]
+    empty = torch.empty(0, encoder.embed_dim)
+    vectors = {
+        name: torch.cat([s.vectors[item] for s in shards]) if shards else empty
+        for name, item in asked.items()
+    }
+    if share:
+        device = device_of(encoder)
+        every = all_gather_rows(torch.from_numpy(indices).to(device))
+        order = torch.argsort(every)
+        vectors = {name: all_gather_rows(v.to(device))[order].cpu() for name, v in vectors.items()}
+        indices = every[order].cpu().numpy()
+        gathered: list[list[tuple[int, str]]] = [[] for _ in range(world_size())]
+        torch.distributed.all_gather_object(gathered, bad)
+        bad = [entry for part in gathered for entry in part]
+    if len(indices) == 0:
+        first = f" The first: {bad[0][1]}" if bad else ""
+        raise DataError(f"{source.name}: none of its {len(source)} images could be read.{first}")
+    skipped = Skipped()
+    for index, text in sorted(bad):
+        skipped.images[(source.name, index)] = text
+    labels = None if source.labels is None else np.asarray(source.labels)[indices]
+    return Embeddings(vectors, indices, labels, skipped)
+
+
+def _shard_path(folder: Path, start: int, item: _Item) -> Path:
+    return folder / f"{item[0]}@{item[1]}-{start:09d}.safetensors"
+
+
+def _read_shard(folder: Path | None, start: int, items: Sequence[_Item]) -> _Shard | None:
+    """Read a shard when every readout of it is there and whole."""
+    if folder is None:
+        return None
+    shard = _Shard(np.empty(0, np.int64), [], {})
+    for item in items:
+        found = read_features(_shard_path(folder, start, item))
+        if found is None:
+            return None
+        shard.vectors[item], shard.indices, shard.bad = (
+            found.tensors["vectors"], found.tensors["indices"].numpy(), found.bad,
+        )  # fmt: skip
+    return shard
+
+
+def _write_shard(folder: Path, start: int, shard: _Shard) -> None:
+    for item, vectors in shard.vectors.items():
+        tensors = {"vectors": vectors, "indices": torch.from_numpy(shard.indices)}
+        write_features(_shard_path(folder, start, item), tensors, shard.bad)

@@ -1,0 +1,124 @@
+"""Patch features of a source, in order, kept on disk: interrupted dense work goes on, and protocols read each other's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from glocal.data.source import ImageSource
+from glocal.extraction.feature_files import key_of, read_features, write_features
+from glocal.extraction.feature_stream import (
+    FeatureBatch,
+    FeatureTransform,
+    Skipped,
+    device_of,
+    iterate_features,
+)
+from glocal.extraction.work import Work
+from glocal.models.encoder import Encoder
+
+FORMAT = 2
+"""Layout and arithmetic of the files; part of their key."""
+LARGEST_KEPT = 16 * 2**30
+"""Bytes of one model's patches on one split that are kept at most. ViT-S/16 at 224 px takes 0.3 MB an image."""
+
+
+class PatchBatch(NamedTuple):
+    """Patches of some images, on the model's device. `seen` also counts the unreadable ones, so that progress adds up."""
+
+    indices: Int64[np.ndarray, " images"]
+    patches: Float[Tensor, "images patches dim"]
+    grid: tuple[int, int]
+    seen: int
+
+
+def iterate_patches(
+    encoder: Encoder,
+    source: ImageSource,
+    transform: FeatureTransform,
+    layer: int,
+    work: Work,
+    skipped: Skipped,
+    indices: Sequence[int] | NDArray[np.int64] | None = None,
+) -> Iterator[PatchBatch]:
+    """Stream patches; unreadable images go to `skipped`.
+
+    A whole source is kept under `work.cache`, a file for each forward pass, in float32: what is read back is bit for
+    bit what was computed. Chosen `indices` (an epoch's order) are computed anew, and so is what exceeds 16 GiB.
+
+    Args:
+        encoder: the frozen model.
+        source: the images; its fingerprint must tell its pixels, crops included.
+        transform: resolved or not.
+        layer: block counted from the end, -1 the last; after the final norm.
+        work: cache folder, workers and batch size.
+        skipped: collects unreadable images.
+        indices: which images, in which order; null: all.
+    """
+    transform = transform.resolve(encoder)
+    if work.cache is not None and indices is None:
+        # The tile, which is a file, differs between CPUs and GPUs.
+        deciding = ["patches", FORMAT, encoder.fingerprint(), source.fingerprint(), len(source), layer]
+        folder = work.cache / key_of([*deciding, transform.tile(encoder), transform.model_dump()])
+        yield from _kept(encoder, source, transform, layer, work, skipped, folder)
+        return
+    for batch in iterate_features(
+        encoder, source, transform, work.batch_size, work.workers, indices, (layer,), skipped
+    ):
+        yield _patches_of(batch)
+
+
+def _kept(
+    encoder: Encoder,
+    source: ImageSource,
+    transform: FeatureTransform,
+    layer: int,
+    work: Work,
+    skipped: Skipped,
+    folder: Path,
+) -> Iterator[PatchBatch]:
+    """Read the files that are there and compute the others, in one stream."""
+    # One file a tile: tiles, and with them the bits, don't depend on what is there already.
+    tile, count = transform.tile(encoder), len(source)
+    paths = {start: folder / f"{start:09d}.safetensors" for start in range(0, count, tile)}
+    missing = [start for start, path in paths.items() if not path.exists()]
+    order = np.concatenate([np.arange(s, min(s + tile, count)) for s in missing]) if missing else np.arange(0)
+    stream = iterate_features(encoder, source, transform, tile, work.workers, order, (layer,), skipped)
+    absent, device = set(missing), device_of(encoder)
+    for start, path in paths.items():
+        stop = min(start + tile, count)
+        if start not in absent:
+            found = read_features(path)
+            if found is not None:
+                for index, reason in found.bad:
+                    skipped.images[(source.name, index)] = reason
+                rows, columns = found.tensors["grid"].tolist()
+                where = found.tensors["indices"].numpy()
+                yield PatchBatch(where, found.tensors["patches"].to(device), (rows, columns), stop - start)
+                continue
+            # Cut short by a full disk, say: compute this tile alone.
+            part = np.arange(start, stop)
+            batch = next(iterate_features(encoder, source, transform, tile, 0, part, (layer,), skipped))
+        else:
+            batch = next(stream)
+        made = _patches_of(batch)
+        if made.patches.nbytes * (count / max(1, len(made.indices))) <= LARGEST_KEPT:
+            own = {i: text for (name, i), text in skipped.images.items() if name == source.name}
+            bad = [(i, text) for i, text in own.items() if start <= i < stop]
+            tensors = {"patches": made.patches.cpu(), "indices": torch.from_numpy(made.indices)}
+            write_features(path, {**tensors, "grid": torch.tensor(made.grid)}, bad)
+        yield made
+
+
+def _patches_of(batch: FeatureBatch) -> PatchBatch:
+    if not batch.features:
+        return PatchBatch(batch.indices, torch.empty(0, 0, 0), (0, 0), batch.seen)
+    features = batch.features[0]
+    return PatchBatch(batch.indices, features.patches.float(), features.grid, batch.seen)

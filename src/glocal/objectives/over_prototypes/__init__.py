@@ -1,0 +1,1 @@
+"""Terms in which the student predicts the teacher's distribution over prototypes."""

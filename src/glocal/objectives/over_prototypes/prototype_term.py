@@ -1,0 +1,106 @@
+"""What the terms over prototypes share: a head, two temperatures, a centre, and the two numbers that show a collapse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from glocal.config import Config
+from glocal.models.heads import PrototypeHead
+from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role
+from glocal.objectives.over_prototypes.centring import CentringConfig, TeacherCentre
+from glocal.objectives.over_prototypes.cross_entropy import Prototypes, target_statistics
+from glocal.schedules import Progress, Schedule, value_at
+
+
+class HeadConfig(Config):
+    """An MLP to a bottleneck on the unit sphere, and prototypes there (DINO)."""
+
+    hidden: Annotated[int, Field(ge=1)] = 2048
+    layers: Annotated[int, Field(ge=1)] = 3
+    bottleneck: Annotated[int, Field(ge=1)] = 256
+    prototypes: Annotated[int, Field(ge=2)] = 65536
+    norm_last_layer: bool = True
+    """Prototypes are unit vectors; otherwise each has a learnt length."""
+    init: Literal["trunc_normal", "fan_in"] = "trunc_normal"
+    """`trunc_normal`: std 0.02 (DINO). `fan_in`: std 1/sqrt(fan in), for small widths and high learning rates."""
+    frozen_epochs: Annotated[float, Field(ge=0)] = 1.0
+    """Prototypes get no gradient during the first epochs; at most a tenth of the run."""
+
+    def build(self, embed_dim: int) -> PrototypeHead:
+        """A new head for embeddings of this size."""
+        return PrototypeHead(
+            embed_dim, hidden=self.hidden, bottleneck=self.bottleneck, prototypes=self.prototypes,
+            layers=self.layers, norm_last_layer=self.norm_last_layer, fan_in=self.init == "fan_in",
+        )  # fmt: skip
+
+    def frozen(self, progress: Progress) -> bool:
+        """Whether the prototypes stand still in this step."""
+        return progress.step < min(self.frozen_epochs * progress.steps_per_epoch, progress.total_steps / 10)
+
+
+class PrototypeTermConfig(ObjectiveConfig):
+    """Settings of a term that compares prototype distributions."""
+
+    head: HeadConfig = HeadConfig()
+    student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    teacher_temperature: float | Schedule = 0.04
+    centring: CentringConfig = CentringConfig()
+
+
+class PrototypeTerm(Objective):
+    """A term whose student predicts the teacher's distribution over prototypes."""
+
+    def __init__(self, config: PrototypeTermConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.prototype_settings, self.embed_dim = config, embed_dim
+        self.centre = TeacherCentre(config.head.prototypes, config.centring)
+
+    def build_heads(self, role: Role) -> PrototypeHead:
+        """The same head for both networks."""
+        return self.prototype_settings.head.build(self.embed_dim)
+
+    def frozen(self, heads: nn.Module, progress: Progress) -> Iterator[nn.Parameter]:
+        """The prototypes, during the first epochs."""
+        if self.prototype_settings.head.frozen(progress):
+            yield from _prototype_head(heads).prototype_parameters()
+
+    def online(self, student: Branch, embeddings: Float[Tensor, "tokens dim"]) -> Prototypes:
+        """The student's side of the comparison."""
+        head = _prototype_head(student.heads)
+        return Prototypes(
+            head.bottleneck(embeddings), head.prototypes(), self.prototype_settings.student_temperature
+        )
+
+    @torch.no_grad()
+    def target(
+        self, teacher: Branch, embeddings: Float[Tensor, "tokens dim"], progress: Progress
+    ) -> tuple[Prototypes, Float[Tensor, " prototypes"]]:
+        """The teacher's side, and the centre for these tokens, which are noted for the next step's."""
+        head = _prototype_head(teacher.heads)
+        temperature = value_at(self.prototype_settings.teacher_temperature, progress)
+        target = Prototypes(head.bottleneck(embeddings), head.prototypes(), temperature)
+        return target, self.centre.for_targets(target)
+
+    def finish_step(self) -> None:
+        """Move the centre."""
+        self.centre.finish_step()
+
+
+def watch_targets(teacher: Prototypes, centre: Tensor) -> dict[str, Tensor]:
+    """Entropy of the targets and of their mean, each as a share of ln K: the two numbers that show a collapse."""
+    entropy, marginal = target_statistics(teacher, centre)
+    most = math.log(marginal.shape[0])
+    marginal_entropy = -torch.special.xlogy(marginal, marginal).sum()
+    return {"target_entropy": entropy / most, "marginal_entropy": marginal_entropy / most}
+
+
+def _prototype_head(heads: nn.Module) -> PrototypeHead:
+    assert isinstance(heads, PrototypeHead)
+    return heads

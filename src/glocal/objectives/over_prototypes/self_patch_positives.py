@@ -1,0 +1,47 @@
+"""What SelfPatch's term does with positives besides class attention: their mean, and which of them wrapped."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from glocal.matching.similar_patches import SimilarPatches
+
+
+def weighted_mean(
+    tokens: Float[Tensor, "batch patches dim"], found: SimilarPatches
+) -> Float[Tensor, "batch chosen dim"]:
+    """Mean of each patch's valid positives, weighted by cosine similarity; those below zero count next to nothing.
+
+    One pass over (batch, chosen, dim): the positives' tokens are never copied. No gradient.
+
+    >>> found = SimilarPatches(torch.tensor([[[1, 2]]]), torch.tensor([[[True, True]]]), torch.tensor([[[0.9, 0.3]]]))
+    >>> weighted_mean(torch.tensor([[[0.0], [4.0], [8.0]]]), found).item()
+    5.0
+    """
+    batch, patches, dim = tokens.shape
+    weight = found.similarity.clamp_min(1e-6) * found.valid
+    weight = weight / weight.sum(dim=-1, keepdim=True)
+    first = torch.arange(0, batch * patches, patches, device=tokens.device)[:, None, None]
+    row = (found.patch + first).flatten(0, 1)
+    table = tokens.detach().reshape(batch * patches, dim)
+    summed = F.embedding_bag(row, table, mode="sum", per_sample_weights=weight.flatten(0, 1).to(table.dtype))
+    return summed.view(batch, -1, dim)
+
+
+def wrapped(
+    own: Int64[Tensor, "#batch patches"],
+    patch: Int64[Tensor, "batch patches k"],
+    grid: tuple[int, int],
+    window: int,
+) -> Bool[Tensor, "batch patches k"]:
+    """Which positives of a torus lie across the border: farther from their patch than the window reaches.
+
+    >>> wrapped(torch.tensor([[0]]), torch.tensor([[[1, 5, 30]]]), (6, 6), window=3).tolist()
+    [[[False, True, True]]]
+    """
+    down = (patch // grid[1] - own[..., None] // grid[1]).abs()
+    right = (patch % grid[1] - own[..., None] % grid[1]).abs()
+    return torch.maximum(down, right) > window // 2

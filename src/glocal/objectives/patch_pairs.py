@@ -1,0 +1,196 @@
+"""From views to the tokens that a patch-level term needs: matching all view pairs, and gathering only what matched.
+
+Everything here runs on the CPU on boxes and flips, which stay there: some milliseconds a batch, and the number of
+tokens is known without waiting for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from glocal.errors import ConfigError
+from glocal.matching.geometric import Rule, Weight, bilinear_targets, teacher_index
+from glocal.models.features import Features
+from glocal.objectives.pairs import Pairs
+from glocal.views.batch import Views
+from glocal.views.groups import ViewGroup
+from glocal.views.randomness import fold_in, uniforms
+
+
+class MatchedTokens(NamedTuple):
+    """Rows to gather from each group's flattened (batch, views, patches) and the pairs between the gathered tokens.
+
+    `image` and `view_pair` say for every pair which image and which (teacher view, student view) it belongs to;
+    `view_pairs` is how many of the latter there are.
+    """
+
+    student_rows: dict[str, Int64[Tensor, " student_tokens"]]
+    teacher_rows: dict[str, Int64[Tensor, " teacher_tokens"]]
+    pairs: Pairs
+    image: Int64[Tensor, " pairs"]
+    view_pair: Int64[Tensor, " pairs"]
+    view_pairs: int
+
+
+class _GroupMatches(NamedTuple):
+    """Pairs of one teacher group with one student group, as rows of the flattened (batch, views, patches)."""
+
+    teacher_row: Tensor
+    student_row: Tensor
+    weight: Tensor
+    image: Tensor
+    view_pair: Tensor
+
+
+def match_view_groups(
+    views: Views,
+    groups: Mapping[str, ViewGroup],
+    student: Mapping[str, Features],
+    teacher: Mapping[str, Features],
+    *,
+    rule: Rule = "center",
+    weight: Weight = "none",
+    max_scale_ratio: float | None = None,
+    bilinear: bool = False,
+    share: float = 1.0,
+) -> MatchedTokens:
+    """Match every teacher view with every other student view.
+
+    Args:
+        views: boxes and flips of the batch.
+        groups: the recipe's groups, for their counts.
+        student: features by group; only their grids are read.
+        teacher: likewise.
+        rule: see `matching.geometric`.
+        weight: likewise.
+        max_scale_ratio: likewise.
+        bilinear: read the teacher at the student's exact position: up to four teacher patches a student patch.
+        share: keep this share of student patches, the same ones for all teacher views, drawn anew every batch.
+    """
+    found: dict[tuple[str, str], _GroupMatches] = {}
+    view_pairs = 0
+    for name_t in teacher:
+        for name_s in student:
+            kept = _kept_patches(views, name_s, student[name_s], share)
+            matches, new = _match_groups(
+                views, (name_t, teacher[name_t].grid), (name_s, student[name_s].grid), kept,
+                rule, weight, max_scale_ratio, bilinear,
+            )  # fmt: skip
+            found[name_t, name_s] = matches._replace(view_pair=matches.view_pair + view_pairs)
+            view_pairs += new
+    student_rows, student_position = _compact(
+        {n: [m.student_row for (_, s), m in found.items() if s == n] for n in student}
+    )
+    teacher_rows, teacher_position = _compact(
+        {n: [m.teacher_row for (t, _), m in found.items() if t == n] for n in teacher}
+    )
+    pairs = Pairs(
+        torch.cat([student_position[s][m.student_row] for (_, s), m in found.items()]),
+        torch.cat([teacher_position[t][m.teacher_row] for (t, _), m in found.items()]),
+        torch.cat([m.weight for m in found.values()]),
+    )
+    image = torch.cat([m.image for m in found.values()])
+    view_pair = torch.cat([m.view_pair for m in found.values()])
+    return MatchedTokens(student_rows, teacher_rows, pairs, image, view_pair, view_pairs)
+
+
+def gather_patches(
+    features: Mapping[str, Features], rows: Mapping[str, Int64[Tensor, " tokens"]]
+) -> Float[Tensor, "tokens dim"]:
+    """The chosen patch embeddings of all groups, group after group."""
+    return torch.cat(
+        [
+            features[n]
+            .patches.flatten(0, 2)
+            .index_select(0, r.to(features[n].patches.device, non_blocking=True))
+            for n, r in rows.items()
+        ]
+    )
+
+
+def refuse_moved_pixels(term: str, groups: Mapping[str, ViewGroup]) -> None:
+    """Matching knows boxes and flips; an operation that moves pixels afterwards would make every match wrong.
+
+    Raises:
+        ConfigError: naming the group and the operation.
+    """
+    for name, group in groups.items():
+        pipelines = [*group.photometric, *([group.strong] if group.strong is not None else [])]
+        for operation in (o for pipeline in pipelines for o in pipeline):
+            if operation.moves_pixels:
+                raise ConfigError(
+                    f"The term '{term}' matches patches by geometry, but views.{name} uses '{operation.op}', which moves pixels "
+                    "after the crop, so matched patches would not show the same place. Remove that operation from the "
+                    "group, or leave the term out."
+                )
+
+
+def _match_groups(
+    views: Views,
+    teacher: tuple[str, tuple[int, int]],
+    student: tuple[str, tuple[int, int]],
+    kept: Bool[Tensor, "batch views patches"] | None,
+    rule: Rule,
+    weight: Weight,
+    max_scale_ratio: float | None,
+    bilinear: bool,
+) -> tuple[_GroupMatches, int]:
+    (name_t, grid_t), (name_s, grid_s) = teacher, student
+    a, b = views.groups[name_t], views.groups[name_s]
+    geometry = (a.box[:, :, None], a.flip[:, :, None], grid_t, b.box[:, None], b.flip[:, None], grid_s)
+    index = teacher_index(*geometry, rule=rule, weight=weight, max_scale_ratio=max_scale_ratio)
+    matched = index.patch >= 0
+    _, views_t, views_s, patches_s = matched.shape
+    other = (
+        ~torch.eye(views_t, dtype=torch.bool)
+        if name_t == name_s
+        else torch.ones(views_t, views_s, dtype=torch.bool)
+    )
+    matched &= other[None, :, :, None]
+    if kept is not None:
+        matched &= kept[:, None]
+    image, view_t, view_s, patch_s = matched.nonzero(as_tuple=True)
+    patch_t, weights = (
+        index.patch[image, view_t, view_s, patch_s],
+        index.weight[image, view_t, view_s, patch_s],
+    )
+    student_row = (image * views_s + view_s) * patches_s + patch_s
+    first_t = (image * views_t + view_t) * (grid_t[0] * grid_t[1])
+    number = (torch.cumsum(other.flatten(), 0) - 1).view(views_t, views_s)[view_t, view_s]
+    if bilinear:
+        corners = bilinear_targets(*geometry)
+        corner_weight = corners.weight[image, view_t, view_s, patch_s]
+        used = (corner_weight > 0).nonzero(as_tuple=True)
+        patch_t = corners.patch[image, view_t, view_s, patch_s][used]
+        weights = (weights[:, None] * corner_weight)[used]
+        image, first_t, student_row, number = (x[used[0]] for x in (image, first_t, student_row, number))
+    return _GroupMatches(first_t + patch_t, student_row, weights, image, number), int(other.sum())
+
+
+def _kept_patches(
+    views: Views, name: str, features: Features, share: float
+) -> Bool[Tensor, "batch views patches"] | None:
+    """A random share of a group's patches; a function of the images' seeds, so the same on any number of processes."""
+    if share >= 1:
+        return None
+    batch, count, patches = features.patches.shape[:3]
+    drawn = uniforms(fold_in(views.seed, sum(name.encode())), count * patches)
+    return (drawn < share).view(batch, count, patches)
+
+
+def _compact(rows: Mapping[str, list[Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """For each group the rows in use, ascending, and where each row stands in the concatenation over groups."""
+    used, position, start = {}, {}, 0
+    for name, parts in rows.items():
+        every = torch.cat(parts)
+        flags = torch.zeros(int(every.max()) + 1 if every.numel() else 0, dtype=torch.bool)
+        flags[every] = True
+        used[name] = flags.nonzero()[:, 0]
+        position[name] = torch.cumsum(flags, 0) - 1 + start
+        start += used[name].numel()
+    return used, position
