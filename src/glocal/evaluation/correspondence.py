@@ -164,11 +164,7 @@ class Correspondence(ProtocolConfig):
 
 
 def draw_view_pairs(
-    seed: int,
-    indices: NDArray[np.int64],
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    flip: float,
+    seed: int, indices: NDArray[np.int64], area: tuple[float, float], aspect: tuple[float, float], flip: float
 ) -> ViewPairs:
     """Draw two views for every image, each a pure function of (seed, index): share uniform, aspect log-uniform.
 

@@ -304,10 +304,7 @@ def _draw(pairs: Sequence[Pair], count: int | None, seed: int) -> dict[str, list
 
 
 def _errors(
-    pair: Pair,
-    source: tuple[Tensor, tuple[int, int]],
-    target: tuple[Tensor, tuple[int, int]],
-    side: int,
+    pair: Pair, source: tuple[Tensor, tuple[int, int]], target: tuple[Tensor, tuple[int, int]], side: int
 ) -> NDArray[np.float64]:
     """Errors of one pair's points on the square, as shares of the target box's longer side there."""
     from_scale, from_offset, _ = square_placement(pair.source_size, side)

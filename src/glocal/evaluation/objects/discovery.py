@@ -26,11 +26,7 @@ from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, UnreadableImageError
 from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.results import Result
-from glocal.evaluation.segmentation.masks import (
-    TEST,
-    SegmentationData,
-    open_segmentation,
-)
+from glocal.evaluation.segmentation.masks import TEST, SegmentationData, open_segmentation
 from glocal.evaluation.segmentation.paired_folders import PairedFolders, open_voc_boxes
 from glocal.extraction.feature_stream import Skipped, device_of
 from glocal.extraction.journal import Journal

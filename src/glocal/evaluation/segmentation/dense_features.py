@@ -16,11 +16,7 @@ from torch.nn import functional as F
 from glocal.errors import DataError
 from glocal.evaluation.base import ProtocolConfig
 from glocal.evaluation.segmentation.masks import SegmentationData
-from glocal.evaluation.segmentation.metrics import (
-    IGNORED,
-    SegmentationScore,
-    segmentation_score,
-)
+from glocal.evaluation.segmentation.metrics import IGNORED, SegmentationScore, segmentation_score
 from glocal.extraction.feature_stream import FeatureTransform, Skipped, check_patches
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar

@@ -31,11 +31,7 @@ from glocal.evaluation.segmentation.dense_features import (
     upsample,
 )
 from glocal.evaluation.segmentation.knn_segmentation import nearest_entries
-from glocal.evaluation.segmentation.masks import (
-    CroppedSource,
-    SegmentationData,
-    open_train_and_test,
-)
+from glocal.evaluation.segmentation.masks import CroppedSource, SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import confusion_matrix
 from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.work import Work

@@ -25,11 +25,7 @@ from glocal.evaluation.segmentation.dense_features import (
     standardisation,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
-from glocal.evaluation.segmentation.metrics import (
-    IGNORED,
-    confusion_matrix,
-    segmentation_score,
-)
+from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix, segmentation_score
 from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work

@@ -33,11 +33,7 @@ from glocal.evaluation.segmentation.dense_features import (
     score_confusion,
     upsample,
 )
-from glocal.evaluation.segmentation.masks import (
-    CroppedSource,
-    SegmentationData,
-    open_train_and_test,
-)
+from glocal.evaluation.segmentation.masks import CroppedSource, SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix
 from glocal.evaluation.segmentation.sliding import sliding_logits
 from glocal.extraction.feature_stream import FeatureTransform, device_of
