@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from glocal.training.network import SelfDistillation, StepInput, build_distillat
 from glocal.training.optimiser import build_optimiser, clip_gradients, learning_rate_schedule, set_schedules
 from glocal.training.outputs import Probe, export_teacher, label_purity, load_start, training_probes
 from glocal.training.run_folder import RunFolder
+from glocal.training.signals import stop_requested
 from glocal.views.augment import augment
 from glocal.views.batch import Views
 from glocal.views.loader import make_loader
@@ -151,7 +151,7 @@ def _train(run: Run) -> None:
     average = MovingAverage(model.teacher, model.student)
     monitor, watch = CollapseMonitor(), Stopwatch()
     running: dict[str, Tensor] = {}
-    with Display(run.steps, run.done, enabled=run.first) as display, _stop_requested() as stop:
+    with Display(run.steps, run.done, enabled=run.first) as display, stop_requested() as stop:
         _introduce(run, display)
         if probes and run.done == 0:
             _record_probes(run, probes, log, display, 0)
@@ -325,29 +325,6 @@ def _introduce(run: Run, display: Display) -> None:
         display.say(run.start.summary())
     if run.done:
         display.say(f"Continuing after step {run.done:,}.")
-
-
-class _StopFlag:
-    requested = False
-
-
-@contextlib.contextmanager
-def _stop_requested() -> Iterator[_StopFlag]:
-    """A flag that SIGTERM raises; outside the main thread signals can't be caught and the flag stays down."""
-    flag = _StopFlag()
-
-    def handle(*_: object) -> None:
-        flag.requested = True
-
-    try:
-        before = signal.signal(signal.SIGTERM, handle)
-    except ValueError:
-        yield flag
-        return
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _agree(run: Run, requested: bool) -> bool:

@@ -1,0 +1,32 @@
+"""Signals that ask a run to stop: they raise a flag, and the loop stops where a checkpoint is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+
+class StopFlag:
+    """Whether a signal asked the run to stop."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_requested() -> Iterator[StopFlag]:
+    """A flag that SIGTERM raises; outside the main thread signals can't be caught and the flag stays down."""
+    flag = StopFlag()
+
+    def handle(*_: object) -> None:
+        flag.requested = True
+
+    try:
+        before = signal.signal(signal.SIGTERM, handle)
+    except ValueError:
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, before)
