@@ -10,6 +10,7 @@ from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 
 from glocal.errors import ConfigError
 from glocal.objectives import (
+    ContrastConfig,
     ImageLevelConfig,
     InstanceConfig,
     LocalGlobalReferenceConfig,
@@ -17,6 +18,7 @@ from glocal.objectives import (
     MatchedPatchesConfig,
     SelfPatchConfig,
 )
+from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.by_contrast.relation_block import ImageToken
 from glocal.objectives.over_prototypes.centring import CentringConfig
@@ -66,6 +68,11 @@ TERMS |= {
         exclude_own=False,
         query=ImageToken(norm="before", tokens="all"),
     ),
+}
+_PROJECTION = ProjectionConfig(hidden=24, out_dim=8)
+TERMS |= {
+    "contrast": ContrastConfig(head=_PROJECTION),
+    "contrast-teacher": ContrastConfig(head=_PROJECTION, targets="teacher"),
 }
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 
@@ -118,10 +125,12 @@ def test_state_round_trips_and_the_next_step_is_equal(name):
     assert torch.equal(step(model, views)[0], step(other, views)[0])
 
 
-@pytest.mark.parametrize("name", [n for n in TERMS if "sinkhorn" not in n and "patch" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n in TERMS if not any(word in n for word in ("sinkhorn", "patch", "contrast"))]
+)
 def test_micro_batches_equal_one_batch(name):
     """Of terms that are plain means over images. Sinkhorn balances what it is given, matched patches average over the
-    matches of what they are given: both see the micro-batch."""
+    matches of what they are given, contrast tells apart what it is given: they see the micro-batch."""
     whole, parts = build(name), build(name)
     views = make_views(6, seed=3)
     loss, _ = step(whole, views)

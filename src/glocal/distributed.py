@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -38,6 +40,32 @@ def all_gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows *
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def gather_rows(x: Float[Tensor, rows * rest]) -> Float[Tensor, all_rows * rest]:
+    """Concatenate the rows of all processes in rank order, with gradient; every process must give equally many.
+
+    What the losses of all processes pull at a row is summed in the backward pass, so that with gradients averaged over
+    processes (DDP) the step's loss is the mean of theirs: each may compute its own rows' share or all of it.
+    """
+    if world_size() == 1:
+        return x
+    gathered: Tensor = _GatheredRows.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatheredRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        pulled = all_reduce_sum(grad_outputs[0].contiguous())
+        rows = pulled.shape[0] // world_size()
+        return pulled[rank() * rows : (rank() + 1) * rows]
 
 
 def broadcast_(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
+from glocal.objectives.by_contrast.contrast import Contrast, ContrastConfig
 from glocal.objectives.by_contrast.instance import Instance, InstanceConfig
 from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupConfig
 from glocal.objectives.over_prototypes.image_level import ImageLevel, ImageLevelConfig
@@ -24,13 +25,16 @@ AnyObjective = Annotated[
     | LocalGlobalReferenceConfig
     | SelfPatchConfig
     | InstanceConfig
-    | LocalGroupConfig,
+    | LocalGroupConfig
+    | ContrastConfig,
     Field(discriminator="kind"),
 ]
 
 __all__ = [
     "AnyObjective",
     "Branch",
+    "Contrast",
+    "ContrastConfig",
     "HeadConfig",
     "ImageLevel",
     "ImageLevelConfig",

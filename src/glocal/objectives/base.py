@@ -65,6 +65,13 @@ class ObjectiveConfig(Config):
 class Objective(nn.Module, ABC):
     """One term of the loss. Buffers are its state and are saved; parameters live in its heads, never here."""
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the term reads the teacher's features. When no term does, the teacher sees no images: it follows the
+        student and is exported, at no cost but the moving average.
+        """
+        return True
+
     @abstractmethod
     def build_heads(self, role: Role) -> nn.Module:
         """New heads for one network. The teacher's start as a copy of the student's parameters of the same name;

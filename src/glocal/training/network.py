@@ -83,8 +83,10 @@ class SelfDistillation(nn.Module):
         """The loss of one micro-batch, and detached scalars by name ("image", "image.target_entropy", ...)."""
         views, progress = given.views, given.progress
         with torch.autocast(views.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            with torch.no_grad():
-                teacher_features = self.teacher.features(views, self.groups, "teacher")
+            teacher_features: dict[str, Features] = {}
+            if any(objective.needs_teacher for objective in self.terms().values()):
+                with torch.no_grad():
+                    teacher_features = self.teacher.features(views, self.groups, "teacher")
             student_features = self.student.features(views, self.groups, "student")
             total = torch.zeros((), device=views.device)
             scalars: dict[str, Tensor] = {}
@@ -99,7 +101,8 @@ class SelfDistillation(nn.Module):
                     scalars[f"{name}.feature_gradient"] = _gradient_norm(weighted, student_features)
                 scalars |= {f"{name}.{key}": value.detach() for key, value in term.scalars.items()}
         if given.watch:
-            scalars["teacher_cls"] = next(iter(teacher_features.values())).cls.flatten(0, 1).detach().float()
+            watched = next(iter((teacher_features or student_features).values()))
+            scalars["teacher_cls"] = watched.cls.flatten(0, 1).detach().float()
         return total, scalars
 
     def finish_step(self) -> None:

@@ -8,14 +8,14 @@ from typing import Literal
 import torch
 
 from glocal.objectives.base import Branch, Role, Term
-from glocal.objectives.by_contrast.queue_contrast import ContrastConfig, ContrastiveHead, QueueContrast
+from glocal.objectives.by_contrast.queue_contrast import QueueContrastConfig, ContrastiveHead, QueueContrast
 from glocal.objectives.view_pairs import stack_cls
 from glocal.schedules import Progress
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 
 
-class InstanceConfig(ContrastConfig):
+class InstanceConfig(QueueContrastConfig):
     """Mugs' instance discrimination: a student view tells its image's teacher keys from those of other images."""
 
     kind: Literal["instance"] = "instance"
@@ -41,7 +41,7 @@ class Instance(QueueContrast):
 
     def build_heads(self, role: Role) -> ContrastiveHead:
         """Projection, and the student's predictor."""
-        return self.config.head.build(self.embed_dim, role)
+        return self.config.head.with_predictor(self.embed_dim, role)
 
     def forward(
         self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool

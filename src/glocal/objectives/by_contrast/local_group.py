@@ -16,7 +16,7 @@ from glocal.models.vit import BackboneConfig, VisionTransformer
 from glocal.objectives.base import Branch, Role, Term
 from glocal.objectives.by_contrast.gathered_memory import GatheredMemory
 from glocal.objectives.by_contrast.queue_contrast import (
-    ContrastConfig,
+    QueueContrastConfig,
     ContrastiveHead,
     Positive,
     QueueContrast,
@@ -29,7 +29,7 @@ from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 
 
-class LocalGroupConfig(ContrastConfig):
+class LocalGroupConfig(QueueContrastConfig):
     """Mugs' local-group discrimination: what is remembered, how neighbours are found, and the contrast behind it."""
 
     kind: Literal["local_group"] = "local_group"
@@ -137,7 +137,7 @@ class LocalGroup(QueueContrast):
                 "The relation block takes its shape from the backbone; call check_backbone first."
             )
         relation = RelationBlock(self.backbone_config)
-        return LocalGroupHeads(relation, self.config.head.build(self.embed_dim, role))
+        return LocalGroupHeads(relation, self.config.head.with_predictor(self.embed_dim, role))
 
     def forward(
         self, student: Branch, teacher: Branch, views: Views, progress: Progress, watch: bool

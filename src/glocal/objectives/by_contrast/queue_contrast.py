@@ -9,10 +9,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from glocal.config import Config
-from glocal.models.heads import PredictionHead, ProjectionHead
+from glocal.models.heads import PredictionHead
 from glocal.objectives.base import Objective, ObjectiveConfig, Role
 from glocal.objectives.by_contrast.gathered_memory import GatheredMemory
+from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.queue_info_nce import Queue, info_nce
 from glocal.objectives.by_contrast.ring_memory import StorageType
 from glocal.objectives.view_pairs import pair_table, repeat_over_batch, views_seen_by
@@ -23,7 +23,7 @@ from glocal.views.groups import ViewGroup
 Positive = Annotated[int, Field(ge=1)]
 
 
-class ContrastiveHeadConfig(Config):
+class ContrastiveHeadConfig(ProjectionConfig):
     """A projection onto the unit sphere, and the student's predictor behind it (Mugs)."""
 
     hidden: Positive = 2048
@@ -31,10 +31,8 @@ class ContrastiveHeadConfig(Config):
     out_dim: Positive = 256
     predictor_hidden: Positive = 4096
     init: Literal["trunc_normal", "fan_in"] = "trunc_normal"
-    """Of the projection. `trunc_normal`: std 0.02 (Mugs). `fan_in`: std 1/sqrt(fan in), for small widths and high
-    learning rates."""
 
-    def build(self, embed_dim: int, role: Role) -> ContrastiveHead:
+    def with_predictor(self, embed_dim: int, role: Role) -> ContrastiveHead:
         """A new head for embeddings of this size."""
         return ContrastiveHead(self, embed_dim, role)
 
@@ -49,10 +47,7 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, config: ContrastiveHeadConfig, embed_dim: int, role: Role) -> None:
         super().__init__()
-        self.projection = ProjectionHead(
-            embed_dim, hidden=config.hidden, out_dim=config.out_dim, layers=config.layers,
-            fan_in=config.init == "fan_in",
-        )  # fmt: skip
+        self.projection = config.build(embed_dim)
         self.prediction = (
             PredictionHead(config.out_dim, hidden=config.predictor_hidden) if role == "student" else None
         )
@@ -63,7 +58,7 @@ class ContrastiveHead(nn.Module):
         return projected if self.prediction is None else self.prediction(projected)
 
 
-class ContrastConfig(ObjectiveConfig):
+class QueueContrastConfig(ObjectiveConfig):
     """What the instance and the local-group term have in common: head, queue, temperature and pairs."""
 
     head: ContrastiveHeadConfig = ContrastiveHeadConfig()
@@ -96,7 +91,7 @@ class ContrastConfig(ObjectiveConfig):
 class QueueContrast(Objective):
     """Pairs of views, a key queue and the InfoNCE between them; subclasses say what is told apart."""
 
-    def __init__(self, config: ContrastConfig, embed_dim: int, groups: Mapping[str, ViewGroup]) -> None:
+    def __init__(self, config: QueueContrastConfig, embed_dim: int, groups: Mapping[str, ViewGroup]) -> None:
         super().__init__()
         self.embed_dim, self.contrast = embed_dim, config
         self.teacher_views = views_seen_by("teacher", groups)
