@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from glocal.objectives.base import Branch, Role, Term
-from glocal.objectives.by_contrast.queue_contrast import QueueContrastConfig, ContrastiveHead, QueueContrast
+from glocal.objectives.by_contrast.queue_contrast import ContrastiveHead, QueueContrast, QueueContrastConfig
 from glocal.objectives.view_pairs import stack_cls
 from glocal.schedules import Progress
 from glocal.views.batch import Views

@@ -16,10 +16,10 @@ from glocal.models.vit import BackboneConfig, VisionTransformer
 from glocal.objectives.base import Branch, Role, Term
 from glocal.objectives.by_contrast.gathered_memory import GatheredMemory
 from glocal.objectives.by_contrast.queue_contrast import (
-    QueueContrastConfig,
     ContrastiveHead,
     Positive,
     QueueContrast,
+    QueueContrastConfig,
 )
 from glocal.objectives.by_contrast.relation_block import ImageToken, RelationBlock
 from glocal.objectives.by_contrast.ring_memory import Nearest

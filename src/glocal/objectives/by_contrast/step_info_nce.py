@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,9 +24,10 @@ def step_info_nce(
     so one pass over the keys serves all positives of an anchor, and they don't stand in each other's denominators. An
     anchor without any negative costs 0 and has no gradient. Logits are float32, divided by the temperature.
 
+    >>> import torch
     >>> logits = torch.tensor([[2.0, 1.0, -1.0]])
     >>> step_info_nce(logits, torch.tensor([[True, False, False]]), logits[:, :1]).item()
-    0.3490...
+    0.38...
     """
     negatives = logits.masked_fill(no_negative, _FAR_BELOW).logsumexp(dim=-1, keepdim=True)
     return F.softplus(negatives - positive)
