@@ -16,8 +16,13 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class OptimiserConfig(Config):
-    """AdamW, with schedules evaluated at every step. Changes results."""
+    """AdamW or Muon, with schedules evaluated at every step. Changes results."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon`: the matrices of blocks and heads move by their orthogonalised momentum (Jordan et al. 2024), all else by
+    AdamW. Its cost grows with the cube of a layer's width: keep heads narrow (256)."""
+    muon_learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    """Peak rate of Muon's matrices, whatever the batch; it follows the course of `learning_rate`. 0.01 is the safer one."""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak rate for a batch of `reference_batch` images."""
     scaling: Literal["linear", "sqrt", "none"] = "linear"

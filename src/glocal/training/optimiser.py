@@ -1,4 +1,4 @@
-"""AdamW with per-group decay and rates, schedules by step, and clipping that never asks the device for a number."""
+"""AdamW or Muon with per-group decay and rates, schedules by step, and clipping that never asks the device for a number."""
 
 from __future__ import annotations
 
@@ -11,29 +11,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from glocal.models.blocks import Attention, SwiGlu
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.training.config import OptimiserConfig
+from glocal.training.muon import MuonWithAdamW
 
 
 def build_optimiser(module: nn.Module, depth: int, config: OptimiserConfig) -> torch.optim.AdamW:
-    """Group parameters by (rate factor, decayed or not) and make a fused AdamW.
+    """Group parameters by (rate factor, decayed or not, how many matrices) and make the optimiser.
 
     Biases and one-dimensional tensors are not decayed; the class token and the position table are (DINO's rule).
-    `rate_factor` and `decayed` stay in each group for `set_schedules`. Fused: one pass over memory instead of about
-    ten; 6 times faster than the default at ViT-S with 65,536 prototypes on two cores.
+    `rate_factor`, `decayed` and `matrices` stay in each group for `set_schedules` and Muon. AdamW is fused: one pass over
+    memory instead of about ten; 6 times faster than the default at ViT-S with 65,536 prototypes on two cores.
     """
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    matrices = _matrices(module) if config.kind == "muon" else {}
+    groups: dict[tuple[float, bool, int], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim > 1 and not name.endswith(".bias")
-            groups.setdefault((_rate_factor(name, depth, config), decayed), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "rate_factor": factor, "decayed": decayed} for (factor, decayed), p in groups.items()],
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=0.0,
-        fused=True,
-    )
+            key = _rate_factor(name, depth, config), decayed, matrices.get(parameter, 0)
+            groups.setdefault(key, []).append(parameter)
+    settings = [
+        {"params": parameters, "rate_factor": factor, "decayed": decayed, "matrices": count}
+        for (factor, decayed, count), parameters in groups.items()
+    ]
+    kind = MuonWithAdamW if config.kind == "muon" else torch.optim.AdamW
+    return kind(settings, lr=config.learning_rate, betas=config.betas, weight_decay=0.0, fused=True)
+
+
+def _matrices(module: nn.Module) -> dict[Tensor, int]:
+    """The parameters that Muon moves, and how many matrices each holds: weights of all linear layers.
+
+    Patch embedding (a convolution), positions, tokens and prototypes are none: their rows are a table, not a map.
+    """
+    found = {part.weight: 1 for part in module.modules() if isinstance(part, nn.Linear)}
+    found |= {part.qkv.weight: 3 for part in module.modules() if isinstance(part, Attention)}
+    return found | {part.fc1.weight: 2 for part in module.modules() if isinstance(part, SwiGlu)}
 
 
 def _rate_factor(name: str, depth: int, config: OptimiserConfig) -> float:
@@ -66,10 +79,14 @@ def learning_rate_schedule(config: OptimiserConfig, batch_size: int) -> Schedule
 def set_schedules(
     optimiser: torch.optim.Optimizer, config: OptimiserConfig, rate: Schedule, progress: Progress
 ) -> tuple[float, float]:
-    """Write this step's learning rate and weight decay into every group; return them."""
+    """Write this step's learning rate and weight decay into every group; return them.
+
+    Muon's rate is at every step the same share of its peak as AdamW's.
+    """
     learning_rate, decay = rate.at(progress), value_at(config.weight_decay, progress)
+    muon = config.muon_learning_rate * learning_rate / rate.start
     for group in optimiser.param_groups:
-        group["lr"] = learning_rate * group["rate_factor"]
+        group["lr"] = (muon if group["matrices"] else learning_rate) * group["rate_factor"]
         group["weight_decay"] = decay if group["decayed"] else 0.0
     return learning_rate, decay
 

@@ -1,0 +1,146 @@
+"""Muon: one update against a slow NumPy twin, who is moved by what, state, and one process equal to two."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_views, small_config
+
+from glocal.recipes import configure
+from glocal.schedules import Progress, Schedule
+from glocal.training import muon, run_folder
+from glocal.training.config import OptimiserConfig
+from glocal.training.loop import pretrain
+from glocal.training.muon import MuonWithAdamW, orthogonalise
+from glocal.training.network import StepInput, build_distillation
+from glocal.training.optimiser import build_optimiser, clip_gradients, set_schedules
+
+PROGRESS = Progress(step=5, total_steps=10, steps_per_epoch=10)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Newton-Schulz in float32, whatever the processor."""
+    monkeypatch.setattr(muon, "has_native_bfloat16", lambda _: False)
+
+
+def slow_orthogonal(matrix: np.ndarray) -> np.ndarray:
+    """The odd quintic applied five times to the singular values: no matrix iteration at all."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values = values / np.sqrt((values**2).sum())
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return (left * values) @ right
+
+
+def slow_update(weight, momentum, gradient, rate, decay, matrices):
+    """One step on a parameter of stacked matrices, in float64."""
+    momentum = 0.95 * momentum + 0.05 * gradient
+    direction = 0.95 * momentum + 0.05 * gradient
+    for part in np.split(np.arange(len(weight)), matrices):
+        rows, columns = weight[part].shape
+        scale = rate * np.sqrt(max(1.0, rows / columns))
+        weight[part] = weight[part] * (1 - rate * decay) - scale * slow_orthogonal(direction[part])
+    return momentum
+
+
+@pytest.mark.parametrize(("shape", "matrices"), [((6, 9), 1), ((9, 6), 1), ((18, 6), 3), ((6, 9), 2)])
+def test_three_updates_equal_the_slow_twin(exact, shape, matrices):
+    generator = np.random.default_rng(0)
+    weight, momentum = generator.normal(size=shape), np.zeros(shape)
+    parameter = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float32))
+    optimiser = MuonWithAdamW(
+        [{"params": [parameter], "matrices": matrices}], lr=0.02, weight_decay=0.1, fused=True
+    )
+    for _ in range(3):
+        gradient = generator.normal(size=shape)
+        parameter.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimiser.step()
+        momentum = slow_update(weight, momentum, gradient, 0.02, 0.1, matrices)
+    np.testing.assert_allclose(parameter.detach().numpy(), weight, atol=2e-5)
+
+
+def test_bfloat16_brings_singular_values_near_one(monkeypatch):
+    monkeypatch.setattr(muon, "has_native_bfloat16", lambda _: True)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(4, 16, 48)))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_matrices_of_blocks_and_heads_only():
+    model = build_distillation(small_config())
+    optimiser = build_optimiser(model, 2, OptimiserConfig(kind="muon"))
+    names = {id(p): n.removeprefix("student.") for n, p in model.named_parameters()}
+    count = {names[id(p)]: g["matrices"] for g in optimiser.param_groups for p in g["params"]}
+    assert count["backbone.blocks.0.attn.qkv.weight"] == 3
+    assert count["backbone.blocks.1.mlp.fc1.weight"] == count["heads.image.mlp.0.weight"] == 1
+    others = ("backbone.patch_embed.proj.weight", "backbone.pos_embed", "backbone.cls_token")
+    assert all(count[n] == 0 for n in (*others, "heads.image.directions", "backbone.blocks.0.attn.qkv.bias"))
+
+
+def test_muon_follows_the_course_of_the_other_rate():
+    config = OptimiserConfig(kind="muon", muon_learning_rate=0.01)
+    optimiser = build_optimiser(build_distillation(small_config()), 2, config)
+    set_schedules(optimiser, config, Schedule(start=2e-3, end=0.0), PROGRESS)
+    assert {(g["matrices"] > 0, round(g["lr"], 9)) for g in optimiser.param_groups} == {
+        (True, 0.005),
+        (False, 0.001),
+    }
+
+
+def test_state_round_trips_and_the_next_update_is_equal(tmp_path):
+    config = OptimiserConfig(kind="muon")
+    models = [build_distillation(small_config()) for _ in range(2)]
+    optimisers = [build_optimiser(model, 2, config) for model in models]
+
+    def train(number: int, seed: int) -> None:
+        models[number](StepInput(make_views(4, seed=seed), PROGRESS, False))[0].backward()
+        clip_gradients(list(models[number].parameters()), config, PROGRESS)
+        optimisers[number].step()
+        optimisers[number].zero_grad()
+
+    train(0, 1)
+    torch.save(optimisers[0].state_dict(), tmp_path / "state.pt")
+    models[1].load_state_dict(copy.deepcopy(models[0].state_dict()))
+    optimisers[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for number in (0, 1):
+        models[number].teacher.load_state_dict(models[0].teacher.state_dict())
+        train(number, 2)
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    losses = []
+    for processes in (1, 2):
+        fast = ["training.steps=4", "training.batch_size=8", "training.log_every=1", "probe.enabled=false"]
+        small = ["backbone.embed_dim=32", "backbone.num_heads=2", "backbone.depth=2", "speed.workers=0"]
+        more = ["optimiser.kind=muon", f"speed.devices={processes}"]
+        config = configure(
+            "dino", data="digits", out=str(tmp_path / f"run{processes}"), preset="cifar",
+            overrides=[*fast, *small, *more],
+        )  # fmt: skip
+        if processes == 1:
+            pretrain(config)
+        else:
+            _pretrain_elsewhere(config, tmp_path)
+        lines = (tmp_path / f"run{processes}" / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def _pretrain_elsewhere(config, folder) -> None:
+    """In a Python of its own: processes of a run are started by running its command again."""
+    (folder / "config.yaml").write_text(run_folder.to_yaml(config))
+    code = "import sys; from glocal.training.run_folder import read_run_config as r; from glocal.training.loop import pretrain; pretrain(r(sys.argv[1]))"
+    (folder / "go.py").write_text(code)
+    subprocess.run(
+        [sys.executable, str(folder / "go.py"), str(folder)],
+        check=True, timeout=120, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
