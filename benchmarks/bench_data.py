@@ -13,6 +13,7 @@ millisecond as fresh memory. THP_MEM_ALLOC_ENABLE=1 makes torch ask for huge pag
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import os
 import random
@@ -27,8 +28,10 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from glocal.recipes.scales import cifar
 from glocal.views.augment import augment
 from glocal.views.batch import Views
+from glocal.views.decoded import KEEP_BYTES
 from glocal.views.groups import ViewGroup
 from glocal.views.loader import ViewDataset, make_loader
 from glocal.views.photometric.presets import dino_global_1, dino_global_2, dino_local
@@ -194,6 +197,29 @@ def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
     print(f"    photometric, normalise     {found['rest']:6.2f}")
 
 
+def bench_kept(batch: int, repeats: int) -> None:
+    """Two 32-pixel views of 32-pixel JPEGs (the `cifar` preset): decoded at every visit, and decoded once and kept."""
+    groups, source = cifar().views, EncodedImages(50 * batch, (32, 32))
+    sampler = EpochSampler(len(source), batch, 0, total_steps=10**6)
+    datasets = {
+        "decoded each time": ViewDataset(source, groups),
+        "kept": ViewDataset(source, groups, None, KEEP_BYTES),
+    }
+    for step in range(50):
+        datasets["kept"].render(sampler.at(step))
+    steps = {name: iter(range(50, 10**6)) for name in datasets}
+
+    def views(name: str) -> None:
+        augment(datasets[name].render(sampler.at(next(steps[name]))).views, groups, 4)
+
+    found = measure({name: functools.partial(views, name) for name in datasets}, repeats, batch)
+    print(f"\nCIFAR preset, 2 views of 32 px, batch {batch}: draw, crop, colours, normalise; one thread")
+    for name, milliseconds in found.items():
+        print(
+            f"  {name:<20} {milliseconds * 1e3:6.0f} us an image   {1e3 / milliseconds:7.0f} images/s of CPU time"
+        )
+
+
 def bench_loader(size: tuple[int, int], batch: int, steps: int) -> None:
     print(f"\nloader, {size[0]}x{size[1]} JPEG, batch {batch}, images/s (views arrive as uint8)")
     for workers in (0, 1, 2):
@@ -227,6 +253,7 @@ def main() -> None:
     repeats = 5 if options.quick else 21
     bench_image((500, 400), options.batch, repeats)
     bench_image((32, 32), options.batch, repeats)
+    bench_kept(128, repeats)
     bench_loader((500, 400), 32, 10 if options.quick else 40)
 
 

@@ -78,7 +78,9 @@ def test_distribution_equals_the_sequential_law() -> None:
     height, width, images = 60, 97, 20_000
     law = GeometryLaw({"g": group})
     draws = law.draw(np.arange(images))
-    ours = np.array([law.place(draws, i, height, width)[0] for i in range(images)], dtype=float)
+    ours = np.array(
+        [law.place(draws, np.array([[height, width]]), i)[0, 0] for i in range(images)], dtype=float
+    )
     generator = np.random.default_rng(0)
     slow = np.array(
         [_reference_box(iter(generator.random, 2.0), group, height, width) for _ in range(images)],
@@ -126,7 +128,8 @@ def test_a_batch_draws_what_single_images_draw() -> None:
     for row, seed in enumerate((11, -3, 2**62)):
         one = draw_geometry(seed, DINO, 123, 77)
         assert np.array_equal(
-            law.place(batch, row, 123, 77), np.concatenate([one["global"].box, one["local"].box])
+            law.place(batch, np.array([[123, 77]]), row)[0],
+            np.concatenate([one["global"].box, one["local"].box]),
         )
         assert np.array_equal(batch.flip[row], np.concatenate([one["global"].flip, one["local"].flip]))
 

@@ -103,6 +103,8 @@ class SpeedConfig(Config):
     """Compile every block. For GPUs, not measured there yet; on a CPU it costs half a minute and brings nothing."""
     checkpoint_blocks: bool = False
     """Recompute block activations in the backward pass: about a third more time, far less memory."""
+    keep_decoded_mb: Annotated[int, Field(ge=0)] = 2048
+    """Memory, in megabytes a process, for decoded images of small sets: each is decoded once. 0 decodes every time."""
     decode_at_least: Positive | None = 512
     """JPEGs much larger than this are decoded at a smaller scale whose shorter side stays at or above it."""
 

@@ -259,6 +259,7 @@ def _loader(run: Run):  # type: ignore[no-untyped-def]
         world_size=run.fabric.world_size,
         shared=config.crops,
         at_least=config.speed.decode_at_least,
+        keep_bytes=config.speed.keep_decoded_mb << 20,
         pin_memory=run.fabric.device.type == "cuda",
     )
 

@@ -5,9 +5,8 @@ uniformly and an aspect drawn log-uniformly; the first that fits is placed unifo
 box whose aspect is allowed. The source keeps its own aspect ratio and may be smaller than the view.
 
 Everything is a pure function of (seed, number of the group in its mapping, number of the view): neither the batch, the
-worker nor the other views matter. Drawing is split in two because workers draw for a whole batch at once, while an
-image's size is known only when it is decoded: `GeometryLaw.draw` is vectorised over images, views and tries,
-`GeometryLaw.place` over views and tries (about 15 microseconds for ten views).
+worker nor the other views matter. Drawing is split in two because an image's size is known only when it is decoded:
+`GeometryLaw.draw` needs the seeds, `GeometryLaw.place` the sizes. Both are vectorised over images, views and tries.
 """
 
 from __future__ import annotations
@@ -93,27 +92,30 @@ class GeometryLaw:
             strong=strong[:, self._coin_of] < self._strong,
         )
 
-    def place(self, draws: Draws, image: int, height: int, width: int) -> NDArray[np.int64]:
-        """Return the boxes, int64 (views, 4), of image number `image` of `draws`: `height` x `width` pixels."""
-        root = (height * width) ** 0.5
-        wide, tall = np.rint(draws.wide[image] * root), np.rint(draws.tall[image] * root)
-        fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
-        rows, first = np.arange(len(fits)), fits.argmax(axis=1)
-        sides = np.stack([tall[rows, first], wide[rows, first]], axis=1)
-        room = np.array([height, width]) - sides + 1
-        corner = np.floor(draws.position[image] * room)
-        found = fits[rows, first]
-        if not found.all():
-            lost = ~found
-            sides[lost] = self._central(lost, height, width)
-            corner[lost] = (np.array([height, width]) - sides[lost]) // 2
-        return np.concatenate([corner, sides], axis=1).astype(np.int64)
+    def place(self, draws: Draws, sizes: NDArray[np.int64], first: int = 0) -> NDArray[np.int64]:
+        """Return the boxes, int64 (images, views, 4), of the images number `first` and on of `draws`.
 
-    def _central(self, views: NDArray[np.bool_], height: int, width: int) -> NDArray[np.float64]:
+        `sizes` (images, 2) holds their heights and widths.
+        """
+        rows = slice(first, first + len(sizes))
+        height, width = (sizes[:, axis, None, None].astype(np.float64) for axis in range(2))
+        root = np.sqrt(height * width)
+        wide, tall = np.rint(draws.wide[rows] * root), np.rint(draws.tall[rows] * root)
+        fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
+        first_fit = fits.argmax(axis=2)[..., None]
+        sides = np.stack([np.take_along_axis(side, first_fit, 2)[..., 0] for side in (tall, wide)], axis=2)
+        corner = np.floor(draws.position[rows] * (sizes[:, None] - sides + 1))
+        image, view = np.nonzero(~fits.any(axis=2))
+        if len(image):
+            sides[image, view] = self._central(view, sizes[image])
+            corner[image, view] = (sizes[image] - sides[image, view]) // 2
+        return np.concatenate([corner, sides], axis=2).astype(np.int64)
+
+    def _central(self, views: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sides of the largest box whose aspect lies in the allowed range; at least one pixel."""
-        low, high = self._aspect_low[views], self._aspect_high[views]
-        tall = np.clip(np.rint(width / low), 1, height)
-        wide = np.clip(np.rint(height * high), 1, width)
+        height, width = sizes.T
+        tall = np.clip(np.rint(width / self._aspect_low[views]), 1, height)
+        wide = np.clip(np.rint(height * self._aspect_high[views]), 1, width)
         return np.stack([tall, wide], axis=1)
 
 
@@ -128,7 +130,7 @@ def draw_geometry(
     """
     law = GeometryLaw(groups)
     draws = law.draw(np.array([seed], dtype=np.int64))
-    box = law.place(draws, 0, height, width)
+    box = law.place(draws, np.array([[height, width]], dtype=np.int64))[0]
     return {
         name: Placement(box[views], draws.flip[0, views], draws.strong[0, views])
         for name, views in law.slices.items()

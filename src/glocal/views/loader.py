@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from glocal.errors import DataError, GlocalError, TrainingError, UnreadableImageError
 from glocal.views.batch import ViewBatch, Views
-from glocal.views.boxes import Draws, GeometryLaw
+from glocal.views.boxes import GeometryLaw
+from glocal.views.decoded import KEEP_BYTES, DecodedImages
 from glocal.views.groups import ViewGroup
-from glocal.views.render import crop_and_resize
+from glocal.views.render import Box, crop_and_resize
 from glocal.views.sampling import BatchKey, EpochSampler
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 REPLACEMENTS = 32
 PREFETCH = 2
+PIECE = 16
+"""Images decoded, placed and cropped together: enough to share the fixed cost of placing, few enough for the cache."""
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -56,9 +59,14 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
     """
 
     def __init__(
-        self, source: ImageSource, groups: Mapping[str, ViewGroup], at_least: int | None = None
+        self,
+        source: ImageSource,
+        groups: Mapping[str, ViewGroup],
+        at_least: int | None = None,
+        keep_bytes: int = 0,
     ) -> None:
-        self.source, self.groups, self.at_least = source, dict(groups), at_least
+        self.source, self.groups = source, dict(groups)
+        self.decoded = DecodedImages(source, at_least, keep_bytes)
         self.law = GeometryLaw(groups)
 
     def __getitem__(self, key: BatchKey) -> LoadedBatch | GlocalError:
@@ -79,10 +87,15 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         box = np.empty((images, views, 4), dtype=np.float32)
         index, size = key.indices.copy(), np.empty((images, 2), dtype=np.int64)
         unreadable: list[tuple[str, str]] = []
-        for row in range(images):
-            index[row], source = self._read(int(index[row]), unreadable)
-            size[row] = source.shape[:2]
-            box[row] = self._render_image(draws, row, source, pixels)
+        for start in range(0, images, PIECE):
+            rows = slice(start, start + PIECE)
+            index[rows], sources = zip(
+                *(self._read(i, unreadable) for i in index[rows].tolist()), strict=True
+            )
+            size[rows] = [source.shape[:2] for source in sources]
+            boxes = self.law.place(draws, size[rows], start)
+            self._crop(sources, boxes.tolist(), draws.flip[rows].tolist(), rows, pixels)
+            box[rows] = boxes
         groups = {
             name: ViewBatch(
                 pixels[name],
@@ -95,15 +108,22 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         seed = torch.from_numpy(key.seeds.copy())
         return LoadedBatch(Views(groups, seed, torch.from_numpy(index), torch.from_numpy(size)), unreadable)
 
-    def _render_image(self, draws: Draws, row: int, source: Tensor, pixels: dict[str, Tensor]) -> np.ndarray:
-        """Write one image's views to row `row` of every group; return its boxes."""
-        boxes = self.law.place(draws, row, source.shape[0], source.shape[1])
-        listed, flips = boxes.tolist(), draws.flip[row].tolist()
+    def _crop(
+        self,
+        sources: Sequence[Tensor],
+        boxes: list[list[Box]],
+        flips: list[list[bool]],
+        rows: slice,
+        pixels: dict[str, Tensor],
+    ) -> None:
+        """Write the views of some images to `rows` of every group."""
         for name, part in self.law.slices.items():
-            slots, size = pixels[name][row], self.groups[name].height_width
-            for slot, view in zip(slots, range(part.start, part.stop), strict=True):
-                slot.copy_(crop_and_resize(source, listed[view], size, flips[view]))
-        return boxes
+            size = self.groups[name].height_width
+            for slots, source, placed, mirrored in zip(
+                pixels[name][rows], sources, boxes, flips, strict=True
+            ):
+                for slot, box, flip in zip(slots, placed[part], mirrored[part], strict=True):
+                    slot.copy_(crop_and_resize(source, box, size, flip))
 
     def _read(self, index: int, unreadable: list[tuple[str, str]]) -> tuple[int, Tensor]:
         """Return the first readable image from `index` on, wrapping round, and its position."""
@@ -111,8 +131,7 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         for attempt in range(min(REPLACEMENTS, length)):
             position = (index + attempt) % length
             try:
-                # np.array, not np.asarray: torch wants writable memory, and the copy out of Pillow is made either way.
-                return position, torch.from_numpy(np.array(self.source.read(position, self.at_least)))
+                return position, torch.from_numpy(self.decoded.read(position))
             except UnreadableImageError as error:
                 unreadable.append((self.source.key(position), str(error)))
                 reason = str(error)
@@ -154,6 +173,7 @@ def make_loader(
     world_size: int = 1,
     shared: Literal["image", "batch"] = "image",
     at_least: int | None = None,
+    keep_bytes: int = KEEP_BYTES,
     pin_memory: bool = False,
 ) -> ViewLoader:
     """Load the batches of steps `start_step` to `total_steps - 1`; `batch_size` counts images over all processes.
@@ -161,6 +181,7 @@ def make_loader(
     The batches are the same bit for bit whatever `workers` is (0: in this process). Each worker makes whole batches and
     works on one thread. The global random generator is left alone: neither loading nor resuming changes what the
     training step draws from it. `at_least` lets JPEGs be decoded at a smaller scale; boxes then refer to that size.
+    Images of a small set are decoded once and kept in up to `keep_bytes` (see `DecodedImages`).
 
     Raises:
         TrainingError: the batch is larger than the data set, or the batches on their way from the workers don't fit
@@ -174,7 +195,7 @@ def make_loader(
     if workers:
         _check_shared_memory(groups, batch_size // world_size, workers)
     return ViewLoader(
-        cast("Dataset[LoadedBatch]", ViewDataset(source, groups, at_least)),
+        cast("Dataset[LoadedBatch]", ViewDataset(source, groups, at_least, keep_bytes)),
         batch_size=None,
         sampler=sampler,
         num_workers=workers,

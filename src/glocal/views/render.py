@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from torch import Tensor
 
+Box = Sequence[int]
+"""(top, left, height, width) in source-image pixels."""
+
 
 def crop_and_resize(
-    image: UInt8[Tensor, "source_height source_width 3"],
-    box: tuple[int, int, int, int],
-    size: tuple[int, int],
-    flip: bool = False,
+    image: UInt8[Tensor, "source_height source_width 3"], box: Box, size: tuple[int, int], flip: bool = False
 ) -> UInt8[Tensor, "3 height width"]:
     """Cut `box` (top, left, height, width) out of a decoded image, resize it to `size` (height, width), mirror it.
 
