@@ -265,7 +265,7 @@ def test_list_file_with_labels(tmp_path: Path, name: str) -> None:
     [
         ("", "names no images"),
         ("path,label\n", "names no images"),
-        ("a.png,1\na.png\n", r"line 2: 'a\.png' has 1 columns, line 1 has 2"),
+        ("a.png,1\na.png\n", r"line 2: 'a\.png' has 1 columns, 2 are expected"),
         ("a.png,1,2\n", "line 1"),
         ("nowhere/b.png\n", r"none of the first 1 images exists.*relative to its folder"),
     ],
@@ -280,7 +280,7 @@ def test_bad_lists(tmp_path: Path, text: str, reason: str) -> None:
 def test_list_file_has_no_splits(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text("a.png\n")
-    with pytest.raises(DataError, match="no splits"):
+    with pytest.raises(DataError, match="no split 'test'"):
         open_source(tmp_path / "list.txt", "test")
 
 

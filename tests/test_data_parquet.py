@@ -125,8 +125,8 @@ def test_an_image_by_path_lies_beside_its_file(tmp_path: Path) -> None:
         source.read(2)
 
 
-@pytest.mark.parametrize("labels", [[0, None, 1], [-1, -1, -1], [0.5, 1.0, 2.0]])
-def test_incomplete_labels_count_as_none(tmp_path: Path, labels: list[Any]) -> None:
+@pytest.mark.parametrize("labels", [[None, None, None], [-1, -1, -1], [0.5, 1.0, 2.0]])
+def test_no_labels_at_all(tmp_path: Path, labels: list[Any]) -> None:
     source = open_source(write(tmp_path / "x.parquet", rows=3, label=pa.array(labels)))
     assert source.labels is None and source.class_names is None and len(source) == 3
 

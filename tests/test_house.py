@@ -28,6 +28,7 @@ FLOORS = [
     "distributed",
     "atomic_files",
     "config",
+    "outside",
     "errors",
 ]
 PROTOCOL_ROOMS = [

@@ -82,9 +82,9 @@ def _results(
 
 
 def _data(own: dict[str, str]):  # type: ignore[no-untyped-def]
-    from glocal.data import open_source
+    from glocal.data import open_role
 
-    splits = {name: open_source(own[name]) for name in ("train", "val", "test") if name in own}
+    splits = {name: open_role(own[name], name) for name in ("train", "val", "test") if name in own}
     if splits:
         if "data" in own:
             raise ConfigError(

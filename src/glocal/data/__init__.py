@@ -6,7 +6,7 @@ from glocal.data.cifar import CifarSource, open_cifar
 from glocal.data.decoding import IMAGE_SUFFIXES, decode_image, decode_mask
 from glocal.data.folder import FileSource, open_folder
 from glocal.data.listing import open_list
-from glocal.data.open import BUILTIN, open_source
+from glocal.data.open import BUILTIN, open_role, open_source, splits_of
 from glocal.data.parquet import ParquetSource, open_parquet
 from glocal.data.source import ImageSource, Subset, hold_out
 from glocal.errors import DataError, UnreadableImageError
@@ -32,5 +32,7 @@ __all__ = [
     "open_folder",
     "open_list",
     "open_parquet",
+    "open_role",
     "open_source",
+    "splits_of",
 ]

@@ -9,7 +9,6 @@ almost every image: unpack such a set to a folder, or keep its row groups small.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -19,10 +18,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int64, Integer
+from jaxtyping import Integer, Shaped
 from PIL import Image
 
 from glocal.data.decoding import decode_image, decode_mask
+from glocal.data.parquet_columns import (
+    class_names_of,
+    declared_features,
+    is_binary,
+    plain_columns,
+    read_column,
+    read_labels,
+)
 from glocal.data.source import ImageSource, check_index, short_hash
 from glocal.data.splits import ALL, SPELLINGS, split_of_file, split_of_folder
 from glocal.errors import DataError, UnreadableImageError
@@ -30,14 +37,13 @@ from glocal.errors import DataError, UnreadableImageError
 MEMORY_LIMIT = 2**30
 """Bytes of row groups that one process keeps, by default."""
 _IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 class ParquetSource(ImageSource):
     """Rows of parquet files: `image` (`struct<bytes, path>` or bytes), and `mask` and `label` where there are any.
 
-    Class names come from the schema's metadata, or are the values of a text label. Where a row has no label (null, or
-    negative), the whole source counts as unlabelled. An image with a path and no bytes is read from that path,
+    Class names come from the schema's metadata, or are the values of a text label. A row without a label (null, or
+    negative) has the number -1. An image with a path and no bytes is read from that path,
     relative to its parquet file.
 
     >>> source = ParquetSource([Path("train-00000-of-00001.parquet")])
@@ -74,7 +80,7 @@ class ParquetSource(ImageSource):
         self._file_names = [file.name for file in files]
         if len(self) == 0:
             raise DataError(f"{', '.join(self._files)}: no rows.")
-        self.labels, self.class_names = _read_labels(files, schema)
+        self.labels, self.class_names = read_labels(files, schema)
         self._digest = short_hash(*(_file_digest(file) for file in files))
         self._start_empty()
 
@@ -102,6 +108,21 @@ class ParquetSource(ImageSource):
         if self._mask is None:
             return super().read_mask(index)
         return decode_mask(self._cell(index, self._mask), name=f"{self._row_name(index)} (mask)")
+
+    def columns(self) -> tuple[str, ...]:
+        """Those of plain values, and `label`."""
+        return tuple(dict.fromkeys([*super().columns(), *plain_columns(pq.read_schema(self._files[0]))]))
+
+    def column(self, name: str) -> Shaped[np.ndarray, " images"]:
+        """One column as text; a declared class by its name."""
+        if name not in self.columns() or (name == "label" and self.labels is not None):
+            return super().column(name)
+        values = read_column([Path(file) for file in self._files], name)
+        names = class_names_of(declared_features(pq.read_schema(self._files[0])), name)
+        texts = ["" if value is None else str(value) for value in values.to_pylist()]
+        return np.array(
+            [names[int(t)] if names and t.isdigit() and int(t) < len(names) else t for t in texts]
+        )
 
     def fingerprint(self) -> str:
         """Names, sizes and footers (offsets and statistics of every column) of the files."""
@@ -194,11 +215,10 @@ def open_parquet(files: Sequence[Path], split: str | None = None, name: str | No
     >>> open_parquet([Path("train-0.parquet"), Path("test-0.parquet")], split="test").name
     'test-0'
     """
-    found = {file: split_of_file(file.stem) or split_of_folder(file.parent.name) for file in files}
-    present = [s for s in SPELLINGS if s in found.values()]
+    present = parquet_splits(files)
     if split is None:
         split = "train" if "train" in present else ALL
-    chosen = sorted(file for file in files if split == ALL or found[file] == split)
+    chosen = sorted(file for file in files if split == ALL or _split_of(file) == split)
     if not chosen:
         seen = (
             f"splits {', '.join(present)}"
@@ -210,6 +230,20 @@ def open_parquet(files: Sequence[Path], split: str | None = None, name: str | No
             f"Names must begin with '{split}', like {split}-00000-of-00001.parquet."
         )
     return ParquetSource(chosen, name if name is None or split not in present else f"{name}/{split}")
+
+
+def parquet_splits(files: Sequence[Path]) -> tuple[str, ...]:
+    """The splits that parquet files are of, told from their names or their folders' names.
+
+    >>> parquet_splits([Path("data/test-0.parquet"), Path("data/train-0.parquet")])
+    ('train', 'test')
+    """
+    named = {_split_of(file) for file in files}
+    return tuple(split for split in SPELLINGS if split in named)
+
+
+def _split_of(file: Path) -> str | None:
+    return split_of_file(file.stem) or split_of_folder(file.parent.name)
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -227,7 +261,7 @@ def _footer(file: Path) -> pq.FileMetaData:
         return pq.read_metadata(file)
     except FileNotFoundError as error:
         raise DataError(f"The parquet file '{file}' does not exist.") from error
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(
             f"'{file}' can't be read as parquet: {error}. Was it copied or downloaded whole?"
         ) from error
@@ -251,7 +285,7 @@ def _find_image(schema: pa.Schema, file: Path) -> str:
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return is_binary(kind)
 
 
 def _check_same(files: Sequence[Path], footers: Sequence[pq.FileMetaData], columns: Sequence[str]) -> None:
@@ -265,51 +299,6 @@ def _check_same(files: Sequence[Path], footers: Sequence[pq.FileMetaData], colum
                     f"'{file}': column '{column}' is {seen}, in '{files[0]}' it is {first.field(column).type}. "
                     "Files that are opened together must have the same columns."
                 )
-
-
-def _read_labels(
-    files: Sequence[Path], schema: pa.Schema
-) -> tuple[Int64[np.ndarray, " images"] | None, list[str] | None]:
-    """Read the label column of all files and its class names."""
-    features = _features(schema)
-    declared = [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
-    candidates = [n for n in _LABEL_COLUMNS if n in schema.names] + [n for n in declared if n in schema.names]
-    if not candidates:
-        return None, None
-    column = candidates[0]
-    try:
-        read = [pq.read_table(file, columns=[column], use_threads=False).column(0) for file in files]
-        values = pa.concat_arrays([chunk for table in read for chunk in table.chunks])
-    except (OSError, KeyError, IndexError, pa.ArrowException) as error:
-        raise DataError(
-            f"The column '{column}' of '{files[0]}' and others can't be read together: {error}"
-        ) from error
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        texts = values.to_pylist()
-        if None in texts:
-            return None, None
-        names = sorted(set(texts))
-        number = {name: i for i, name in enumerate(names)}
-        return np.array([number[text] for text in texts], dtype=np.int64), names
-    if not pa.types.is_integer(values.type) or values.null_count:
-        return None, None
-    labels = np.asarray(values, dtype=np.int64)
-    if labels.min() < 0:
-        return None, None
-    class_names = features.get(column, {}).get("names")
-    return labels, [str(name) for name in class_names] if class_names and labels.max() < len(
-        class_names
-    ) else None
-
-
-def _features(schema: pa.Schema) -> dict[str, Any]:
-    """Return what the Hugging Face metadata says of the columns; files without it, or with other JSON, say nothing."""
-    try:
-        plain = json.loads((schema.metadata or {})[b"huggingface"])
-        features = plain["info"]["features"]
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return features if isinstance(features, dict) else {}
 
 
 def _file_digest(file: Path) -> bytes:

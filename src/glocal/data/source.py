@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64, Integer, Shaped
 from PIL import Image
 
-from glocal.errors import DataError
+from glocal.errors import DataError, nearest_name
 
 
 class ImageSource(ABC):
@@ -27,7 +27,7 @@ class ImageSource(ABC):
     name: str
     """For people: `cifar10/train`, a folder's name."""
     labels: Int64[np.ndarray, " images"] | None = None
-    """A class number for every image, or None. Only probes and evaluation may look at it."""
+    """A class number for every image, -1 for one without; or None. Only probes and evaluation may look at it."""
     class_names: list[str] | None = None
     """The name of each class number, when known."""
     has_masks: bool = False
@@ -62,6 +62,27 @@ class ImageSource(ABC):
             UnreadableImageError: when this one can't be decoded.
         """
         raise DataError(f"{self.name} has no masks. Use parquet files with a 'mask' column beside 'image'.")
+
+    def columns(self) -> tuple[str, ...]:
+        """Names that `column` takes: `label` where there are labels, and what the source keeps beside its images."""
+        return () if self.labels is None else ("label",)
+
+    def column(self, name: str) -> Shaped[np.ndarray, " images"]:
+        """What stands beside every image in this column, as text; `label` gives class names, or numbers without any.
+
+        Raises:
+            DataError: when there is no such column; it names those there are.
+
+        >>> open_source("digits", "test").column("label")[0]
+        '2'
+        """
+        if name != "label" or self.labels is None:
+            raise DataError(
+                f"{self.name} has no column '{name}'.{nearest_name(name, self.columns())} "
+                f"Columns: {', '.join(self.columns()) or 'none'}."
+            )
+        named = [*(self.class_names or map(str, range(int(self.labels.max(initial=-1)) + 1))), ""]
+        return np.array(named).take(self.labels)  # -1 is the last: no label
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -108,6 +129,14 @@ class Subset(ImageSource):
     def read_mask(self, index: int) -> Integer[np.ndarray, "height width"]:
         """Decode one mask (see `ImageSource.read_mask`)."""
         return self._source.read_mask(self._position(index))
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns of its source."""
+        return self._source.columns()
+
+    def column(self, name: str) -> Shaped[np.ndarray, " images"]:
+        """One column of the chosen images."""
+        return self._source.column(name).take(self._indices)
 
     def fingerprint(self) -> str:
         """Depends on the source and on the choice."""

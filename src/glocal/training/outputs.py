@@ -60,6 +60,8 @@ def _knn_probe(config: RunConfig, source: ImageSource) -> Probe | None:
     """
     settings = config.probe
     labelled = open_source(settings.data) if settings.data is not None else source
+    if labelled.labels is not None and (labelled.labels < 0).any():
+        labelled = labelled.subset(np.flatnonzero(labelled.labels >= 0))
     if labelled.labels is None or len(np.unique(labelled.labels)) < 2 or len(labelled) < 4:
         if settings.data is not None:
             raise ConfigError(

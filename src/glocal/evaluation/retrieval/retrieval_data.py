@@ -136,8 +136,10 @@ def open_class_folders(source: ImageSource, most_queries: int | None = None) -> 
         raise DataError(
             f"{source.name} has no labels. Put images into one folder a class, or give ground_truth.csv."
         )
-    members = {int(label): np.flatnonzero(source.labels == label) for label in np.unique(source.labels)}
-    kept = [i for i, label in enumerate(source.labels) if len(members[int(label)]) > 1]
+    members = {
+        int(label): np.flatnonzero(source.labels == label) for label in np.unique(source.labels) if label >= 0
+    }
+    kept = [i for i, label in enumerate(source.labels) if len(members.get(int(label), ())) > 1]
     if not kept:
         raise DataError(f"No class of {source.name} has two images, so no query has a right answer.")
     alone = len(source) - len(kept)
