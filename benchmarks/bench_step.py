@@ -139,7 +139,7 @@ def synchronise() -> None:
 def peak_of(recipe: str, size: str, batch: int, precision: str) -> float:
     """Peak memory in GiB of two steps in a process of its own, less that of the imports."""
     code = (
-        "import torch; from benchmarks.bench_step import Subject; from glocal.training.metrics import peak_memory_gib;"
+        "import torch; from benchmarks.bench_step import Subject; from glocal.training.stopwatch import peak_memory_gib;"
         "torch.set_float32_matmul_precision('medium'); before = peak_memory_gib();"
         f"s = Subject({recipe!r}, {size!r}, {batch}, {precision!r}); s.step(); s.step(); print(peak_memory_gib() - before)"
     )

@@ -22,6 +22,7 @@ from glocal.training import run_folder
 from glocal.training.loop import pretrain
 from glocal.training.monitor import CollapseMonitor, check_finite
 from glocal.training.optimiser import build_optimiser, clip_gradients
+from glocal.training.records import Records
 
 FAST = [
     "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=8", "backbone.image_size=16",
@@ -109,9 +110,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path, recipe):
 
 def stop_after(steps: int | None) -> None:
     """Ask the process itself to stop after some steps, as a scheduler's SIGTERM would."""
-    import glocal.training.loop as loop
-
-    original = stop_after.__dict__.setdefault("original", loop._note_unreadable)
+    original = stop_after.__dict__.setdefault("original", Records.note_unreadable)
     count = {"steps": 0}
 
     def counted(*arguments):
@@ -120,7 +119,7 @@ def stop_after(steps: int | None) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    loop._note_unreadable = original if steps is None else counted
+    Records.note_unreadable = original if steps is None else counted
 
 
 def test_micro_batches_change_rounding_only(folder, tmp_path):

@@ -89,10 +89,6 @@ class RunFolder:
             self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode())
         )
 
-    def read_config(self) -> RunConfig:
-        """The configuration of the run in this folder."""
-        return read_run_config(self.path)
-
 
 def read_run_config(path: str | Path) -> RunConfig:
     """The configuration that a run folder holds."""

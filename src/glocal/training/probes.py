@@ -1,38 +1,22 @@
-"""What a run needs from the models and evaluation rooms: starting weights, the probe, the exported backbone."""
+"""What is measured with labels while a run goes on: the k-NN probe, protocols asked for, the purity of neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from glocal.data import ImageSource, hold_out, open_source
-from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ConfigError
 from glocal.evaluation.base import PROTOCOLS, ProtocolConfig
 from glocal.evaluation.classification.knn import KnnProbe
 from glocal.extraction.work import Work
-from glocal.models.encoder import Encoder, LoadReport
-from glocal.models.export import export_backbone
-from glocal.models.loading import load_into
 from glocal.models.vit import VisionTransformer
 from glocal.objectives.by_contrast.local_group import LocalGroup, neighbour_purity
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
-
-
-def load_start(model: SelfDistillation, spec: str) -> LoadReport:
-    """Start both backbones from released or own weights; a position table of another size is resampled.
-
-    Raises:
-        ModelError: when shapes differ from the configured backbone; nothing is loaded in part.
-    """
-    report = load_into(model.student.backbone, spec)
-    model.teacher.backbone.load_state_dict(model.student.backbone.state_dict())
-    return report
-
+from glocal.training.weights import as_encoder
 
 Probe = Callable[[VisionTransformer], dict[str, float]]
 """From the teacher's backbone to named figures."""
@@ -73,7 +57,7 @@ def _knn_probe(config: RunConfig, source: ImageSource) -> Probe | None:
     probe = KnnProbe(bank, queries, ks=(settings.neighbours,), workers=0)
 
     def run(backbone: VisionTransformer) -> dict[str, float]:
-        numbers = probe.run(_encoder(config, backbone))
+        numbers = probe.run(as_encoder(config, backbone))
         return {name: value for name, value in numbers.items() if name.endswith("top1")}
 
     return run
@@ -83,7 +67,7 @@ def _protocol_probe(config: RunConfig, protocol: type[ProtocolConfig], data: str
     """A protocol at its quick settings, as `evaluate all` runs it; figures as the command prints them."""
 
     def run(backbone: VisionTransformer) -> dict[str, float]:
-        encoder = _encoder(config, backbone)
+        encoder = as_encoder(config, backbone)
         result = protocol.quick(encoder).run(encoder, data, Work(progress=False))
         return {f"{protocol.protocol}.{key}": value for key, value in result.numbers.items()}
 
@@ -115,29 +99,3 @@ def label_purity(model: SelfDistillation, source: ImageSource) -> dict[str, floa
         for name, f in found.items()
         if bool(f.valid.any())
     }
-
-
-def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:
-    """Write the teacher's backbone so that `glocal.load` and timm read it."""
-    export_backbone(
-        backbone, folder, mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=_side(config),
-        extra={"recipe": config.recipe, "step": step},
-    )  # fmt: skip
-
-
-def _side(config: RunConfig) -> int:
-    """Pixels at which a run's backbone is evaluated: its largest views'."""
-    return max(max(group.height_width) for group in config.views.values())
-
-
-def _encoder(config: RunConfig, backbone: VisionTransformer) -> Encoder:
-    return Encoder(
-        name=config.out,
-        backbone=backbone,
-        embed_dim=backbone.embed_dim,
-        patch_size=config.backbone.patch_size,
-        image_size=_side(config),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        report=None,
-    )

@@ -6,6 +6,9 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+import torch
+from lightning_fabric import Fabric
+
 
 class StopFlag:
     """Whether a signal asked the run to stop."""
@@ -30,3 +33,9 @@ def stop_requested() -> Iterator[StopFlag]:
         yield flag
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def agree(fabric: Fabric, requested: bool) -> bool:
+    """Whether any process was asked to stop."""
+    flag = torch.tensor(float(requested), device=fabric.device)
+    return bool(fabric.all_reduce(flag, reduce_op="sum") > 0)  # type: ignore[operator]
