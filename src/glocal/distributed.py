@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 
@@ -42,7 +42,7 @@ def all_gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows *
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def gather_rows(x: Float[Tensor, rows * rest]) -> Float[Tensor, all_rows * rest]:
+def gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows * rest]:
     """Concatenate the rows of all processes in rank order, with gradient; every process must give equally many.
 
     What the losses of all processes pull at a row is summed in the backward pass, so that with gradients averaged over

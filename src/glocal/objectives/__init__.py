@@ -10,6 +10,7 @@ from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Ter
 from glocal.objectives.by_contrast.contrast import Contrast, ContrastConfig
 from glocal.objectives.by_contrast.instance import Instance, InstanceConfig
 from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupConfig
+from glocal.objectives.by_contrast.matched_contrast import MatchedContrast, MatchedContrastConfig
 from glocal.objectives.over_prototypes.image_level import ImageLevel, ImageLevelConfig
 from glocal.objectives.over_prototypes.local_global_reference import (
     LocalGlobalReference,
@@ -26,7 +27,8 @@ AnyObjective = Annotated[
     | SelfPatchConfig
     | InstanceConfig
     | LocalGroupConfig
-    | ContrastConfig,
+    | ContrastConfig
+    | MatchedContrastConfig,
     Field(discriminator="kind"),
 ]
 
@@ -44,6 +46,8 @@ __all__ = [
     "LocalGlobalReferenceConfig",
     "LocalGroup",
     "LocalGroupConfig",
+    "MatchedContrast",
+    "MatchedContrastConfig",
     "MatchedPatches",
     "MatchedPatchesConfig",
     "Objective",

@@ -99,6 +99,16 @@ def match_view_groups(
     return MatchedTokens(student_rows, teacher_rows, pairs, image, view_pair, view_pairs)
 
 
+def keep_pairs(tokens: MatchedTokens, kept: Int64[Tensor, " fewer"]) -> MatchedTokens:
+    """Only these pairs, in this order, and only the tokens that they need."""
+    student_rows, student = _keep_tokens(tokens.student_rows, tokens.pairs.student[kept])
+    teacher_rows, teacher = _keep_tokens(tokens.teacher_rows, tokens.pairs.teacher[kept])
+    pairs = Pairs(student, teacher, tokens.pairs.weight[kept])
+    return MatchedTokens(
+        student_rows, teacher_rows, pairs, tokens.image[kept], tokens.view_pair[kept], tokens.view_pairs
+    )
+
+
 def gather_patches(
     features: Mapping[str, Features], rows: Mapping[str, Int64[Tensor, " tokens"]]
 ) -> Float[Tensor, "tokens dim"]:
@@ -181,6 +191,19 @@ def _kept_patches(
     batch, count, patches = features.patches.shape[:3]
     drawn = uniforms(fold_in(views.seed, sum(name.encode())), count * patches)
     return (drawn < share).view(batch, count, patches)
+
+
+def _keep_tokens(
+    rows: Mapping[str, Tensor], wanted: Int64[Tensor, " pairs"]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Of the tokens of all groups those that are wanted, and where each wanted one stands among them."""
+    counts = [r.numel() for r in rows.values()]
+    flags = torch.zeros(sum(counts), dtype=torch.bool)
+    flags[wanted] = True
+    position = torch.cumsum(flags, 0) - 1
+    return {n: r[f] for (n, r), f in zip(rows.items(), torch.split(flags, counts), strict=True)}, position[
+        wanted
+    ]
 
 
 def _compact(rows: Mapping[str, list[Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from glocal.distributed import gather_rows, rank
 from glocal.models.heads import ProjectionHead
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.by_contrast.projection import ProjectionConfig
-from glocal.objectives.by_contrast.step_info_nce import step_info_nce
+from glocal.objectives.by_contrast.step_info_nce import is_nearest, step_info_nce
 from glocal.objectives.view_pairs import pair_table, stack_cls, views_seen_by
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
@@ -110,6 +110,6 @@ class Contrast(Objective):
             loss = (weight * step_info_nce(logits, same, positive)).sum()
         if not watch:
             return Term(loss, {})
-        nearest = positive > logits.masked_fill(same, -torch.inf).amax(dim=1, keepdim=True)
         similarity = (weight * positive).sum() * temperature
-        return Term(loss, {"positive_similarity": similarity, "accuracy": (weight * nearest).sum()})
+        accuracy = (weight * is_nearest(logits, same, positive)).sum()
+        return Term(loss, {"positive_similarity": similarity, "accuracy": accuracy})

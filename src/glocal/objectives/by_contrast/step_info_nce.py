@@ -31,3 +31,12 @@ def step_info_nce(
     """
     negatives = logits.masked_fill(no_negative, _FAR_BELOW).logsumexp(dim=-1, keepdim=True)
     return F.softplus(negatives - positive)
+
+
+def is_nearest(
+    logits: Float[Tensor, "*chunks anchors keys"],
+    no_negative: Bool[Tensor, "*#chunks anchors keys"],
+    positive: Float[Tensor, "*chunks anchors positives"],
+) -> Bool[Tensor, "*chunks anchors positives"]:
+    """Which positives are more alike their anchor than all of its negatives: what the loss works towards."""
+    return positive > logits.masked_fill(no_negative, _FAR_BELOW).amax(dim=-1, keepdim=True)

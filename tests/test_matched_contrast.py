@@ -1,0 +1,153 @@
+"""The contrast of matched patches against a slow NumPy version; what is drawn, and from what it is told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import GROUPS, make_views, small_config
+
+from glocal.errors import ConfigError
+from glocal.matching.geometric import match_patches
+from glocal.objectives import MatchedContrastConfig
+from glocal.objectives.by_contrast.matched_contrast import draw_pairs
+from glocal.objectives.by_contrast.projection import ProjectionConfig
+from glocal.objectives.patch_pairs import keep_pairs, match_view_groups
+from glocal.schedules import Progress
+from glocal.training.network import StepInput, build_distillation
+from glocal.views.photometric.warping import Rotate
+
+PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
+HEAD = ProjectionConfig(hidden=24, layers=2, out_dim=8)
+GRIDS = {"global": (4, 4), "local": (2, 2)}
+
+
+def build(groups=GROUPS, **settings):
+    term = MatchedContrastConfig(head=HEAD, **settings)
+    model = build_distillation(small_config(views=groups, objectives={"pixel": term}))
+    with torch.no_grad():
+        for parameter in model.teacher.parameters():
+            noise = torch.Generator().manual_seed(parameter.numel())
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+    return model
+
+
+def all_matches(views, image, second_groups):
+    """(group, view, patch) of the first and of the second patch of every match of one image, one view pair at a time."""
+    one = slice(image, image + 1)
+    for name_t in second_groups:
+        for name_s in views.groups:
+            a, b = views.groups[name_t], views.groups[name_s]
+            for t in range(a.box.shape[1]):
+                for s in range(b.box.shape[1]):
+                    if (name_t, t) != (name_s, s):
+                        matches = match_patches(
+                            a.box[one, t], a.flip[one, t], GRIDS[name_t], b.box[one, s], b.flip[one, s], GRIDS[name_s]
+                        )  # fmt: skip
+                        for patch_t, patch_s in zip(
+                            matches.patch_a.tolist(), matches.patch_b.tolist(), strict=True
+                        ):
+                            yield (name_s, s, patch_s), (name_t, t, patch_t)
+
+
+def projected(network, views, role):
+    return {
+        name: network.heads["pixel"](f.patches).detach().double().numpy()
+        for name, f in network.features(views, GROUPS, role).items()
+    }
+
+
+def slow_info_nce(firsts, seconds, vectors_1, vectors_2, images, temperature=0.1):
+    """Every pair by itself: its second patch against the other second patches of the chunk."""
+    terms = []
+    for (image, one), (_, two) in zip(firsts, seconds, strict=True):
+        anchor = vectors_1[one[0]][image, one[1], one[2]]
+        seen, others = {(image, two)}, []
+        for other_image, other in seconds:
+            if other_image // images == image // images and (other_image, other) not in seen:
+                others.append(vectors_2[other[0]][other_image, other[1], other[2]])
+        positive = anchor @ vectors_2[two[0]][image, two[1], two[2]] / temperature
+        negatives = [anchor @ v / temperature for v in others]
+        terms.append(np.log(np.exp([positive, *negatives]).sum()) - positive)
+    return np.mean(terms)
+
+
+@pytest.mark.parametrize("images", [2, None])
+@pytest.mark.parametrize("targets", ["student", "teacher"])
+def test_loss_over_every_match_equals_a_loop(images, targets):
+    """With as many pairs as there are matches nothing is left to the draw."""
+    model = build(pairs=500, images=images, targets=targets)
+    views = make_views(3, seed=4)
+    loss, _ = model(StepInput(views, PROGRESS, False))
+    second_groups = GROUPS if targets == "student" else ["global"]
+    matches = [(i, m) for i in range(3) for m in all_matches(views, i, second_groups)]
+    firsts, seconds = [(i, m[0]) for i, m in matches], [(i, m[1]) for i, m in matches]
+    ours = projected(model.student, views, "student")
+    theirs = ours if targets == "student" else projected(model.teacher, views, "teacher")
+    expected = slow_info_nce(firsts, seconds, ours, theirs, images or 3)
+    if targets == "student":
+        expected = (expected + slow_info_nce(seconds, firsts, theirs, ours, images or 3)) / 2
+    assert len(matches) > 30
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_more_pairs_than_asked_and_all_of_them_matches():
+    views = make_views(5, seed=5)
+    model = build()
+    features = model.student.features(views, GROUPS, "student")
+    tokens = match_view_groups(views, GROUPS, features, features)
+    drawn, slot = draw_pairs(tokens.image, views.seed, 8)
+    kept = keep_pairs(tokens, drawn)
+    per_image = torch.bincount(tokens.image, minlength=5).clamp(max=8)
+    assert torch.equal(torch.bincount(kept.image, minlength=5), per_image)
+    assert slot.unique().numel() == slot.numel() and torch.equal(slot // 8, kept.image)
+    rows = {
+        name: np.concatenate([r.numpy() for r in getattr(kept, name).values()]) for name in ("student_rows",)
+    }
+    group = np.concatenate([[n] * r.numel() for n, r in kept.student_rows.items()])
+    second_rows = np.concatenate([r.numpy() for r in kept.teacher_rows.values()])
+    second_group = np.concatenate([[n] * r.numel() for n, r in kept.teacher_rows.items()])
+
+    def place(name, row):
+        patches, count = np.prod(GRIDS[name]), GROUPS[name].count
+        return (str(name), int(row // patches % count), int(row % patches))
+
+    for i, a, b in zip(kept.image.tolist(), *(x.numpy() for x in kept.pairs[:2]), strict=True):
+        pair = place(group[a], rows["student_rows"][a]), place(second_group[b], second_rows[b])
+        assert pair in list(all_matches(views, i, GROUPS))
+
+
+def test_an_images_draw_depends_on_nothing_but_the_image():
+    image, seed = torch.arange(4).repeat_interleave(20), torch.tensor([5, 6, 7, 8])
+    shuffled = image[torch.randperm(80, generator=torch.Generator().manual_seed(0))]
+    alone, _ = draw_pairs(torch.zeros(20, dtype=torch.int64), seed[2:3], 6)
+    together, _ = draw_pairs(image, seed, 6)
+    mixed, _ = draw_pairs(shuffled, seed, 6)
+    assert torch.equal(together[12:18] - 40, alone)
+    assert torch.equal((shuffled == 2).nonzero()[:, 0][alone], mixed[12:18])
+    assert not torch.equal(together[:6], together[6:12] - 20)
+
+
+def test_every_match_is_drawn_about_equally_often():
+    seed = torch.arange(4000)
+    drawn, _ = draw_pairs(seed.repeat_interleave(10), seed, 3)
+    counts = torch.bincount(drawn % 10)
+    assert (counts - 1200).abs().max() < 120
+
+
+def test_without_any_match_the_loss_is_zero_and_differentiable():
+    views = make_views(2, {"global": GROUPS["global"]}, seed=6)
+    apart = views.groups["global"]
+    box = torch.tensor([[0.0, 0, 16, 16], [32, 32, 16, 16]]).expand(2, 2, 4)
+    groups = {"global": type(apart)(apart.pixels, box, apart.flip, apart.strong)}
+    model = build({"global": GROUPS["global"]})
+    loss, scalars = model(StepInput(views.with_groups(groups), PROGRESS, True))
+    loss.backward()
+    assert loss.item() == 0.0 and scalars["pixel.pairs_an_image"].item() == 0.0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.student.parameters())
+
+
+def test_operations_that_move_pixels_are_refused():
+    moved = GROUPS["global"].model_copy(update={"photometric": ((Rotate(),),)})
+    with pytest.raises(ConfigError, match="moves pixels"):
+        build({"global": moved})
