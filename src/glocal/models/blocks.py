@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from glocal.models.position import rotate
 
-Rotary = tuple[Float[Tensor, "tokens head_dim"], Float[Tensor, "tokens head_dim"]]
+Rotary = tuple[Float[Tensor, "*batch tokens head_dim"], Float[Tensor, "*batch tokens head_dim"]]
+"""Cosines and sines: one table for all images, or (batch, 1, tokens, head_dim) when each kept other patches."""
 
 # On a CPU the written-out form is faster forwards and several times faster backwards in float32 "medium" and bfloat16,
 # and equal in float32 "highest". Beyond this length the (tokens x tokens) matrices cost too much memory.
@@ -132,6 +133,8 @@ class Block(nn.Module):
         kept: KeptSamples | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Run both branches, on all samples or on those kept (see `draw_kept`)."""
+        if kept is not None and rotary is not None and rotary[0].ndim == 4:
+            rotary = rotary[0][kept.attention], rotary[1][kept.attention]
         x = _add_branch(x, lambda z: self.ls1(self.attn(self.norm1(z), rotary)), kept and kept.attention)
         return _add_branch(x, lambda z: self.ls2(self.mlp(self.norm2(z))), kept and kept.mlp)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from glocal.errors import ModelError
@@ -34,16 +34,19 @@ class Features:
     `cls` and `patches` come after the final norm; patches lie row-major on `grid`. `tokens_before_norm` is the last
     block's residual stream, class token first when the backbone has one (no registers), for the objectives whose paper
     reads it there (SelfPatch matches on it, Mugs averages it). It shares memory with what the norm's backward keeps.
+    `kept` (on the CPU) is set when patches were dropped: `patches` then holds these numbers of the grid's only.
     """
 
     cls: Float[Tensor, "... dim"]
     patches: Float[Tensor, "... patches dim"]
     grid: tuple[int, int]
     tokens_before_norm: Float[Tensor, "... tokens dim"]
+    kept: Int64[Tensor, "... patches"] | None = None
 
     def unflatten(self, views: int) -> Features:
         """Split a leading (batch*views) axis into (batch, views)."""
         cls, patches, tokens = (
             torch.unflatten(t, 0, (-1, views)) for t in (self.cls, self.patches, self.tokens_before_norm)
         )
-        return Features(cls, patches, self.grid, tokens)
+        kept = None if self.kept is None else torch.unflatten(self.kept, 0, (-1, views))
+        return Features(cls, patches, self.grid, tokens, kept)

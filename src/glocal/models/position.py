@@ -78,7 +78,7 @@ def rotary_table(
 
 def rotate(
     x: Float[Tensor, "*batch tokens head_dim"],
-    table: tuple[Float[Tensor, "tokens head_dim"], Float[Tensor, "tokens head_dim"]],
+    table: tuple[Float[Tensor, "*#batch tokens head_dim"], Float[Tensor, "*#batch tokens head_dim"]],
 ) -> Float[Tensor, "*batch tokens head_dim"]:
     """Turn each pair (x_i, x_{i + head_dim/2}) by its token's angle."""
     cosine, sine = table

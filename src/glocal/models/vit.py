@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -190,17 +191,26 @@ class VisionTransformer(nn.Module):
         """Tokens before the patches: class token and registers."""
         return int(self.config.class_token) + self.config.registers
 
-    def forward(self, pixels: Float[Tensor, "batch channels height width"]) -> Features:
+    def forward(
+        self,
+        pixels: Float[Tensor, "batch channels height width"],
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> Features:
         """Embed normalised pixels; height and width are any multiples of the patch size.
+
+        With `kept` (patch numbers, on the CPU) every image goes on with these patches only, at their own positions, and
+        the features hold only them; the prefix tokens always stay.
 
         Raises:
             ModelError: when the patch size does not divide a side or the channels differ.
         """
         grid = self.grid(pixels)
         x, rotary = self._embed(pixels, grid)
+        if kept is not None:
+            x, rotary = self._keep(x, rotary, kept)
         for block in self.blocks:
             x = self._run(block, x, rotary)
-        return self._features(x, grid)
+        return replace(self._features(x, grid), kept=kept)
 
     def intermediate(
         self, pixels: Float[Tensor, "batch channels height width"], layers: Sequence[int]
@@ -274,6 +284,15 @@ class VisionTransformer(nn.Module):
         if class_rows:
             prefix[0] = prefix[0] + self.pos_embed[:, :1]
         return torch.cat([*prefix, x], dim=1) if prefix else x, None
+
+    def _keep(self, x: Tensor, rotary: Rotary | None, kept: Tensor) -> tuple[Tensor, Rotary | None]:
+        """Prefix tokens and the kept patches of every image; the rotation becomes (batch, 1, tokens, head_dim)."""
+        prefix = torch.arange(self.prefix_tokens).expand(kept.shape[0], -1)
+        tokens = torch.cat([prefix, kept + self.prefix_tokens], dim=1).to(x.device, non_blocking=True)
+        # Rows of one long list: its backward adds whole rows, where that of `gather` scatters single numbers.
+        first = torch.arange(0, x.shape[:2].numel(), x.shape[1], device=x.device)[:, None]
+        x = x.flatten(0, 1).index_select(0, (tokens + first).flatten()).view(*tokens.shape, -1)
+        return x, None if rotary is None else (rotary[0][tokens][:, None], rotary[1][tokens][:, None])
 
     def _run(self, block: nn.Module, x: Tensor, rotary: Rotary | None) -> Tensor:
         assert isinstance(block, Block)

@@ -64,21 +64,22 @@ def match_view_groups(
     Args:
         views: boxes and flips of the batch.
         groups: the recipe's groups, for their counts.
-        student: features by group; only their grids are read.
+        student: features by group; only their grids and kept patches are read. Pairs of a patch that was dropped are
+            left out.
         teacher: likewise.
         rule: see `matching.geometric`.
         weight: likewise.
         max_scale_ratio: likewise.
         bilinear: read the teacher at the student's exact position: up to four teacher patches a student patch.
-        share: keep this share of student patches, the same ones for all teacher views, drawn anew every batch.
+        share: use this share of student patches, the same ones for all teacher views, drawn anew every batch.
     """
     found: dict[tuple[str, str], _GroupMatches] = {}
     view_pairs = 0
     for name_t in teacher:
         for name_s in student:
-            kept = _kept_patches(views, name_s, student[name_s], share)
+            used = _used_patches(views, name_s, student[name_s], share)
             matches, new = _match_groups(
-                views, (name_t, teacher[name_t].grid), (name_s, student[name_s].grid), kept,
+                views, (name_t, teacher[name_t]), (name_s, student[name_s]), used,
                 rule, weight, max_scale_ratio, bilinear,
             )  # fmt: skip
             found[name_t, name_s] = matches._replace(view_pair=matches.view_pair + view_pairs)
@@ -140,55 +141,91 @@ def refuse_moved_pixels(term: str, groups: Mapping[str, ViewGroup]) -> None:
                 )
 
 
+def refuse_dropped_patches(term: str, groups: Mapping[str, ViewGroup]) -> None:
+    """For terms that need every patch of the teacher's views, whatever the student sees.
+
+    Raises:
+        ConfigError: naming the group.
+    """
+    for name, group in groups.items():
+        if group.keep_patches < 1 and group.keep_patches_of == "both" and group.seen_by != "student":
+            raise ConfigError(
+                f"The term '{term}' needs all patches of the teacher's views, but views.{name}.keep_patches is "
+                f"{group.keep_patches} for both networks. Set views.{name}.keep_patches_of=student, or leave the term out."
+            )
+
+
 def _match_groups(
     views: Views,
-    teacher: tuple[str, tuple[int, int]],
-    student: tuple[str, tuple[int, int]],
-    kept: Bool[Tensor, "batch views patches"] | None,
+    teacher: tuple[str, Features],
+    student: tuple[str, Features],
+    used: Bool[Tensor, "batch views patches"] | None,
     rule: Rule,
     weight: Weight,
     max_scale_ratio: float | None,
     bilinear: bool,
 ) -> tuple[_GroupMatches, int]:
-    (name_t, grid_t), (name_s, grid_s) = teacher, student
+    (name_t, features_t), (name_s, features_s) = teacher, student
     a, b = views.groups[name_t], views.groups[name_s]
-    geometry = (a.box[:, :, None], a.flip[:, :, None], grid_t, b.box[:, None], b.flip[:, None], grid_s)
+    geometry = (
+        a.box[:, :, None], a.flip[:, :, None], features_t.grid, b.box[:, None], b.flip[:, None], features_s.grid,
+    )  # fmt: skip
     index = teacher_index(*geometry, rule=rule, weight=weight, max_scale_ratio=max_scale_ratio)
     matched = index.patch >= 0
-    _, views_t, views_s, patches_s = matched.shape
+    _, views_t, views_s, _ = matched.shape
     other = (
         ~torch.eye(views_t, dtype=torch.bool)
         if name_t == name_s
         else torch.ones(views_t, views_s, dtype=torch.bool)
     )
     matched &= other[None, :, :, None]
-    if kept is not None:
-        matched &= kept[:, None]
+    if used is not None:
+        matched &= used[:, None]
     image, view_t, view_s, patch_s = matched.nonzero(as_tuple=True)
     patch_t, weights = (
         index.patch[image, view_t, view_s, patch_s],
         index.weight[image, view_t, view_s, patch_s],
     )
-    student_row = (image * views_s + view_s) * patches_s + patch_s
-    first_t = (image * views_t + view_t) * (grid_t[0] * grid_t[1])
     number = (torch.cumsum(other.flatten(), 0) - 1).view(views_t, views_s)[view_t, view_s]
     if bilinear:
         corners = bilinear_targets(*geometry)
         corner_weight = corners.weight[image, view_t, view_s, patch_s]
-        used = (corner_weight > 0).nonzero(as_tuple=True)
-        patch_t = corners.patch[image, view_t, view_s, patch_s][used]
-        weights = (weights[:, None] * corner_weight)[used]
-        image, first_t, student_row, number = (x[used[0]] for x in (image, first_t, student_row, number))
-    return _GroupMatches(first_t + patch_t, student_row, weights, image, number), int(other.sum())
+        at = (corner_weight > 0).nonzero(as_tuple=True)
+        patch_t = corners.patch[image, view_t, view_s, patch_s][at]
+        weights = (weights[:, None] * corner_weight)[at]
+        image, view_t, view_s, patch_s, number = (x[at[0]] for x in (image, view_t, view_s, patch_s, number))
+    teacher_row = _rows(features_t, image, view_t, patch_t)
+    student_row = _rows(features_s, image, view_s, patch_s)
+    matches = _GroupMatches(teacher_row, student_row, weights, image, number)
+    if features_t.kept is not None or features_s.kept is not None:
+        both = (teacher_row >= 0) & (student_row >= 0)
+        matches = _GroupMatches(*(x[both] for x in matches))
+    return matches, int(other.sum())
 
 
-def _kept_patches(
+def _rows(
+    features: Features,
+    image: Int64[Tensor, " pairs"],
+    view: Int64[Tensor, " pairs"],
+    patch: Int64[Tensor, " pairs"],
+) -> Int64[Tensor, " pairs"]:
+    """Rows of the flattened (batch, views, patches) where these patches of the grid stand; -1 where one was dropped."""
+    batch, count, tokens = features.patches.shape[:3]
+    if features.kept is None:
+        return (image * count + view) * tokens + patch
+    row = torch.full((batch, count, features.grid[0] * features.grid[1]), -1)
+    row.scatter_(2, features.kept, torch.arange(batch * count * tokens).view(batch, count, tokens))
+    return row[image, view, patch]
+
+
+def _used_patches(
     views: Views, name: str, features: Features, share: float
 ) -> Bool[Tensor, "batch views patches"] | None:
     """A random share of a group's patches; a function of the images' seeds, so the same on any number of processes."""
     if share >= 1:
         return None
-    batch, count, patches = features.patches.shape[:3]
+    batch, count = features.patches.shape[:2]
+    patches = features.grid[0] * features.grid[1]
     drawn = uniforms(fold_in(views.seed, sum(name.encode())), count * patches)
     return (drawn < share).view(batch, count, patches)
 

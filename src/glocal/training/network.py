@@ -18,6 +18,7 @@ from glocal.schedules import Progress, value_at
 from glocal.training.config import RunConfig
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
+from glocal.views.keeping import kept_patches
 from glocal.views.randomness import hash_seed
 
 
@@ -30,15 +31,21 @@ class Network(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def features(self, views: Views, groups: Mapping[str, ViewGroup], role: Role) -> dict[str, Features]:
-        """One backbone pass for each view group that this role sees; leading axes (batch, views)."""
+        """One backbone pass for each view group that this role sees, on the patches that it keeps; leading axes
+        (batch, views).
+        """
         features = {}
-        for name, group in groups.items():
+        for number, (name, group) in enumerate(groups.items()):
             if group.seen_by in (role, "both"):
                 batch = views.groups[name]
                 pixels = batch.pixels
                 if role == "teacher" and batch.teacher_pixels is not None:
                     pixels = batch.teacher_pixels
-                features[name] = self.backbone(pixels.flatten(0, 1)).unflatten(group.count)
+                pixels, kept = pixels.flatten(0, 1), None
+                if role == "student" or group.keep_patches_of == "both":
+                    rows, columns = self.backbone.grid(pixels)
+                    kept = kept_patches(views.seed, number, group, rows * columns)
+                features[name] = self.backbone(pixels, kept).unflatten(group.count)
         return features
 
 

@@ -27,6 +27,10 @@ class ViewGroup(Config):
     flip: Probability = 0.5
     """Probability of mirroring left-right."""
     seen_by: Literal["student", "teacher", "both"] = "both"
+    keep_patches: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of its patches that a network sees in a step, drawn at random for every view; the cost falls with it."""
+    keep_patches_of: Literal["student", "both"] = "student"
+    """Who sees only these patches; with `both` the two networks see the same ones."""
     photometric: tuple[Pipeline, ...] = ((),)
     """One pipeline for all views of the group, or one a view (DINO's two global views differ)."""
     strong: Pipeline | None = None
@@ -42,6 +46,11 @@ class ViewGroup(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ViewGroup:
+        if self.keep_patches < 1 and self.seen_by == "teacher" and self.keep_patches_of == "student":
+            raise ValueError(
+                f"keep_patches is {self.keep_patches} for the student, but only the teacher sees this group; "
+                "set keep_patches_of=both or leave keep_patches out"
+            )
         if len(self.photometric) not in (1, self.count):
             raise ValueError(
                 f"photometric holds {len(self.photometric)} pipelines; give 1, or one for each of {self.count} views"

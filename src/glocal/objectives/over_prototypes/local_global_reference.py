@@ -17,7 +17,12 @@ from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Ter
 from glocal.objectives.over_prototypes.cross_entropy import Prototypes, prototype_cross_entropy
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.objectives.pairs import Pairs
-from glocal.objectives.patch_pairs import gather_patches, match_view_groups, refuse_moved_pixels
+from glocal.objectives.patch_pairs import (
+    gather_patches,
+    match_view_groups,
+    refuse_dropped_patches,
+    refuse_moved_pixels,
+)
 from glocal.objectives.view_pairs import stack_cls, views_seen_by
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
@@ -66,6 +71,7 @@ class LocalGlobalReference(Objective):
             views_seen_by("teacher", groups),
             views_seen_by("student", groups),
         )
+        refuse_dropped_patches("local_global_reference", groups)
         sizes = {groups[name].height_width for name, _ in self.teacher_views}
         if len(sizes) != 1:
             raise ConfigError(

@@ -26,13 +26,14 @@ from glocal.objectives.over_prototypes.prototype_term import (
     PrototypeTermConfig,
     watch_targets,
 )
-from glocal.objectives.over_prototypes.self_patch_positives import weighted_mean, wrapped
+from glocal.objectives.over_prototypes.self_patch_positives import taking_part, weighted_mean, wrapped
 from glocal.objectives.pairs import Pairs
+from glocal.objectives.patch_pairs import refuse_dropped_patches
 from glocal.objectives.view_pairs import pair_table, repeat_over_batch
 from glocal.schedules import Progress, Schedule
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
-from glocal.views.randomness import fold_in, uniforms
+from glocal.views.randomness import fold_in
 
 _SALT = sum(b"self_patch")
 
@@ -79,11 +80,12 @@ class SelfPatchConfig(PrototypeTermConfig):
 class _Chosen(NamedTuple):
     """One group as the teacher sees it.
 
-    `row` names the patches that take part (None: all), `contexts` are the keys and values that local and image queries
-    share.
+    `patch` names the patches that take part (None: all) by their number in the grid, `row` where they stand among those
+    that the student sees; `contexts` are the keys and values that local and image queries share.
     """
 
     features: Features
+    patch: Int64[Tensor, "views chosen"] | None
     row: Int64[Tensor, "views chosen"] | None
     positives: SimilarPatches
     contexts: list[KeysValues] | None
@@ -170,7 +172,8 @@ class SelfPatch(PrototypeTerm):
     ) -> Term:
         """Match, sum up, project, compare."""
         with torch.no_grad():
-            chosen = {name: self._choose(name, teacher, views) for name in self.groups}
+            kept = {name: student.features[name].kept for name in self.groups}
+            chosen = {name: self._choose(name, teacher, views, kept[name]) for name in self.groups}
             summed = torch.cat([self._sum_up(teacher, group).flatten(0, 1) for group in chosen.values()])
         target, centre = self.target(teacher, summed, progress)
         patches = torch.cat(
@@ -193,8 +196,11 @@ class SelfPatch(PrototypeTerm):
 
     # ---- what takes part
 
-    def _choose(self, name: str, teacher: Branch, views: Views) -> _Chosen:
-        """One group's teacher features, (batch, views) in one axis, and the patches that take part, their positives."""
+    def _choose(self, name: str, teacher: Branch, views: Views, seen: Tensor | None) -> _Chosen:
+        """One group's teacher features, (batch, views) in one axis, and the patches that take part, their positives.
+
+        `seen` (batch, views, kept) are the patches that the student sees, None for all.
+        """
         features = (
             _flat(teacher.features[name]) if name in teacher.features else _run_teacher(teacher, views, name)
         )
@@ -205,19 +211,15 @@ class SelfPatch(PrototypeTerm):
         found = similar_patches(
             match_on, features.grid, config.k, config.window, config.border, config.include_self
         )
-        if config.share >= 1:
-            return _Chosen(features, None, found, contexts)
-        count = self.groups[name].count
-        patches = features.patches.shape[1]
-        kept = max(1, round(config.share * patches))
-        drawn = uniforms(fold_in(views.seed, _SALT + sum(name.encode())), count * patches)
-        row = (
-            drawn.view(-1, patches)
-            .argsort(dim=1, stable=True)[:, :kept]
-            .to(features.cls.device, non_blocking=True)
-        )
-        index = row[..., None].expand(-1, -1, config.k)
-        return _Chosen(features, row, SimilarPatches(*(part.gather(1, index) for part in found)), contexts)
+        salted = fold_in(views.seed, _SALT + sum(name.encode()))
+        patch, row = taking_part(salted, config.share, seen, features.patches.shape[:2])
+        if patch is None:
+            return _Chosen(features, None, None, found, contexts)
+        patch = patch.to(features.cls.device, non_blocking=True)
+        row = None if row is None else row.to(features.cls.device, non_blocking=True)
+        index = patch[..., None].expand(-1, -1, config.k)
+        positives = SimilarPatches(*(part.gather(1, index) for part in found))
+        return _Chosen(features, patch, row, positives, contexts)
 
     def _pairs(self, chosen: Mapping[str, _Chosen]) -> Pairs:
         """Token i with token i. Counts are the same in all (micro-)batches, so a local mean is a mean of the whole."""
@@ -294,7 +296,7 @@ class SelfPatch(PrototypeTerm):
         found = group.positives
         if self.config.border == "clip":
             return ~found.valid
-        own = group.row
+        own = group.patch
         if own is None:
             own = torch.arange(found.patch.shape[1], device=found.patch.device)[None]
         return wrapped(own, found.patch, group.features.grid, self.config.window)
@@ -310,6 +312,7 @@ def _same_views(config: SelfPatchConfig, groups: Mapping[str, ViewGroup]) -> dic
             f"self_patch compares both networks on the same view, but none is seen by both ({seen}). Set a group's "
             "seen_by to both, or views=all, which runs the teacher on the student's views for this term."
         )
+    refuse_dropped_patches("self_patch", chosen)
     for name, group in chosen.items():
         for operation in (o for pipeline in (*group.photometric, group.strong or ()) for o in pipeline):
             if operation.moves_pixels and operation.seen_by == "student":

@@ -1,6 +1,8 @@
-"""What SelfPatch's term does with positives besides class attention: their mean, and which of them wrapped."""
+"""What SelfPatch's term does besides class attention: who takes part, positives' mean, and which of them wrapped."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,29 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from glocal.matching.similar_patches import SimilarPatches
+from glocal.views.randomness import uniforms
+
+
+def taking_part(
+    seed: Int64[Tensor, " batch"],
+    share: float,
+    seen: Int64[Tensor, "batch views kept"] | None,
+    shape: Sequence[int],
+) -> tuple[Int64[Tensor, "views chosen"] | None, Int64[Tensor, "views chosen"] | None]:
+    """Draw a share of the patches that the student sees, from the images' seeds: their numbers in the grid, and where they
+    stand among those seen (None: all of them). `shape` is (views, patches of the grid); (None, None) means every patch.
+
+    >>> taking_part(torch.tensor([1]), 1.0, torch.tensor([[[3, 5]]]), (1, 9))
+    (tensor([[3, 5]]), None)
+    """
+    views, patches = shape
+    numbers = None if seen is None else seen.flatten(0, 1)
+    if share >= 1:
+        return numbers, None
+    count = patches if numbers is None else numbers.shape[1]
+    drawn = uniforms(seed, views // len(seed) * count).view(views, count)
+    row = drawn.argsort(dim=1, stable=True)[:, : max(1, round(share * count))]
+    return (row if numbers is None else numbers.gather(1, row)), row
 
 
 def weighted_mean(
