@@ -198,7 +198,7 @@ def test_a_student_patch_learns_from_the_neighbours_of_its_own_position():
     student = model.student.features(views, groups, "student")
     objective = model.terms()["term"]
     branch = Branch(model.teacher.backbone, model.teacher.heads["term"], teacher)
-    whole = objective._choose("global", branch, views, None).positives.patch
+    whole = objective._choose("global", branch, views).positives.patch
     chosen = objective._choose("global", branch, views, student["global"].kept).positives.patch
     patch = student["global"].kept.flatten(0, 1)
     assert torch.equal(chosen[:, 0], whole[torch.arange(6), patch[:, 0]])

@@ -196,7 +196,7 @@ class SelfPatch(PrototypeTerm):
 
     # ---- what takes part
 
-    def _choose(self, name: str, teacher: Branch, views: Views, seen: Tensor | None) -> _Chosen:
+    def _choose(self, name: str, teacher: Branch, views: Views, seen: Tensor | None = None) -> _Chosen:
         """One group's teacher features, (batch, views) in one axis, and the patches that take part, their positives.
 
         `seen` (batch, views, kept) are the patches that the student sees, None for all.
