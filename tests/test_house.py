@@ -17,6 +17,7 @@ FLOORS = [
     "report",
     "recipes",
     "training",
+    "verdict",
     "evaluation",
     "extraction",
     "objectives",

@@ -10,6 +10,7 @@ from glocal.config import Config
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import AnyObjective
 from glocal.schedules import Schedule
+from glocal.verdict.config import VerdictConfig
 from glocal.views.groups import ViewGroup
 
 Positive = Annotated[int, Field(ge=1)]
@@ -58,6 +59,8 @@ class TrainingConfig(Config):
     epochs: Annotated[float, Field(gt=0)] = 100.0
     steps: Positive | None = None
     """Optimiser steps instead of epochs."""
+    stop: Literal["never", "auto"] = "never"
+    """auto: end the run when its label-free score has stood still for a quarter of it."""
     accumulate: Positive = 1
     """Micro-batches a step: less memory, the same step."""
     log_every: Positive = 20
@@ -129,6 +132,7 @@ class RunConfig(Config):
     teacher: TeacherConfig = TeacherConfig()
     training: TrainingConfig = TrainingConfig()
     probe: ProbeConfig = ProbeConfig()
+    verdict: VerdictConfig = VerdictConfig()
     speed: SpeedConfig = SpeedConfig()
 
     @model_validator(mode="after")

@@ -55,6 +55,7 @@ def train(run: Run) -> None:
     with Records(run) as records, stop_requested() as stop:
         if step == 0:
             records.probe(step)
+            records.examine(step)
         batches = iter(load_batches(run))
         while step < run.steps:
             # ---- data
@@ -84,6 +85,7 @@ def train(run: Run) -> None:
 
             # ---- records: the one place that waits for the device
             records.add(step, scalars)
+            records.examine(step)
             if watched:
                 values = {"learning_rate": learning_rate, "weight_decay": decay, "teacher_momentum": momentum}
                 records.write(step, scalars, values)
@@ -91,7 +93,8 @@ def train(run: Run) -> None:
 
             # ---- saving and stopping
             several = run.fabric.world_size > 1
-            stopping = watched and agree(run.fabric, stop.requested) if several else stop.requested
+            asked = stop.requested or records.finished
+            stopping = watched and agree(run.fabric, asked) if several else asked
             if stopping or step % config.training.checkpoint_every == 0 or step == run.steps:
                 records.check_losses(step)
                 save(run, step)

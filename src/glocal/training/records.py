@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +13,12 @@ from torch import Tensor
 from glocal.extraction.embedding_statistics import effective_rank
 from glocal.training.display import Display
 from glocal.training.metrics_log import MetricsLog
-from glocal.training.monitor import CollapseMonitor, check_finite
+from glocal.training.monitor import check_finite
 from glocal.training.preparation import Run
 from glocal.training.probes import label_purity, training_probes
 from glocal.training.stopwatch import Stopwatch, return_freed_memory
+from glocal.training.verdict import RunVerdict
+from glocal.verdict.collapse import CollapseMonitor
 
 
 class Records:
@@ -31,6 +34,8 @@ class Records:
         self.log = MetricsLog(run.folder.metrics, enabled=run.first)
         self.log.cut_after(run.done)
         self.probes = training_probes(run.config, run.source) if run.first else []
+        examined = run.first and run.config.verdict.enabled
+        self.verdict = RunVerdict(run.config, run.source, run.folder, run.steps) if examined else None
         self.sums: dict[str, Tensor] = {}
         self.summed = 0
         self.began, self.began_at = time.perf_counter(), run.done
@@ -69,8 +74,8 @@ class Records:
         self.log.write(record)
         self.display.record(record)
         return_freed_memory()
-        for message in self.monitor.look(record, warm=step > run.steps // 10):
-            self.display.say(message, style="bold yellow")
+        for collapse in self.monitor.look(record, warm=step > run.steps // 10):
+            self.display.say(collapse.text, style="bold yellow")
 
     def check_losses(self, step: int) -> None:
         """Raise TrainingError when a loss since the last record was no number."""
@@ -88,6 +93,23 @@ class Records:
         self.log.write({"step": step, **numbers})
         shown = " · ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         self.display.say(f"step {step} · {shown}")
+
+    def examine(self, step: int) -> None:
+        """Look at the teacher without labels where that is due: at the start, at the end, and at its period."""
+        if self.verdict is None or not self.verdict.due(step):
+            return
+        figures = self.verdict.look(self.run.model.teacher.backbone, step)
+        self.log.write({"step": step, **figures})
+        told = ("score", "retrieval", "correspondence")
+        shown = " · ".join(f"{name} {figures[f'verdict.{name}']:.4g}" for name in told)
+        self.display.say(f"step {step} · without labels: {shown}")
+        if self.finished:
+            self.display.say("The score has stood still for a quarter of the run: training.stop=auto ends it.")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has nothing more to gain, as `training.stop=auto` sees it."""
+        return self.verdict is not None and self.verdict.finished
 
     def note_unreadable(self, pairs: list[tuple[str, str]]) -> None:
         """List every image that can't be decoded once, and say so at the first."""
@@ -114,7 +136,7 @@ class Records:
             values = self.run.fabric.all_reduce(values, reduce_op="mean")  # type: ignore[assignment]
         self.sums, self.summed = {}, 0
         figures = dict(zip(names, values.tolist(), strict=True))
-        if cls is not None:
+        if cls is not None and math.isfinite(figures["loss"]):
             figures["effective_rank"] = float(effective_rank(cls))
         return figures
 

@@ -27,7 +27,7 @@ def load_start(model: SelfDistillation, spec: str) -> LoadReport:
 def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:
     """Write the teacher's backbone so that `glocal.load` and timm read it."""
     export_backbone(
-        backbone, folder, mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=_side(config),
+        backbone, folder, mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=view_side(config),
         extra={"recipe": config.recipe, "step": step},
     )  # fmt: skip
 
@@ -39,13 +39,13 @@ def as_encoder(config: RunConfig, backbone: VisionTransformer) -> Encoder:
         backbone=backbone,
         embed_dim=backbone.embed_dim,
         patch_size=config.backbone.patch_size,
-        image_size=_side(config),
+        image_size=view_side(config),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         report=None,
     )
 
 
-def _side(config: RunConfig) -> int:
+def view_side(config: RunConfig) -> int:
     """Pixels at which a run's backbone is evaluated: its largest views'."""
     return max(max(group.height_width) for group in config.views.values())

@@ -1,0 +1,59 @@
+"""The label-free examination inside a run: when, what is written, which weights are kept as the best, when to end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from glocal.data import ImageSource
+from glocal.models.vit import VisionTransformer
+from glocal.training.config import RunConfig
+from glocal.training.run_folder import RunFolder
+from glocal.training.weights import as_encoder, export_teacher, view_side
+from glocal.verdict.examination import Examination, period, prepare
+from glocal.verdict.score import best_step, stands_still
+
+OVERFITTING_EVERY = 4
+"""Examinations between looks at training images: they double an examination's cost."""
+
+
+class RunVerdict:
+    """Examines the teacher at its period and keeps the weights of the highest score in `export/best`.
+
+    The scores of a continued run are read from its records, so that it keeps the same best as one never stopped.
+    """
+
+    def __init__(self, config: RunConfig, source: ImageSource, folder: RunFolder, steps: int) -> None:
+        side = view_side(config)
+        self._config, self._folder, self._steps = config, folder, steps
+        self._examination: Examination = prepare(config.verdict, config.data, source, side)
+        self._period = period(config.verdict, config.views, config.training.batch_size, steps, side)
+        self._scores = recorded_scores(folder.metrics)
+        self.finished = False
+        """Whether `training.stop=auto` ends the run here."""
+
+    def due(self, step: int) -> bool:
+        """Whether this step is examined: the first, the last, and those at the period."""
+        return step == self._steps or step % self._period == 0
+
+    def look(self, backbone: VisionTransformer, step: int) -> dict[str, float]:
+        """Figures as `verdict.*`; the weights are exported when no score was higher."""
+        number = step // self._period
+        slow = step == self._steps or number % OVERFITTING_EVERY == 0
+        with torch.random.fork_rng(devices=[]):
+            figures = self._examination.figures(as_encoder(self._config, backbone), overfitting=slow)
+        self._scores.append((step, figures["score"]))
+        self.finished = self._config.training.stop == "auto" and stands_still(self._scores, self._steps)
+        if best_step(self._scores) == step:
+            export_teacher(self._folder.export / "best", backbone, self._config, step)
+        return {f"verdict.{name}": value for name, value in figures.items()}
+
+
+def recorded_scores(metrics: Path) -> list[tuple[int, float]]:
+    """(step, score) of every examination that `metrics.jsonl` holds."""
+    if not metrics.exists():
+        return []
+    records = map(json.loads, metrics.read_text().splitlines())
+    return [(r["step"], r["verdict.score"]) for r in records if "verdict.score" in r]
