@@ -111,7 +111,9 @@ def test_crops_know_which_patch_of_the_whole_they_show():
     whole, crop = means(pair.whole), means(pair.crop)
     asked = right >= 0
     assert bool(asked.all())  # the crop lies within the whole
-    same = torch.stack([torch.corrcoef(torch.stack([c, w[r]]))[0, 1] for c, w, r in zip(crop, whole, right)])
+    same = torch.stack(
+        [torch.corrcoef(torch.stack([c, w[r]]))[0, 1] for c, w, r in zip(crop, whole, right, strict=True)]
+    )
     assert float(same.nanmedian()) > 0.7
 
 

@@ -25,6 +25,8 @@ _MAY_CHANGE = (
     "data",
     "speed.",
     "probe.",
+    "verdict.",
+    "training.stop",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_every",

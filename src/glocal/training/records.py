@@ -104,7 +104,9 @@ class Records:
         shown = " · ".join(f"{name} {figures[f'verdict.{name}']:.4g}" for name in told)
         self.display.say(f"step {step} · without labels: {shown}")
         if self.finished:
-            self.display.say("The score has stood still for a quarter of the run: training.stop=auto ends it.")
+            self.display.say(
+                "The score has stood still for a quarter of the run: training.stop=auto ends it."
+            )
 
     @property
     def finished(self) -> bool:

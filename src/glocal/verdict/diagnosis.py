@@ -180,7 +180,11 @@ def _sentence(
     first = next(r for r in records if "verdict.score" in r)
     found, place = at_best["verdict.retrieval"], at_best["verdict.correspondence"]
     done = max(r["step"] for r in records)
-    where = f"at step {best:,}" if done >= planned else f"at step {best:,} (the run is at {done:,} of {planned:,})"
+    where = (
+        f"at step {best:,}"
+        if done >= planned
+        else f"at step {best:,} (the run is at {done:,} of {planned:,})"
+    )
     before = (
         f" (before training: {first['verdict.retrieval']:.0f} and {first['verdict.correspondence']:.0f})"
         if first["step"] == 0 and best > 0

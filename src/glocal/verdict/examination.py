@@ -157,9 +157,7 @@ def view_pair(source: ImageSource, side: int, images: int) -> ViewPair:
 def _features(encoder: Encoder, pixels: UInt8[Tensor, "images 3 side side"]) -> Features:
     """Features on the CPU, in portions that bound memory."""
     portion = max(1, PORTION_TOKENS * encoder.patch_size**2 // (pixels.shape[2] * pixels.shape[3]))
-    parts = [
-        encoder.features(encoder.normalise(p.to(encoder.device))) for p in torch.split(pixels, portion)
-    ]
+    parts = [encoder.features(encoder.normalise(p.to(encoder.device))) for p in torch.split(pixels, portion)]
     cls, patches, tokens = (
         torch.cat([getattr(part, name).float().cpu() for part in parts])
         for name in ("cls", "patches", "tokens_before_norm")

@@ -77,4 +77,5 @@ def position_share(patches: Float[Tensor, "images patches dim"]) -> Float[Tensor
         return x.new_zeros(())
     within = (x - x.mean(0, keepdim=True)).square().sum()
     chance = (positions - 1) * within / (positions * (images - 1))
-    return ((total - within - chance) / total).clamp(min=0)
+    share: Tensor = ((total - within - chance) / total).clamp(min=0)
+    return share
