@@ -61,7 +61,8 @@ def high_norm_share(tokens: Float[Tensor, "images patches dim"]) -> Float[Tensor
     Take tokens before the final norm: it hides what it evens out.
     """
     norms = tokens.float().norm(dim=-1).flatten()
-    return (norms > HIGH_NORM * norms.median()).double().mean()
+    share: Tensor = (norms > HIGH_NORM * norms.median()).double().mean()
+    return share
 
 
 def position_share(patches: Float[Tensor, "images patches dim"]) -> Float[Tensor, ""]:
