@@ -71,6 +71,9 @@ class BackboneConfig(Config):
     init: Literal["auto", "trunc_normal", "fan_in"] = "auto"
     """`trunc_normal`: std 0.02 (the DINO family). `fan_in`: std 1/sqrt(fan in). `auto`: fan_in below width 384, where
     std 0.02 gives random features that are nearly constant and training that stalls."""
+    patch_embed_init: Literal["drawn", "whitened"] = "drawn"
+    """`drawn`: as `init` says. `whitened`: computed from the run's own images before the first step, so that outputs are
+    uncorrelated over their patches; without effect where `init=` gives weights. One linear layer either way."""
     ffn: Literal["mlp", "swiglu"] = "mlp"
     ffn_hidden: Positive | None = None
     """Hidden width of the feed-forward part; by default 4 widths, or two thirds of that in multiples of 8 (SwiGLU)."""
@@ -138,11 +141,16 @@ class PatchEmbed(nn.Module):
         self, pixels: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch patches dim"]:
         """Embed patches row by row."""
+        return F.linear(self.cut(pixels), self.proj.weight.flatten(1), self.proj.bias)
+
+    def cut(
+        self, pixels: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch patches pixels"]:
+        """Flattened patches row by row, in the order of the projection's weights."""
         side = self.patch_size
         batch, channels, height, width = pixels.shape
         patches = pixels.reshape(batch, channels, height // side, side, width // side, side)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 class VisionTransformer(nn.Module):

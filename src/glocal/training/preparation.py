@@ -20,6 +20,7 @@ from glocal.training.network import SelfDistillation, build_distillation
 from glocal.training.optimiser import build_optimiser
 from glocal.training.run_folder import RunFolder
 from glocal.training.weights import load_start
+from glocal.training.whitening import start_whitened
 from glocal.views.loader import ViewLoader, make_loader
 
 
@@ -67,6 +68,8 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
     fabric = _launch(config)
     model = _build(config, fabric)
     report = load_start(model, config.init) if config.init is not None and not resume else None
+    if config.backbone.patch_embed_init == "whitened" and config.init is None and not resume:
+        start_whitened(model, source, config)
     optimiser = build_optimiser(model, len(model.student.backbone.blocks), config.optimiser)
     steps_per_epoch = images // batch
     steps = config.training.steps or max(1, round(config.training.epochs * steps_per_epoch))
