@@ -77,6 +77,30 @@ def test_loss_equals_a_loop_over_everything(rule, weight):
     assert loss.item() == pytest.approx(total / weights, rel=1e-4)
 
 
+def test_reference_loss_does_not_depend_on_how_teacher_views_are_grouped():
+    """Two groups of one view each, of one size, give what one group of both gives."""
+    views = make_views(3, {"global": GROUPS["global"]}, seed=13)
+    both = views.groups["global"]
+    one = GROUPS["global"].model_copy(update={"count": 1})
+    apart = {
+        name: type(both)(*(x[:, i : i + 1] for x in (both.pixels, both.box, both.flip, both.strong)))
+        for i, name in enumerate(("a", "b"))
+    }
+    losses = []
+    for groups, batch in (
+        ({"global": GROUPS["global"]}, views),
+        ({"a": one, "b": one}, views.with_groups(apart)),
+    ):
+        config = small_config(views=groups, objectives={"all": LocalGlobalReferenceConfig(head=SMALL_HEAD)})
+        model = build_distillation(config)
+        with torch.no_grad():
+            for parameter in model.teacher.parameters():
+                noise = torch.Generator().manual_seed(parameter.numel())
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
+        losses.append(model(StepInput(batch, PROGRESS, False))[0])
+    torch.testing.assert_close(losses[0], losses[1])
+
+
 @pytest.mark.parametrize("share", [None, 0.9])
 def test_reference_loss_equals_a_loop_over_everything(share):
     config = LocalGlobalReferenceConfig(head=SMALL_HEAD, image_share=share)

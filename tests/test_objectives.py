@@ -169,6 +169,8 @@ def test_bfloat16_is_close(name):
     model = build(name)
     model.autocast = torch.bfloat16
     rough, _ = step(model, views)
+    model.finish_step()
+    assert all(not b.is_floating_point() or b.isfinite().all() for b in model.objectives.buffers())
     torch.testing.assert_close(exact, rough, rtol=3e-2, atol=3e-2)
 
 
@@ -223,6 +225,35 @@ def test_terms_can_share_a_head():
     model = build_distillation(small_config(objectives=terms))
     assert model.student.heads["patch"] is model.student.heads["image"]
     step(model, make_views(2))[0].backward()
+
+
+def test_a_shared_head_brings_its_settings():
+    """The centre has as many entries as the head that is shared has prototypes, whatever the term's own would have."""
+    larger = SMALL_HEAD.model_copy(update={"prototypes": 40})
+    terms = {"image": TERMS["image"], "patch": MatchedPatchesConfig(head=larger, head_of="image")}
+    model = build_distillation(small_config(objectives=terms))
+    for seed in range(2):
+        step(model, make_views(2, seed=seed))[0].backward()
+        model.finish_step()
+    assert model.objectives["patch"].centre.centre.shape == (24,)
+
+
+@pytest.mark.parametrize("term", ["contrast", "group-local"])
+def test_sharing_heads_of_another_kind_is_refused(term):
+    groups = {"image": TERMS["image"], "instance": TERMS["instance"]}
+    head_of = "image" if term == "contrast" else "instance"
+    terms = groups | {"term": TERMS[term].model_copy(update={"head_of": head_of})}
+    with pytest.raises(ConfigError, match=r"objectives\.term\.head_of"):
+        build_distillation(small_config(objectives=terms))
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_pulls_at_the_backbone_and_the_record_says_how_hard(name):
+    model = build(name)
+    step(model, make_views(4, seed=6))
+    model.finish_step()
+    _, scalars = step(model, make_views(4, seed=7), watch=True)
+    assert scalars["term.feature_gradient"] > 0
 
 
 def test_sharing_a_head_that_comes_later_is_refused():

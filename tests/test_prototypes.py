@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from glocal.objectives.over_prototypes import cross_entropy as module
+from glocal.objectives.over_prototypes.centring import CentringConfig, TeacherCentre
 from glocal.objectives.over_prototypes.cross_entropy import (
     Prototypes,
     prototype_cross_entropy,
@@ -139,3 +140,19 @@ def test_statistics_equal_their_definition(problem):
     assert entropy.item() == pytest.approx(-(p * np.log(p)).sum(1).mean(), rel=1e-4)
     np.testing.assert_allclose(marginal.numpy(), p.mean(0), rtol=1e-4, atol=1e-7)
     assert 0 < entropy.item() < math.log(50)
+
+
+def test_statistics_are_float32_under_autocast(problem):
+    """Sinkhorn's scaling, the centre's mean logits and the watched entropies, bit for bit."""
+    _, _, x_t, w_t, centre, _ = problem
+    teacher = Prototypes(x_t, w_t, 0.05)
+
+    def figures():
+        moving = TeacherCentre(50, CentringConfig())
+        moving.for_targets(teacher)
+        return [sinkhorn_centre(teacher), moving.seen_sum, *target_statistics(teacher, centre)]
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = figures()
+    for ours, expected in zip(under_autocast, figures(), strict=True):
+        assert torch.equal(ours, expected)

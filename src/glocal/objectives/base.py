@@ -10,12 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from glocal.config import Config
+from glocal.errors import ConfigError
 from glocal.models.features import Features
 from glocal.models.vit import VisionTransformer
 from glocal.schedules import Progress, Schedule
@@ -51,12 +53,29 @@ class ObjectiveConfig(Config):
 
     weight: float | Schedule = 1.0
     """Factor of this term in the total; a number or a schedule. 0 leaves the term out altogether."""
+    shares_heads: ClassVar[bool] = True
+    """Whether the heads are no more than what the setting `head` describes."""
     head_of: str | None = None
-    """Name of an earlier term whose heads this one uses too; null: heads of its own."""
+    """Name of an earlier term whose heads this one uses too, sizes and all; null: heads of its own."""
 
     def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> Objective:
         """Make the objective for a backbone of this embedding size and these view groups."""
         raise NotImplementedError
+
+    def with_head_of(self, key: str, other: ObjectiveConfig) -> Self:
+        """These settings with the head of another term, whose heads this one shares; `key` is where this one stands.
+
+        Raises:
+            ConfigError: when the other term's heads are of another kind.
+        """
+        mine, theirs = (getattr(term, "head", None) for term in (self, other))
+        sharing = self.shares_heads and other.shares_heads
+        if not sharing or mine is None or type(mine) is not type(theirs):
+            raise ConfigError(
+                f"{key}.head_of is '{self.head_of}', a {type(other).__name__} whose heads a {type(self).__name__} can't "
+                f"use. Leave {key}.head_of out, or name a term with the same kind of head."
+            )
+        return self.model_copy(update={"head": theirs})
 
     def check_batch(self, key: str, batch_size: int, groups: Mapping[str, ViewGroup]) -> None:
         """Raise ValueError when a step of this many images can't be served; `key` is where this term is configured."""

@@ -134,10 +134,12 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
     backbone = _seeded(config, "backbone", lambda: VisionTransformer(config.backbone))
     teacher_backbone = VisionTransformer(config.backbone.model_copy(update={"drop_path": 0.0}))
     for name, settings in config.active_objectives().items():
+        shared = settings.head_of
+        if shared in students:
+            settings = settings.with_head_of(f"objectives.{name}", config.objectives[shared])
         objective = settings.build(backbone.embed_dim, config.views)
         objective.check_backbone(backbone)
         objectives[name] = objective
-        shared = settings.head_of
         if shared is not None and shared not in students:
             raise ConfigError(
                 f"objectives.{name}.head_of is '{shared}'; it must name a term that comes before it: {', '.join(students) or 'none'}."
@@ -157,10 +159,10 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
 
 
 def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:
-    """How hard a weighted term pulls at the backbone: the norm of its gradient by the student's embeddings. Costs a backward
-    pass through the term's own head, not through the backbone.
+    """How hard a weighted term pulls at the backbone: the norm of its gradient by what it reads of the student's features,
+    embeddings and tokens before the norm. Costs a backward pass through the term's own head, not through the backbone.
     """
-    embeddings = [t for f in features.values() for t in (f.cls, f.patches)]
+    embeddings = [t for f in features.values() for t in (f.cls, f.patches, f.tokens_before_norm)]
     found = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
     norms = [torch.linalg.vector_norm(g.float()) for g in found if g is not None]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -33,6 +33,7 @@ class LocalGroupConfig(QueueContrastConfig):
     """Mugs' local-group discrimination: what is remembered, how neighbours are found, and the contrast behind it."""
 
     kind: Literal["local_group"] = "local_group"
+    shares_heads: ClassVar[bool] = False
     neighbours: Annotated[int, Field(ge=1)] = 8
     """Rows that a view's token attends to."""
     memory: Positive = 65536

@@ -49,7 +49,8 @@ class TeacherCentre(nn.Module):
         """The centre to use for these tokens; notes their mean logits for the next step's."""
         if self.config.method == "sinkhorn":
             return sinkhorn_centre(teacher, self.config.iterations)
-        self.seen_sum += teacher.prototypes.float() @ teacher.tokens.float().sum(dim=0)
+        with torch.autocast(teacher.tokens.device.type, enabled=False):
+            self.seen_sum += teacher.prototypes.float() @ teacher.tokens.float().sum(dim=0)
         self.seen_count += teacher.tokens.shape[0]
         return self.centre
 

@@ -168,6 +168,12 @@ def _product(distribution: Tensor, w: Tensor) -> Tensor:
     return (distribution.to(w.dtype) @ w).float()
 
 
+def _exact_product(x: Tensor, w: Tensor) -> Tensor:
+    """Logits in float32, also under autocast: statistics that sum them over a batch would keep a product's rounding."""
+    with torch.autocast(x.device.type, enabled=False):
+        return x @ w.T
+
+
 def _accumulate(grad_w: Tensor, distribution: Tensor, x: Tensor, factor: float) -> None:
     """grad_w += factor * distribution^T x, in place."""
     grad_w.addmm_(distribution.T, x, alpha=factor)
@@ -189,7 +195,7 @@ def target_statistics(teacher: Prototypes, centre: Float[Tensor, " prototypes"])
     entropy = x.new_zeros(())
     marginal = x.new_zeros(w.shape[0])
     for rows in _chunks(x, w):
-        p = ((x[rows] @ w.T - centre) / teacher.temperature).softmax(dim=1)
+        p = ((_exact_product(x[rows], w) - centre) / teacher.temperature).softmax(dim=1)
         marginal += p.sum(dim=0)
         entropy -= torch.special.xlogy(p, p).sum()
     tokens = max(1, x.shape[0])
@@ -212,7 +218,7 @@ def sinkhorn_centre(teacher: Prototypes, iterations: int = 3) -> Float[Tensor, "
     for iteration in range(iterations):
         use = x.new_zeros(w.shape[0])
         for rows in _chunks(x, w):
-            kernel = (x[rows] @ w.T).mul_(1.0 / teacher.temperature)
+            kernel = _exact_product(x[rows], w).mul_(1.0 / teacher.temperature)
             if iteration == 0:
                 use += kernel.sub_(shift).exp_().sum(dim=0)
             else:

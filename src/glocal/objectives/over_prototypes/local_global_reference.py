@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
@@ -18,6 +19,7 @@ from glocal.objectives.over_prototypes.cross_entropy import Prototypes, prototyp
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.objectives.pairs import Pairs
 from glocal.objectives.patch_pairs import (
+    MatchedTokens,
     gather_patches,
     match_view_groups,
     refuse_dropped_patches,
@@ -127,9 +129,8 @@ class LocalGlobalReference(Objective):
                 bottleneck, teacher.heads.prototypes(), value_at(self.config.teacher_temperature, progress)
             )
             self._note(bottleneck, position, target.prototypes)
-        pairs = self._pairs(matched.pairs, matched.image, matched.view_pair, batch, matched.teacher_rows).to(
-            cls.device
-        )
+        patches = matched.pairs._replace(teacher=self._row_of_all(teacher, matched)[matched.pairs.teacher])
+        pairs = self._pairs(patches, matched.image, matched.view_pair, batch).to(cls.device)
         return Term(prototype_cross_entropy(online, target, self.centre, pairs, position), {})
 
     def _teacher_tokens(self, teacher: Branch) -> tuple[Int64[Tensor, " tokens"], Tensor]:
@@ -147,9 +148,13 @@ class LocalGlobalReference(Objective):
         )
         return position, teacher.heads.bottleneck(torch.cat([cls, patches]))  # type: ignore[operator]
 
-    def _pairs(
-        self, patches: Pairs, image: Tensor, view_pair: Tensor, batch: int, teacher_rows: Mapping[str, Tensor]
-    ) -> Pairs:
+    def _row_of_all(self, teacher: Branch, matched: MatchedTokens) -> Int64[Tensor, " teacher_tokens"]:
+        """Where each matched token of the teacher stands among all patches of all its groups."""
+        sizes = [0] + [f.patches.shape[:-1].numel() for f in teacher.features.values()]
+        starts = itertools.accumulate(sizes)
+        return torch.cat([r + s for r, s in zip(matched.teacher_rows.values(), starts, strict=False)])
+
+    def _pairs(self, patches: Pairs, image: Tensor, view_pair: Tensor, batch: int) -> Pairs:
         """Class pairs and patch pairs with the weights of the configured mean."""
         many = len(self.table)
         s, t = torch.tensor(self.table).T
@@ -159,8 +164,7 @@ class LocalGlobalReference(Objective):
         share = self.config.image_share
         cls_weight = 1.0 / (1 + count) if share is None else torch.full(count.shape, share)
         patch_weight = 1.0 / (1 + count) if share is None else (1.0 - share) / count.clamp_min(1)
-        # Patches of the teacher keep their full rows here: positions within all teacher tokens, behind the class tokens.
-        offset, rows = batch * len(self.teacher_views), torch.cat(list(teacher_rows.values()))
+        # Of the teacher all tokens are projected: its patches stand behind all its class tokens.
         student = torch.cat(
             [
                 (images * len(self.student_views) + s).flatten(),
@@ -168,7 +172,10 @@ class LocalGlobalReference(Objective):
             ]
         )
         teacher = torch.cat(
-            [(images * len(self.teacher_views) + t).flatten(), rows[patches.teacher] + offset]
+            [
+                (images * len(self.teacher_views) + t).flatten(),
+                patches.teacher + batch * len(self.teacher_views),
+            ]
         )
         weight = torch.cat([cls_weight, patch_weight[slot]]) / (batch * many)
         return Pairs(student, teacher, weight.float())
@@ -180,7 +187,8 @@ class LocalGlobalReference(Objective):
             0, position, bottleneck.float()
         )
         samples = torch.bincount(position, minlength=positions)
-        mean = (sums / samples[:, None]) @ prototypes.float().T
+        with torch.autocast(sums.device.type, enabled=False):
+            mean = (sums / samples[:, None]) @ prototypes.float().T
         self.seen = mean if self._count == 0 else self.seen + mean
         self._count += 1
 
