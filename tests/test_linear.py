@@ -216,6 +216,16 @@ def test_layers_below_learn_more_slowly() -> None:
     assert decay[id(head.weight)] == 0.05
 
 
+def test_class_attention_learns_like_the_head() -> None:
+    """Its own blocks are called blocks too."""
+    config = BackboneConfig(size="micro", patch_size=8, image_size=16, pooling="class_attention")
+    backbone = VisionTransformer(config)
+    groups = parameter_groups(backbone, torch.nn.Linear(64, 3), FineTune(layer_decay=0.5))
+    factor = {id(p): group["factor"] for group in groups for p in group["params"]}
+    assert {factor[id(p)] for p in backbone.aggregator.parameters()} == {1}
+    assert factor[id(backbone.blocks[0].norm1.weight)] == 0.5**4
+
+
 def test_choices_that_a_shallow_model_lacks_are_left_out_and_named() -> None:
     torch.manual_seed(0)
     backbone = VisionTransformer(BackboneConfig(size="micro", depth=2, patch_size=8, image_size=32)).eval()

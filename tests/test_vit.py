@@ -215,7 +215,7 @@ def test_wrong_input_is_explained() -> None:
     [
         ({"image_size": 225}, "225 must be a multiple of patch_size 16"),
         ({"num_heads": 5}, "num_heads 5 must divide the width 384"),
-        ({"pooling": "class_attention", "registers": 4}, "registers go with a class token; got 4"),
+        ({"pooling": "class_attention", "registers": 4}, "class_attention has no registers"),
         ({"embed_dim": 36, "num_heads": 6, "position": "rope"}, "4 divides"),
         ({"sise": "small"}, "Did you mean 'size'"),
     ],

@@ -41,10 +41,19 @@ def read_state(path: Path) -> RawState:
             return RawState(_without_prefixes(load_file(path)), safetensors=True)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path} can't be read as safetensors: {error}.") from error
+    return pick_state(read_pickle(path), path)
+
+
+def read_pickle(path: Path) -> Any:
+    """What a .pt/.pth/.bin/.ckpt file holds: tensors, plain values, and containers of these.
+
+    Raises:
+        ModelError: when the file is unreadable or needs arbitrary pickled objects.
+    """
     try:
         # DINO's own checkpoints keep the command line as a Namespace, which holds plain values only.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            raw = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
@@ -53,6 +62,14 @@ def read_state(path: Path) -> RawState:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise ModelError(f"{path} can't be read as a PyTorch checkpoint: {error}.") from error
+
+
+def pick_state(raw: Any, path: Path) -> RawState:
+    """One network's tensors out of what a file holds; of several networks the teacher.
+
+    Raises:
+        ModelError: when there are no tensors.
+    """
     network, tensors = _pick_network(raw)
     if not tensors:
         raise ModelError(
@@ -70,13 +87,28 @@ def read_folder_state(folder: Path) -> RawState:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         merged: dict[str, Tensor] = {}
-        for name in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+        for name in sorted(set(read_json(index).get("weight_map", {}).values())):
             merged |= read_state(folder / Path(name).name).state
         return RawState(merged, safetensors=True)
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return read_state(folder / name)
     raise ModelError(f"{folder} has a config.json but no weights (model.safetensors or pytorch_model.bin).")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping.
+
+    Raises:
+        ModelError: when it is unreadable or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} can't be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds a {type(content).__name__}, where a mapping of settings is needed.")
+    return content
 
 
 def _pick_network(raw: Any) -> tuple[str, dict[str, Tensor]]:

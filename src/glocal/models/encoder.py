@@ -29,6 +29,8 @@ class LoadReport:
     ignored: tuple[str, ...] = ()
     network: str = ""
     """Which of a file's networks was taken ('teacher'), when it holds several."""
+    note: str = ""
+    """What a person must know of how these weights are used, such as a part that the file lacks."""
 
     def summary(self) -> str:
         """One line for people.
@@ -44,7 +46,8 @@ class LoadReport:
                 ("unexpected", self.unexpected), ("ignored", self.ignored),
             )
         ]  # fmt: skip
-        return f"{self.layout} layout{network}: {', '.join(counts)}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.layout} layout{network}: {', '.join(counts)}{note}"
 
 
 def shorten(names: Sequence[str], most: int = 4) -> str:
@@ -79,6 +82,8 @@ class Encoder:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     report: LoadReport | None = field(default=None, repr=False)
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What its file says of where it comes from: recipe, step, starting weights, licence."""
 
     def fingerprint(self) -> str:
         """A short hash of architecture, preprocessing and every weight: changes when any feature may."""

@@ -7,7 +7,8 @@ dinov2          `register_tokens`, LayerScale, SwiGLU as w12/w3, blocks in chunk
 dinov3          `storage_tokens`, rotary positions, a mask that silences the keys' bias, SwiGLU as w1/w2/w3
 selfpatch       no class token, no final norm of its own; class attention, its query and its norm sit in the head, whose
                 module names are not fixed: the list of blocks with `attn.q`, `attn.k`, `attn.v` is taken for it, the
-                one (1, 1, dim) tensor beside it for the query, the `norm` beside it for the norm
+                one (1, 1, dim) tensor beside it for the query, the `norm` beside it for the norm; without that head,
+                patches are given as they are and their mean stands for the image
 mugs            a ViT and a relation block (left out)
 mae             fixed sine-cosine position table kept as weights; decoder left out
 timm            VisionTransformer state dicts
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from glocal.config import validate
 from glocal.errors import ModelError
+from glocal.models.transformers_layouts import TRANSFORMERS_RULES, TRANSFORMERS_TYPES
 from glocal.models.vit import SIZES, BackboneConfig
 
 State = dict[str, Tensor]
@@ -45,6 +47,10 @@ class Convention:
 # DINO's code adds it to the grid before dividing, so a resized table is sampled slightly off-centre.
 _DINO_OFFSET = 0.1
 _HEADS = r"^\w*head\w*\."
+_WITHOUT_HEAD = (
+    "the file lacks SelfPatch's class-attention head, so patches are taken before the norm, as its dense evaluation "
+    "takes them, and an image's embedding is their mean"
+)
 
 CONVENTIONS: dict[str, Convention] = {
     "dino": Convention(_DINO_OFFSET, ignorable=(_HEADS,)),
@@ -64,13 +70,6 @@ CONVENTIONS: dict[str, Convention] = {
     "dinov3_vit": Convention(norm_eps=1e-5, ignorable=(r"mask_token$",)),
 }
 
-_TRANSFORMERS_TYPES = {
-    "vit": "vit",
-    "dinov2": "dinov2_hf",
-    "dinov2_with_registers": "dinov2_with_registers_hf",
-    "dinov3_vit": "dinov3_vit",
-}
-
 _OWN_RULES = (
     (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
     (r"^(register_tokens|storage_tokens)$", "reg_token"),
@@ -78,31 +77,6 @@ _OWN_RULES = (
     (r"\.mlp\.w1\.", ".mlp.gate."),
     (r"\.mlp\.w2\.", ".mlp.up."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
-)
-
-_TRANSFORMERS_RULES = (
-    (r"^(vit|dinov2|dinov2_with_registers|dinov3_vit)\.", ""),
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
-    (r"^((model|encoder)\.)*layer\.", "blocks."),
-    (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
-    (r"\.attention\.q_proj\.", ".attn.query."),
-    (r"\.attention\.k_proj\.", ".attn.key."),
-    (r"\.attention\.v_proj\.", ".attn.value."),
-    (r"\.attention\.(output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
-    (r"\.mlp\.weights_in\.", ".mlp.fc1."),
-    (r"\.mlp\.weights_out\.", ".mlp.fc2."),
-    (r"\.mlp\.gate_proj\.", ".mlp.gate."),
-    (r"\.mlp\.up_proj\.", ".mlp.up."),
-    (r"\.mlp\.down_proj\.", ".mlp.fc2."),
-    (r"^layernorm\.", "norm."),
 )
 
 
@@ -114,6 +88,7 @@ class Converted:
     config: BackboneConfig
     state: State
     ignored: tuple[str, ...] = field(default=())
+    note: str = ""
 
 
 def convert(state: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any]) -> Converted:
@@ -126,7 +101,7 @@ def convert(state: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any
         ModelError: for shapes that fit no supported model.
     """
     convention = CONVENTIONS[layout]
-    rules = _TRANSFORMERS_RULES if layout in _TRANSFORMERS_TYPES.values() else _OWN_RULES
+    rules = TRANSFORMERS_RULES if layout in TRANSFORMERS_TYPES.values() else _OWN_RULES
     renamed = {_rename(name, rules): tensor.float() for name, tensor in state.items()}
     if layout == "selfpatch":
         renamed = _place_aggregator(renamed)
@@ -138,7 +113,8 @@ def convert(state: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any
     if layout in ("dinov3", "dinov3_vit"):
         inferred |= _infer_rotary(periods, inferred)
     config = validate(BackboneConfig, {**inferred, **settings})
-    return Converted(layout, config, _fold_positions(kept, config), tuple(sorted(ignored)))
+    note = _WITHOUT_HEAD if layout == "selfpatch" and config.pooling == "mean" else ""
+    return Converted(layout, config, _fold_positions(kept, config), tuple(sorted(ignored)), note)
 
 
 def detect(names: Iterable[str], *, wrapper: str = "", safetensors: bool = False) -> str:
@@ -159,7 +135,7 @@ def detect(names: Iterable[str], *, wrapper: str = "", safetensors: bool = False
         )
     if known & {"storage_tokens", "rope_embed.periods"}:
         return "dinov3"
-    if any(name.endswith(".attn.q.weight") for name in known) or "cls_token" not in known:
+    if any(name.endswith(".attn.q.weight") for name in known) or not known & {"cls_token", "norm.weight"}:
         return "selfpatch"
     if any("relation" in name for name in known):
         return "mugs"
@@ -174,42 +150,6 @@ def detect(names: Iterable[str], *, wrapper: str = "", safetensors: bool = False
     if safetensors or "reg_token" in known or "head.weight" in known:
         return "timm"
     return "mae" if wrapper == "model" else "dino"
-
-
-def transformers_layout(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The layout and the settings that a transformers config.json states.
-
-    Raises:
-        ModelError: for a model type that is not one of ours.
-    """
-    kind = str(config.get("model_type"))
-    if kind not in _TRANSFORMERS_TYPES:
-        raise ModelError(
-            f"transformers model type '{kind}' is not supported; known: {', '.join(_TRANSFORMERS_TYPES)}."
-        )
-    activation = "silu" if config.get("use_gated_mlp") else "gelu"
-    if config.get("hidden_act", activation) != activation:
-        raise ModelError(
-            f"hidden_act '{config['hidden_act']}' is not supported for this model; known: {activation}."
-        )
-    settings: dict[str, Any] = {
-        "num_heads": config["num_attention_heads"],
-        "image_size": _side(config["image_size"]),
-    }
-    if "layer_norm_eps" in config:
-        settings["norm_eps"] = config["layer_norm_eps"]
-    if kind == "dinov3_vit":
-        parameters = config.get("rope_parameters") or {}
-        settings["rope_base"] = config.get("rope_theta") or parameters.get("rope_theta", 100.0)
-    return _TRANSFORMERS_TYPES[kind], settings
-
-
-def _side(size: int | list[int]) -> int:
-    """The side of a square image size, given as a number or a pair."""
-    sides = {size} if isinstance(size, int) else set(size)
-    if len(sides) != 1:
-        raise ModelError(f"Position tables of non-square images ({size}) can't be loaded.")
-    return sides.pop()
 
 
 def _rename(name: str, rules: Iterable[tuple[str, str]]) -> str:
@@ -279,7 +219,7 @@ def _infer(state: State, convention: Convention) -> dict[str, Any]:
     heads = max(1, dim // 64)
     named = [size for size, known in SIZES.items() if known == (dim, depth, heads)]
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    has_class = "cls_token" in state
+    has_class, has_attention = "cls_token" in state, "aggregator.query" in state
     inferred: dict[str, Any] = {
         "size": named[0] if named else "small",
         "embed_dim": None if named else dim,
@@ -287,7 +227,8 @@ def _infer(state: State, convention: Convention) -> dict[str, Any]:
         "num_heads": None if named else heads,
         "patch_size": side,
         "channels": channels,
-        "pooling": "class_token" if has_class else "class_attention",
+        "pooling": "class_token" if has_class else "class_attention" if has_attention else "mean",
+        "final_norm": has_class or has_attention or "norm.weight" in state,
         "registers": registers,
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in state else None,
         "ffn": "swiglu" if fc1.shape[0] == 2 * fc2.shape[1] else "mlp",

@@ -59,9 +59,11 @@ class BackboneConfig(Config):
     image_size: Positive = 224
     """Side in pixels of the square that the position table covers; other sizes are interpolated from it."""
     channels: Positive = 3
-    pooling: Literal["class_token", "class_attention"] = "class_token"
-    """Where the image's embedding comes from: a class token (ViT, DINO), or class attention over the patches of a
-    backbone without one (SelfPatch)."""
+    pooling: Literal["class_token", "class_attention", "mean"] = "class_token"
+    """Where the image's embedding comes from: a class token (ViT, DINO), or, without one, class attention over the
+    patches (SelfPatch) or their mean."""
+    final_norm: bool = True
+    """Whether features pass a norm at the end; released SelfPatch trunks have none."""
     registers: Annotated[int, Field(ge=0)] = 0
     """Extra tokens without a position that hold what belongs to no patch (Darcet et al. 2024); dropped at the end."""
     layer_scale: float | None = None
@@ -100,8 +102,8 @@ class BackboneConfig(Config):
             raise ValueError(
                 f"rotary positions need a head width that 4 divides; {dim} / {heads} is {dim // heads}"
             )
-        if self.pooling == "class_attention" and self.registers:
-            raise ValueError(f"registers go with a class token; got {self.registers} with class_attention")
+        if self.pooling == "class_attention" and (self.registers or not self.final_norm):
+            raise ValueError("class_attention has no registers, and its norm is the final norm")
         return self
 
     @property
@@ -191,7 +193,7 @@ class VisionTransformer(nn.Module):
             self.__dict__["norm"] = self.aggregator.norm
         else:
             self.aggregator = None
-            self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
+            self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
         initialise(self, "fan_in" if config.init == "auto" and dim < 384 else config.init)
 
     @property
@@ -244,6 +246,10 @@ class VisionTransformer(nn.Module):
         assert isinstance(last, Block)
         if self.aggregator is not None:
             return self.aggregator.attention(last(x, rotary))
+        if not self.config.class_token:
+            raise ModelError(
+                "A backbone that pools by the mean has no class token whose attention could be shown."
+            )
         query, key, _ = last.attn.queries_keys_values(last.norm1(x))
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
@@ -321,6 +327,8 @@ class VisionTransformer(nn.Module):
         if self.aggregator is not None:
             return Features(self.aggregator(x), self.norm(x), grid, x)
         if self.config.registers:
-            x = torch.cat([x[:, :1], x[:, self.prefix_tokens :]], dim=1)
+            x = torch.cat([x[:, : int(self.config.class_token)], x[:, self.prefix_tokens :]], dim=1)
         normed = self.norm(x)
+        if not self.config.class_token:
+            return Features(normed.mean(dim=1), normed, grid, x)
         return Features(normed[:, 0], normed[:, 1:], grid, x)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from glocal.config import apply_overrides, validate
+from glocal.config import apply_overrides
 from glocal.data import ImageSource, open_source
 from glocal.errors import ConfigError, nearest_name
 from glocal.recipes import dino as _dino
@@ -19,6 +19,7 @@ from glocal.recipes import self_patch as _self_patch
 from glocal.recipes.scales import SCALES, choose_scale
 from glocal.training.config import RunConfig
 from glocal.training.run_folder import read_run_config
+from glocal.training.weights import adopt_weights, refuse_contradictions
 
 # What a continued run may change: where its data lies now, and how fast, how often and how long it goes.
 _MAY_CHANGE = (
@@ -113,10 +114,12 @@ def configure(
             f"preset={preset}: recipe '{recipe}' has no such preset.{nearest_name(preset, found.presets)} Allowed: {', '.join(found.presets)}."
         )
     config = found.build(preset, data, out)
-    config = validate(RunConfig, config.model_dump() | {"init": init})
-    if file is not None:
-        config = _apply_file(config, Path(file))
-    return apply_overrides(config, overrides)
+    adopted = config if init is None else adopt_weights(config, init)
+    config = _apply_file(adopted, Path(file)) if file is not None else adopted
+    config = apply_overrides(config, overrides)
+    if init is not None:
+        refuse_contradictions(config, adopted)
+    return config
 
 
 def continue_run(out: str, overrides: Sequence[str], recipe: str | None = None) -> RunConfig:

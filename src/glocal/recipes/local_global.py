@@ -71,7 +71,15 @@ def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
         "recipe": "local-global-reference",
         "crops": "batch",
         "views": multi_crop(224, 96, 8, global_area=(0.4, 1.0), local_area=(0.05, 0.4)),
-        "backbone": BackboneConfig(size=size, patch_size=patch, image_size=224, drop_path=0.1),
+        "backbone": BackboneConfig(
+            size=size,
+            patch_size=patch,
+            image_size=224,
+            drop_path=0.1,
+            init="trunc_normal",
+            position_antialias=False,
+            position_offset=0.1,
+        ),
         "objectives": {"all": LocalGlobalReferenceConfig(head=head)},
         "training": TrainingConfig(batch_size=batch, epochs=100),
     }

@@ -34,7 +34,14 @@ def imagenet() -> Scale:
     """ImageNet-like: a hundred thousand images and more, of a few hundred pixels; ViT-S/16 on GPUs (DINO, section 1)."""
     return Scale(
         why="DINO's published ViT-S/16 settings: batch 1024, 2 views of 224 and 8 of 96 pixels, 65,536 prototypes.",
-        backbone=BackboneConfig(size="small", patch_size=16, image_size=224, drop_path=0.1),
+        backbone=BackboneConfig(
+            size="small",
+            patch_size=16,
+            image_size=224,
+            drop_path=0.1,
+            position_antialias=False,
+            position_offset=0.1,
+        ),
         views=multi_crop(224, 96, 8, global_area=(0.4, 1.0), local_area=(0.05, 0.4)),
         image_head=HeadConfig(),
         patch_head=HeadConfig(hidden=512, bottleneck=128, prototypes=4096),

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from glocal.data import ImageSource
-from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.matching.geometric import Rule, match_patches
 from glocal.report.canvas import captioned, column, fit, hue, mark_patch, row, to_image, with_margin
 from glocal.training.config import RunConfig
@@ -43,12 +42,12 @@ def draw_views(source: ImageSource, index: int, config: RunConfig, seed: int = 0
             who = {"both": "student and teacher", "student": "student", "teacher": "teacher"}[group.seen_by]
             flip = ", mirrored" if batch.flip[0, view] else ""
             picture = _with_grid(
-                to_image(batch.pixels[0, view], IMAGENET_MEAN, IMAGENET_STD, scale), config, scale
+                to_image(batch.pixels[0, view], config.mean, config.std, scale), config, scale
             )
             pictures.append(captioned(picture, f"{name} {view}{flip}", hue(view, group.count)))
         rows.append(captioned(row(pictures), f"{name}: {group.count} of {_size(group)} px, seen by {who}"))
         if batch.teacher_pixels is not None and group.seen_by != "student":
-            clean = [to_image(p, IMAGENET_MEAN, IMAGENET_STD, scale) for p in batch.teacher_pixels[0]]
+            clean = [to_image(p, config.mean, config.std, scale) for p in batch.teacher_pixels[0]]
             rows.append(captioned(row(clean), f"{name}: as the teacher sees them"))
     return with_margin(column(rows))
 
@@ -80,7 +79,7 @@ def contact_sheet(source: ImageSource, config: RunConfig, images: int = 8, seed:
         views = make_views(source, int(index), config, seed)
         shown = [fit(source.read(int(index)), 96)]
         for name in config.views:
-            shown += [to_image(p, IMAGENET_MEAN, IMAGENET_STD, scale) for p in views.groups[name].pixels[0]]
+            shown += [to_image(p, config.mean, config.std, scale) for p in views.groups[name].pixels[0]]
         lines.append(row(shown))
     return with_margin(column(lines))
 
@@ -97,7 +96,7 @@ def make_views(source: ImageSource, index: int, config: RunConfig, seed: int = 0
     """The augmented, normalised views of one image, as a batch of one."""
     key = BatchKey(np.array([index], dtype=np.int64), np.array([hash_seed(seed, index)], dtype=np.int64))
     loaded = ViewDataset(source, config.views, config.speed.decode_at_least).render(key)
-    return augment(loaded.views, config.views, config.backbone.patch_size)
+    return augment(loaded.views, config.views, config.backbone.patch_size, config.mean, config.std)
 
 
 def _matched_pair(
@@ -113,7 +112,7 @@ def _matched_pair(
         pixels = (
             batch.pixels if (name, view) == student or batch.teacher_pixels is None else batch.teacher_pixels
         )
-        sides.append(_with_grid(to_image(pixels[0, view], IMAGENET_MEAN, IMAGENET_STD, scale), config, scale))
+        sides.append(_with_grid(to_image(pixels[0, view], config.mean, config.std, scale), config, scale))
     a, b = (views.groups[name] for name, _ in (teacher, student))
     t, s = teacher[1], student[1]
     matches = match_patches(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from glocal.config import Config
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import AnyObjective
 from glocal.schedules import Schedule
@@ -14,6 +15,7 @@ from glocal.verdict.config import VerdictConfig
 from glocal.views.groups import ViewGroup
 
 Positive = Annotated[int, Field(ge=1)]
+Above0 = Annotated[float, Field(gt=0)]
 
 
 class OptimiserConfig(Config):
@@ -122,7 +124,11 @@ class RunConfig(Config):
     """The run folder."""
     seed: int = 0
     init: str | None = None
-    """Weights to start the backbone from: anything `glocal.load` reads."""
+    """Weights to start the backbone from: anything `glocal.load` reads. They decide `backbone`, `mean` and `std`."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """What is subtracted from each channel of the pixels (0 to 1)."""
+    std: tuple[Above0, Above0, Above0] = IMAGENET_STD
+    """What they are then divided by."""
     crops: Literal["image", "batch"] = "image"
     """Crops, flips and colours drawn for every image, or once a batch (the PW-Self reference)."""
     views: dict[str, ViewGroup]
@@ -142,9 +148,15 @@ class RunConfig(Config):
         for name, group in self.views.items():
             height, width = group.height_width
             if height % self.backbone.patch_size or width % self.backbone.patch_size:
+                side = self.backbone.patch_size
+                near = max(side, round(height / side) * side)
+                cure = (
+                    f"init={self.init} has such patches: set views.{name}.size={near}"
+                    if self.init
+                    else f"set views.{name}.size={near}, or backbone.patch_size"
+                )
                 raise ValueError(
-                    f"views.{name}.size is {height}x{width}, which patches of {self.backbone.patch_size} do not divide; "
-                    f"set views.{name}.size or backbone.patch_size so that they do"
+                    f"views.{name}.size is {height}x{width}, which patches of {side} do not divide; {cure}"
                 )
         if self.training.batch_size % self.training.accumulate:
             raise ValueError(

@@ -62,7 +62,8 @@ def train(run: Run) -> None:
             with records.watch.wait():
                 loaded = next(batches)
             records.note_unreadable(loaded.unreadable)
-            views = augment(loaded.views.to(run.fabric.device), config.views, config.backbone.patch_size)
+            pixels = loaded.views.to(run.fabric.device)
+            views = augment(pixels, config.views, config.backbone.patch_size, config.mean, config.std)
 
             # ---- schedules
             progress = run.progress(step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from glocal.models.blocks import Attention, SwiGlu
+from glocal.models.depth_groups import depth_of
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.training.config import OptimiserConfig
 from glocal.training.muon import MuonWithAdamW
@@ -51,15 +51,9 @@ def _matrices(module: nn.Module) -> dict[Tensor, int]:
 
 def _rate_factor(name: str, depth: int, config: OptimiserConfig) -> float:
     """Layer-wise decay: heads and the final norm 1, the last block `layer_decay`, the embedding the smallest power."""
-    factor = 1.0
-    if ".patch_embed." in f".{name}":
-        factor *= config.patch_embed_factor
-    block = re.search(r"backbone\.blocks\.(\d+)\.", name)
-    if block:
-        factor *= config.layer_decay ** (depth - int(block.group(1)))
-    elif re.search(r"backbone\.(patch_embed|cls_token|pos_embed|reg_token)", name):
-        factor *= config.layer_decay ** (depth + 1)
-    return factor
+    within = name.removeprefix("student.")
+    factor = config.patch_embed_factor if within.startswith("backbone.patch_embed.") else 1.0
+    return factor * config.layer_decay ** (depth + 1 - depth_of(within, depth))
 
 
 def peak_learning_rate(config: OptimiserConfig, batch_size: int) -> float:

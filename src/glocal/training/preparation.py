@@ -67,7 +67,7 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
         )
     fabric = _launch(config)
     model = _build(config, fabric)
-    report = load_start(model, config.init) if config.init is not None and not resume else None
+    report = load_start(model, config) if config.init is not None and not resume else None
     if config.backbone.patch_embed_init == "whitened" and config.init is None and not resume:
         start_whitened(model, source, config)
     optimiser = build_optimiser(model, len(model.student.backbone.blocks), config.optimiser)

@@ -1,33 +1,79 @@
-"""Weights that enter a run and leave it: those it starts from, and the teacher's backbone that it exports."""
+"""Weights that enter a run and leave it: what `init=` decides of its configuration, and the backbone it exports."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from glocal.errors import ConfigError, ModelError
 from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
-from glocal.models.loading import load_into
+from glocal.models.loading import load, load_into
 from glocal.models.vit import VisionTransformer
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
 
+# What weights leave open: how training treats them, and the side that their position table is resized to.
+_OPEN = ("drop_path", "init", "patch_embed_init", "image_size")
 
-def load_start(model: SelfDistillation, spec: str) -> LoadReport:
-    """Start both backbones from released or own weights; a position table of another size is resampled.
+
+def adopt_weights(config: RunConfig, spec: str) -> RunConfig:
+    """The configuration with its backbone and its pixels' statistics taken from the weights at `spec`.
+
+    Of the recipe's backbone its stochastic depth stays. Views are not touched: sizes that the weights' patches do not
+    divide are refused when the configuration is validated.
 
     Raises:
-        ModelError: when shapes differ from the configured backbone; nothing is loaded in part.
+        ModelError: when the weights can't be loaded or are of a model that can't be trained.
     """
-    report = load_into(model.student.backbone, spec)
+    encoder = load(spec)
+    backbone = _trainable(encoder).config.model_copy(update={"drop_path": config.backbone.drop_path})
+    decided = {"init": spec, "backbone": backbone, "mean": encoder.mean, "std": encoder.std}
+    return config.model_copy(update=decided)
+
+
+def refuse_contradictions(config: RunConfig, adopted: RunConfig) -> None:
+    """Compare a configuration after its overrides with what the weights decided.
+
+    Raises:
+        ConfigError: naming each setting that the weights contradict.
+    """
+    pairs = [("mean", config.mean, adopted.mean), ("std", config.std, adopted.std)]
+    pairs += [
+        (f"backbone.{name}", getattr(config.backbone, name), getattr(adopted.backbone, name))
+        for name in type(config.backbone).model_fields
+        if name not in _OPEN
+    ]
+    wrong = [f"{name}={given} where they have {theirs}" for name, given, theirs in pairs if given != theirs]
+    if wrong:
+        raise ConfigError(
+            f"init={config.init} decides what the model is, and this contradicts its weights: {'; '.join(wrong)}. Leave "
+            "these settings out, or train without init=."
+        )
+
+
+def load_start(model: SelfDistillation, config: RunConfig) -> LoadReport:
+    """Start both backbones from `config.init`; a position table of another size is resampled.
+
+    Raises:
+        ConfigError: when the configuration contradicts the weights.
+        ModelError: when the weights can't be loaded; nothing is loaded in part.
+    """
+    assert config.init is not None
+    encoder = load(config.init)
+    decided = {"backbone": _trainable(encoder).config, "mean": encoder.mean, "std": encoder.std}
+    refuse_contradictions(config, config.model_copy(update=decided))
+    load_into(model.student.backbone, encoder)
     model.teacher.backbone.load_state_dict(model.student.backbone.state_dict())
-    return report
+    report = encoder.report or LoadReport("timm", tuple(encoder.backbone.state_dict()))
+    notes = [report.note, _statistics_note(encoder), _licence_note(encoder)]
+    return replace(report, note="; ".join(note for note in notes if note))
 
 
 def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:
     """Write the teacher's backbone so that `glocal.load` and timm read it."""
     export_backbone(
-        backbone, folder, mean=IMAGENET_MEAN, std=IMAGENET_STD, image_size=view_side(config),
+        backbone, folder, mean=config.mean, std=config.std, image_size=view_side(config),
         extra={"recipe": config.recipe, "step": step},
     )  # fmt: skip
 
@@ -40,8 +86,8 @@ def as_encoder(config: RunConfig, backbone: VisionTransformer) -> Encoder:
         embed_dim=backbone.embed_dim,
         patch_size=config.backbone.patch_size,
         image_size=view_side(config),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=config.mean,
+        std=config.std,
         report=None,
     )
 
@@ -49,3 +95,28 @@ def as_encoder(config: RunConfig, backbone: VisionTransformer) -> Encoder:
 def view_side(config: RunConfig) -> int:
     """Pixels at which a run's backbone is evaluated: its largest views'."""
     return max(max(group.height_width) for group in config.views.values())
+
+
+def _trainable(encoder: Encoder) -> VisionTransformer:
+    backbone = encoder.backbone
+    if not isinstance(backbone, VisionTransformer):
+        kind = type(backbone).__name__
+        raise ModelError(
+            f"Training can't start from '{encoder.name}': {kind} is no glocal Vision Transformer."
+        )
+    if backbone.config.channels != 3:
+        raise ModelError(
+            f"Training can't start from '{encoder.name}': it takes {backbone.config.channels} channels, and images are "
+            "read as three (RGB). Take weights of three channels."
+        )
+    return backbone
+
+
+def _statistics_note(encoder: Encoder) -> str:
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (encoder.mean, encoder.std))
+    return f"pixels of mean ({mean}) and deviation ({std})"
+
+
+def _licence_note(encoder: Encoder) -> str:
+    licence = encoder.provenance.get("licence")
+    return f"weights under the licence '{licence}'" if licence else ""

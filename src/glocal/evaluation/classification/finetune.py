@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -31,6 +30,7 @@ from glocal.extraction.feature_stream import (
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
+from glocal.models.depth_groups import depth_of
 from glocal.models.encoder import Encoder
 
 Positive = Annotated[int, Field(ge=1)]
@@ -171,18 +171,14 @@ class _Place(NamedTuple):
 def parameter_groups(backbone: nn.Module, head: nn.Module, config: FineTune) -> list[dict[str, Any]]:
     """Parameters by layer, with `factor` = layer_decay ** (layers above). Biases and norms have no weight decay.
 
-    The layer is read from timm's names: `blocks.3.` is the fourth block, `norm` goes with the head, everything else
-    (patch embedding, class token, positions) lies below the first block.
+    The final norm, class attention and whatever else lies above the blocks go with the head (`depth_of`).
     """
     names = dict(backbone.named_parameters())
-    numbers = [int(found[1]) for name in names if (found := re.search(r"\bblocks\.(\d+)\.", name))]
-    top = max(numbers, default=-1) + 2
+    depth = int(getattr(backbone, "depth", 0))
+    top = depth + 1
     groups: dict[_Place, list[nn.Parameter]] = {}
     for name, parameter in names.items():
-        found = re.search(r"\bblocks\.(\d+)\.", name)
-        above = re.search(r"(^|\.)(norm|fc_norm|aggregator)\.", name)
-        layer = int(found[1]) + 1 if found else top if above else 0
-        groups.setdefault(_Place(layer, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault(_Place(depth_of(name, depth), parameter.ndim > 1), []).append(parameter)
     for parameter in head.parameters():
         groups.setdefault(_Place(top, parameter.ndim > 1), []).append(parameter)
     return [

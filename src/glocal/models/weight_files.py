@@ -1,0 +1,84 @@
+"""From one weight file to an encoder: all of its weights, or a sentence that says which do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glocal.errors import ModelError
+from glocal.models.checkpoint_files import pick_state, read_pickle, read_state
+from glocal.models.encoder import Encoder, LoadReport, shorten
+from glocal.models.layouts import Converted, convert, detect
+from glocal.models.own_checkpoints import OwnModel, is_own_checkpoint, read_own_checkpoint
+from glocal.models.vit import VisionTransformer
+
+FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+def load_file(path: Path, settings: Mapping[str, Any]) -> Encoder:
+    """One weight file: a checkpoint of ours, or any layout that is known."""
+    if path.suffix not in FILE_SUFFIXES:
+        raise ModelError(
+            f"'{path}' is no weight file that glocal reads ({', '.join(FILE_SUFFIXES)}) and no folder."
+        )
+    if path.suffix == ".safetensors":
+        raw = read_state(path)
+    else:
+        content = read_pickle(path)
+        if is_own_checkpoint(content):
+            run = path.resolve().parent.parent.name if path.resolve().parent.name == "checkpoints" else ""
+            name = f"{run}-{path.stem}" if run else path.stem
+            return build_own(read_own_checkpoint(content, path), name, "glocal checkpoint")
+        raw = pick_state(content, path)
+    layout = detect(raw.state, wrapper=raw.network, safetensors=raw.safetensors)
+    return build_encoder(convert(raw.state, layout, settings), path.stem, raw.network)
+
+
+def build_encoder(converted: Converted, name: str, network: str) -> Encoder:
+    """Make the backbone and fill it, all or nothing.
+
+    Raises:
+        ModelError: for weights of other shapes, missing or left over, by name.
+    """
+    config = converted.config
+    with torch.device("meta"):
+        backbone = VisionTransformer(config)
+    report = _compare(converted, backbone, network)
+    if report.missing or report.unexpected:
+        raise ModelError(f"'{name}' would load only in part, so it is refused. {report.summary()}.")
+    backbone.load_state_dict(converted.state, assign=True)
+    backbone.requires_grad_(False).eval()
+    # DINOv2's tables cover 518 pixels, but that family is evaluated at 224.
+    size = config.image_size if config.image_size <= 448 else 224 // config.patch_size * config.patch_size
+    return Encoder(name, backbone, backbone.embed_dim, backbone.patch_size, size, report=report)
+
+
+def build_own(own: OwnModel, name: str, layout: str) -> Encoder:
+    """An encoder of what glocal itself wrote."""
+    state = {key: tensor.float() for key, tensor in own.state.items()}
+    encoder = build_encoder(Converted(layout, own.config, state), name, "")
+    encoder.mean, encoder.std, encoder.image_size = own.mean, own.std, own.image_size
+    encoder.provenance = dict(own.extra)
+    return encoder
+
+
+def _compare(converted: Converted, backbone: VisionTransformer, network: str) -> LoadReport:
+    wanted, given = backbone.state_dict(), converted.state
+    wrong = [f"{n} {tuple(given[n].shape)}, not {tuple(wanted[n].shape)}" for n in wanted
+             if n in given and given[n].shape != wanted[n].shape]  # fmt: skip
+    if wrong:
+        raise ModelError(
+            f"Weights have other shapes than the {converted.layout} layout says: {shorten(wrong)}."
+        )
+    return LoadReport(
+        converted.layout,
+        matched=tuple(n for n in wanted if n in given),
+        missing=tuple(n for n in wanted if n not in given),
+        unexpected=tuple(n for n in given if n not in wanted),
+        ignored=converted.ignored,
+        network=network,
+        note=converted.note,
+    )
