@@ -129,26 +129,6 @@ def test_state_round_trips_and_the_next_step_is_equal(name):
     assert torch.equal(step(model, views)[0], step(other, views)[0])
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in TERMS if not any(word in n for word in ("sinkhorn", "patch", "contrast"))]
-)
-def test_micro_batches_equal_one_batch(name):
-    """Of terms that are plain means over images. Sinkhorn balances what it is given, matched patches average over the
-    matches of what they are given, contrast tells apart what it is given: they see the micro-batch."""
-    whole, parts = build(name), build(name)
-    views = make_views(6, seed=3)
-    loss, _ = step(whole, views)
-    loss.backward()
-    whole.finish_step()
-    for part in views.split(3):
-        (step(parts, part)[0] / 3).backward()
-    parts.finish_step()
-    for (n, a), b in zip(whole.student.named_parameters(), parts.student.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=n)
-    for a, b in zip(whole.objectives.buffers(), parts.objectives.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-
-
 # Chunks are of consecutive images: another order makes other chunks.
 IN_CHUNKS = ("patch-contrast", "patch-contrast-teacher")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+
+_MESSAGE = 2**24
 
 
 def world_size() -> int:
@@ -25,6 +28,22 @@ def all_reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     if world_size() > 1:
         dist.all_reduce(x)
     return x
+
+
+def average_(tensors: Sequence[Tensor]) -> None:
+    """Replace float32 tensors by their means over processes, in place, in messages of about `_MESSAGE` numbers."""
+    if world_size() == 1:
+        return
+    bucket: list[Tensor] = []
+    for tensor in [*tensors, None]:
+        if tensor is not None:
+            bucket.append(tensor)
+        if bucket and (tensor is None or sum(t.numel() for t in bucket) >= _MESSAGE):
+            message = torch.cat([t.reshape(-1) for t in bucket]).div_(world_size())
+            dist.all_reduce(message)
+            pieces = torch.split(message, [t.numel() for t in bucket])
+            torch._foreach_copy_(bucket, [m.view_as(t) for m, t in zip(pieces, bucket, strict=True)])
+            bucket = []
 
 
 def all_gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows * rest]:
@@ -46,7 +65,7 @@ def gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows * res
     """Concatenate the rows of all processes in rank order, with gradient; every process must give equally many.
 
     What the losses of all processes pull at a row is summed in the backward pass, so that with gradients averaged over
-    processes (DDP) the step's loss is the mean of theirs: each may compute its own rows' share or all of it.
+    processes the step's loss is the mean of theirs: each may compute its own rows' share or all of it.
     """
     if world_size() == 1:
         return x

@@ -10,6 +10,7 @@ import torch
 from glocal.atomic_files import write_atomically
 from glocal.distributed import rank, world_size
 from glocal.errors import TrainingError
+from glocal.training.generators import generator_state, restore_generators
 from glocal.training.network import SelfDistillation
 
 FORMAT = 1
@@ -23,7 +24,7 @@ def save_checkpoint(
     Augmentation has no state (it is a pure function of seed, epoch and image), the loader's position is the step. What
     remains is weights, objectives' buffers, the optimiser and torch's generators, which stochastic depth draws from.
     """
-    generators = _gather_objects(_generator_state(_device(model)))
+    generators = _gather_objects(generator_state(_device(model)))
     if rank() != 0:
         return
     state = {
@@ -70,21 +71,8 @@ def load_checkpoint(
     optimiser.load_state_dict(state["optimiser"])
     generators = state["generators"]
     if len(generators) == world_size():
-        _restore_generators(generators[rank()], _device(model))
+        restore_generators(generators[rank()], _device(model))
     return int(state["step"])
-
-
-def _generator_state(device: torch.device) -> dict[str, torch.Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _restore_generators(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _gather_objects(value: Any) -> list[Any]:

@@ -64,7 +64,7 @@ class TrainingConfig(Config):
     stop: Literal["never", "auto"] = "never"
     """auto: end the run when its label-free score has stood still for a quarter of it."""
     accumulate: Positive = 1
-    """Micro-batches a step: less memory, the same step."""
+    """Micro-batches that the backbone works in: far less memory, the same step, one more forward pass of the student."""
     log_every: Positive = 20
     """Steps between records; the device is waited for only there."""
     checkpoint_every: Positive = 500

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from glocal.data import ImageSource
+from glocal.distributed import average_
 from glocal.models.teacher import MovingAverage
 from glocal.schedules import value_at
 from glocal.training.config import RunConfig
 from glocal.training.gradients import backward
+from glocal.training.network import StepInput
 from glocal.training.optimiser import clip_gradients, learning_rate_schedule, set_schedules
 from glocal.training.preparation import Run, load_batches, prepare
 from glocal.training.records import Records
@@ -72,9 +74,10 @@ def train(run: Run) -> None:
             momentum = value_at(config.teacher.momentum, progress)
 
             # ---- loss and gradients
-            scalars = backward(run, views, progress, watched)
+            scalars = backward(model, StepInput(views, progress, watched), config.training.accumulate)
             for frozen in model.frozen(progress):
                 frozen.grad = None
+            average_([*(p.grad for p in parameters if p.grad is not None), scalars["loss"]])
             scalars["gradient_norm"] = clip_gradients(parameters, config.optimiser, progress)
 
             # ---- update: the objectives' state, the student, the teacher

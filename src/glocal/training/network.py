@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -49,11 +50,13 @@ class Network(nn.Module):
         return features
 
 
+@dataclass(frozen=True)
 class StepInput:
-    """What one forward pass needs. A plain class on purpose: Fabric rebuilds dataclasses and tuples that it is given."""
+    """What one step is computed from; `watch` asks for the scalars that cost something."""
 
-    def __init__(self, views: Views, progress: Progress, watch: bool) -> None:
-        self.views, self.progress, self.watch = views, progress, watch
+    views: Views
+    progress: Progress
+    watch: bool
 
 
 class SelfDistillation(nn.Module):
@@ -87,21 +90,42 @@ class SelfDistillation(nn.Module):
         return cast("dict[str, Objective]", dict(self.objectives.items()))
 
     def forward(self, given: StepInput) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss of one micro-batch, and detached scalars by name ("image", "image.target_entropy", ...)."""
-        views, progress = given.views, given.progress
-        with torch.autocast(views.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            teacher_features: dict[str, Features] = {}
-            if any(objective.needs_teacher for objective in self.terms().values()):
-                with torch.no_grad():
-                    teacher_features = self.teacher.features(views, self.groups, "teacher")
-            student_features = self.student.features(views, self.groups, "student")
-            total = torch.zeros((), device=views.device)
-            scalars: dict[str, Tensor] = {}
+        """The loss of one batch with its whole graph, and detached scalars (see `loss`)."""
+        teacher = self.teacher_features(given.views)
+        return self.loss(self.student_features(given.views), teacher, given)
+
+    def student_features(self, views: Views) -> dict[str, Features]:
+        """What the student's backbone makes of the groups that it sees."""
+        with self._precision(views):
+            return self.student.features(views, self.groups, "student")
+
+    @torch.no_grad()
+    def teacher_features(self, views: Views) -> dict[str, Features]:
+        """What the teacher's backbone makes of the groups that it sees; nothing where no term reads it."""
+        if not any(objective.needs_teacher for objective in self.terms().values()):
+            return {}
+        with self._precision(views):
+            return self.teacher.features(views, self.groups, "teacher")
+
+    def loss(
+        self,
+        student_features: Mapping[str, Features],
+        teacher_features: Mapping[str, Features],
+        given: StepInput,
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The weighted sum of all terms, and detached scalars by name ("image", "image.target_entropy", ...).
+
+        Watched, `*.feature_gradient` says how hard each weighted term pulls at the student's features, which must be
+        leaves of the graph for that.
+        """
+        total = torch.zeros((), device=given.views.device)
+        scalars: dict[str, Tensor] = {}
+        with self._precision(given.views):
             for name, objective in self.terms().items():
                 student = Branch(self.student.backbone, self.student.heads[name], student_features)
                 teacher = Branch(self.teacher.backbone, self.teacher.heads[name], teacher_features)
-                term = objective(student, teacher, views, progress, given.watch)
-                weighted = value_at(self.weights[name], progress) * term.loss  # type: ignore[arg-type]
+                term = objective(student, teacher, given.views, given.progress, given.watch)
+                weighted = value_at(self.weights[name], given.progress) * term.loss  # type: ignore[arg-type]
                 total = total + weighted
                 scalars[name] = term.loss.detach()
                 if given.watch and weighted.requires_grad:
@@ -111,6 +135,10 @@ class SelfDistillation(nn.Module):
             watched = next(iter((teacher_features or student_features).values()))
             scalars["teacher_cls"] = watched.cls.flatten(0, 1).detach().float()
         return total, scalars
+
+    def _precision(self, views: Views) -> torch.autocast:
+        """Autocast, a context for every pass: it keeps casts of weights, and those made without a graph have none."""
+        return torch.autocast(views.device.type, dtype=self.autocast, enabled=self.autocast is not None)
 
     def finish_step(self) -> None:
         """Let every objective apply what this step gathered. Before the teacher moves: centres speak of its heads."""
@@ -159,12 +187,12 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
 
 
 def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:
-    """How hard a weighted term pulls at the backbone: the norm of its gradient by what it reads of the student's features,
-    embeddings and tokens before the norm. Costs a backward pass through the term's own head, not through the backbone.
+    """How hard a weighted term pulls at the backbone: the norm of its gradient by all of the student's features. Costs a
+    backward pass through the term's own head, not through the backbone.
     """
     embeddings = [t for f in features.values() for t in (f.cls, f.patches, f.tokens_before_norm)]
-    found = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
-    norms = [torch.linalg.vector_norm(g.float()) for g in found if g is not None]
+    pulls = torch.autograd.grad(loss, embeddings, retain_graph=True, allow_unused=True)
+    norms = [torch.linalg.vector_norm(g.float()) for g in pulls if g is not None]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -33,7 +32,6 @@ class Run:
     fabric: Fabric
     source: ImageSource
     model: SelfDistillation
-    wrapped: Any
     optimiser: torch.optim.Optimizer
     steps: int
     steps_per_epoch: int
@@ -73,7 +71,7 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
     optimiser = build_optimiser(model, len(model.student.backbone.blocks), config.optimiser)
     steps_per_epoch = images // batch
     steps = config.training.steps or max(1, round(config.training.epochs * steps_per_epoch))
-    run = Run(config, folder, fabric, source, model, model, optimiser, steps, steps_per_epoch, start=report)
+    run = Run(config, folder, fabric, source, model, optimiser, steps, steps_per_epoch, start=report)
     if resume:
         run.done = load_checkpoint(folder.last, model, optimiser, images)
     else:
@@ -81,8 +79,6 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
             folder.write_start(config)
         # Stochastic depth draws from the global generator; every process needs other masks, a resumed run the next.
         torch.manual_seed(config.seed * 1000 + fabric.global_rank)
-    # Fabric wraps the module for gradient averaging only; autocast is ours, so that statistics stay in float32.
-    run.wrapped = fabric.setup_module(model) if fabric.world_size > 1 else model
     return run
 
 
@@ -115,8 +111,8 @@ def _launch(config: RunConfig) -> Fabric:
     fabric = Fabric(
         accelerator=config.speed.device,
         devices=devices,
-        # Statistics and queues are equal on all processes by construction: DDP must not send them round at every step.
-        strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 or "RANK" in os.environ else "auto",
+        # Launches and joins processes only: gradients are averaged by the loop (`distributed.average_`), autocast is ours.
+        strategy=DDPStrategy() if devices > 1 or "RANK" in os.environ else "auto",
     )
     fabric.launch()
     if training.batch_size % (fabric.world_size * training.accumulate):
