@@ -62,6 +62,8 @@ def thumbnail_encoder(size: int = 16) -> SimpleNamespace:
     return SimpleNamespace(
         name="thumbnail",
         backbone=backbone,
+        device=torch.device("cpu"),
+        precision="float32",
         embed_dim=size * size,
         patch_size=4,
         image_size=size,

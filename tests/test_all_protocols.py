@@ -11,11 +11,12 @@ from evaluation_fakes import coloured, small_encoder
 
 from glocal.errors import ConfigError
 from glocal.evaluation.all_protocols import evaluate_all
-from glocal.evaluation.base import PROTOCOLS, evaluate
+from glocal.evaluation.base import PROTOCOLS, evaluate, protocol_class
 from glocal.evaluation.results import Result, Skip, read_results, read_skips
-from glocal.evaluation.segmentation.masks import CheckedSource, CroppedSource
+from glocal.evaluation.segmentation.masks import CheckedSource
 from glocal.extraction.feature_stream import FeatureTransform, Skipped
 from glocal.extraction.patch_stream import iterate_patches
+from glocal.extraction.random_crops import RandomCrops
 
 
 def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path) -> None:
@@ -75,7 +76,7 @@ def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path) -> None:
         evaluate("knn-seg", encoder, data, overrides=settings, out=tmp_path, work=QUIET)
     found = read_results(tmp_path / "results.json")
     assert [r.settings["size"] for r in found] == [32, 64]
-    quick = {name: PROTOCOLS[name].quick(encoder) for name in ("linear-seg", "overclustering", "hummingbird")}
+    quick = {name: protocol_class(name).quick(encoder) for name in ("linear-seg", "overclustering", "hummingbird")}
     assert {config.size for config in quick.values()} == {14 * 8}
     assert quick["linear-seg"].steps == 1000 and quick["overclustering"].seeds == 1
 
@@ -138,7 +139,7 @@ def test_dense_features_too_large_to_keep_are_not_kept(tmp_path, monkeypatch) ->
 
 def test_sources_of_other_pixels_have_other_fingerprints() -> None:
     source = blocks(3)
-    crops = [CroppedSource(source, seed, number, (0.25, 1.0)) for seed, number in ((0, 1), (0, 2), (1, 1))]
+    crops = [RandomCrops(source, seed, number, (0.25, 1.0)) for seed, number in ((0, 1), (0, 2), (1, 1))]
     prints = {s.fingerprint() for s in (source, CheckedSource(source), *crops)}
     assert len(prints) == 5
 
@@ -149,7 +150,7 @@ def test_kept_features_change_no_number(tmp_path, name) -> None:
         colour_encoder(),
         {"train": blocks(8, name="train"), "test": blocks(4, seed=1, name="test")},
     )
-    config = PROTOCOLS[name].quick(encoder).model_copy(update={"size": 32})
+    config = protocol_class(name).quick(encoder).model_copy(update={"size": 32})
     if name == "linear-seg":
         config = config.model_copy(update={"steps": 20})
     plain = evaluate(config, encoder, data, work=QUIET)

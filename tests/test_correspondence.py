@@ -68,6 +68,8 @@ def encoder_of(backbone: torch.nn.Module) -> SimpleNamespace:
     return SimpleNamespace(
         name="fake",
         backbone=backbone,
+        device=torch.device("cpu"),
+        precision="float32",
         embed_dim=4,
         patch_size=8,
         image_size=64,
@@ -186,7 +188,7 @@ def test_unreadable_images_are_named_once_and_left_out() -> None:
     assert result.notes == ["ramps: skipped 1 unreadable image", "  ramp2: ramp is broken"]
     with pytest.raises(DataError, match="no images"):
         Correspondence().run(encoder_of(Position()), {"test": Ramps(0)}, QUIET)
-    with pytest.raises(DataError, match="got no images"):
+    with pytest.raises(DataError, match="got none"):
         Correspondence().run(encoder_of(Position()), {}, QUIET)
     with pytest.raises(ConfigError, match="multiple"):
         Correspondence(size=63).run(encoder_of(Position()), {"test": Ramps(2)}, QUIET)

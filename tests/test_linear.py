@@ -105,7 +105,7 @@ def test_a_diverged_head_never_wins_and_harms_no_other() -> None:
     result = config.run(small_encoder(), data, QUIET)
     scores = {(row["input"], row["learning_rate"]): row["held_out_top1"] for row in result.rows}
     assert all(np.isneginf(scores[name, 1e38]) for name in config.inputs)
-    assert result.settings["picked"]["learning_rate"] < 1
+    assert result.picked["learning_rate"] < 1
     assert result.numbers["top1"] > 60
     assert result.to_json()["rows"][2]["held_out_top1"] is None
 
@@ -127,7 +127,7 @@ def test_the_test_images_never_decide() -> None:
     honest = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
     test.labels = np.roll(test.labels, 1)
     wrong = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
-    assert honest.settings["picked"] == wrong.settings["picked"]
+    assert honest.picked == wrong.picked
     assert honest.rows == wrong.rows
     assert honest.numbers["top1"] + wrong.numbers["top1"] <= 100
 

@@ -21,7 +21,7 @@ from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
 from glocal.evaluation.retrieval.ranking import ranks_of_positives, reranked_ranks, top_candidates
 from glocal.evaluation.retrieval.reranking import RerankingConfig, mutual_match_score
 from glocal.evaluation.retrieval.retrieval_data import (
-    CroppedSource,
+    BoxCrops,
     open_class_folders,
     open_pairs,
     open_revisited,
@@ -47,6 +47,8 @@ def colour_encoder() -> SimpleNamespace:
     return SimpleNamespace(
         name="colour",
         backbone=backbone,
+        device=torch.device("cpu"),
+        precision="float32",
         embed_dim=48,
         patch_size=4,
         image_size=16,
@@ -309,13 +311,13 @@ def test_csv_of_pairs_and_unreadable_images(tmp_path: Path) -> None:
 
 def test_cropped_source_is_cut_to_the_image_and_refuses_boxes_outside() -> None:
     source = Images({"a": plain((1, 2, 3)), "b": plain((1, 2, 3))})
-    cropped = CroppedSource(source, [(-3.0, 2.0, 8.0, 99.0), (20.0, 0.0, 30.0, 5.0)])
+    cropped = BoxCrops(source, [(-3.0, 2.0, 8.0, 99.0), (20.0, 0.0, 30.0, 5.0)])
     assert cropped.read(0).size == (8, 14)
     with pytest.raises(DataError, match="outside b"):
         cropped.read(1)
-    assert cropped.fingerprint() != CroppedSource(source, [(0, 0, 1, 1)] * 2).fingerprint()
+    assert cropped.fingerprint() != BoxCrops(source, [(0, 0, 1, 1)] * 2).fingerprint()
     with pytest.raises(DataError, match="2 images and 1 boxes"):
-        CroppedSource(source, [(0, 0, 1, 1)])
+        BoxCrops(source, [(0, 0, 1, 1)])
 
 
 def test_patches_decide_where_descriptors_cannot() -> None:

@@ -193,7 +193,7 @@ def test_hummingbird_equals_a_slow_version() -> None:
             .numpy()
         )
         hits, total = hits + (large == sources["test"].masks[index]).sum(), total + large.size
-    assert result.settings["entries"] == 64
+    assert result.picked["entries"] == 64
     assert result.numbers["pixel_accuracy"] == pytest.approx(100 * hits / total, abs=0.05)
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glocal.errors import ConfigError, DataError, UnreadableImageError
-from glocal.evaluation.segmentation.masks import CroppedSource, open_segmentation, open_train_and_test
+from glocal.evaluation.segmentation.masks import open_segmentation, open_train_and_test
+from glocal.extraction.random_crops import RandomCrops
 
 
 def save(path: Path, values: np.ndarray, palette: bool = False) -> None:
@@ -100,14 +101,14 @@ def test_colour_masks_are_refused() -> None:
 def test_crops_cut_images_and_masks_alike(seed: int, round_: int) -> None:
     values = np.random.default_rng(seed).integers(0, 255, (2, 13, 17)).astype(np.uint8)
     source = MaskSource(values[..., None].repeat(3, -1), list(values))
-    cropped = CroppedSource(source, seed, round_, area=(0.3, 1.0))
+    cropped = RandomCrops(source, seed, round_, area=(0.3, 1.0))
     image, mask = np.asarray(cropped.read(1))[..., 0], cropped.read_mask(1)
     assert np.array_equal(image, mask) and mask.size > 0
-    assert np.array_equal(mask, CroppedSource(source, seed, round_, area=(0.3, 1.0)).read_mask(1))
+    assert np.array_equal(mask, RandomCrops(source, seed, round_, area=(0.3, 1.0)).read_mask(1))
 
 
 def test_crops_cover_the_asked_range() -> None:
-    source = CroppedSource(blocks(1, cells=25), 0, 0, area=(0.25, 1.0))
+    source = RandomCrops(blocks(1, cells=25), 0, 0, area=(0.25, 1.0))
     boxes = [source.box(index, 200, 100) for index in range(500)]
     shares = [w * h / 20000 for _, _, w, h, _ in boxes]
     assert min(shares) < 0.3 and max(shares) > 0.9 and min(shares) > 0.2

@@ -36,6 +36,8 @@ def encoder() -> SimpleNamespace:
     return SimpleNamespace(
         name="colour",
         backbone=backbone,
+        device=torch.device("cpu"),
+        precision="float32",
         embed_dim=4,
         patch_size=8,
         image_size=120,

@@ -18,7 +18,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         TrainingError: when the disk is full or refuses; the old file is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
+    # One name a process: two that write the same file must not meet in its draft.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -33,8 +34,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             temporary.unlink(missing_ok=True)
         raise TrainingError(
             f"{path} could not be written ({error}). The file as it was before is untouched. "
-            "Free some space and continue with resume=true."
+            "Free some space and run the same command again, a training run with resume=true."
         ) from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the only right to change `path`, among all processes of this machine; others wait.
+
+    The lock is a file beside it (`.NAME.lock`), which a process that dies gives up. Where the system has no `flock`
+    (Windows), nothing is locked.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from glocal.extraction.work import Work
     from glocal.models.encoder import Encoder
 
-OWN = ("model", "data", "train", "val", "test", "out", "workers", "device", "quick")
+OWN = ("model", "data", "train", "val", "test", "out", "workers", "device", "precision", "quick")
 
 
 def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     """Load the model, open the data, run one protocol or all that the data allows, print and record the result."""
-    from glocal.evaluation.base import PROTOCOLS
+    from glocal.evaluation.base import protocol_class
     from glocal.extraction.work import Work
 
     console = Console()
@@ -35,7 +35,7 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     own, overrides = split_settings(words, OWN)
     require(own, "model")
     if protocol != "all":
-        PROTOCOLS[protocol]  # an unknown name fails before the model is loaded
+        protocol_class(protocol)  # an unknown name fails before the model is loaded
     data = _data(own)
     encoder = _load(own)
     if encoder.report is not None:
@@ -48,7 +48,7 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
             # The whole reason is in results.json; here a line each, so that results stay in sight.
             reason = escape(found.reason.partition("\n")[0])
             console.print(
-                f"[yellow]{found.protocol} skipped:[/] {reason}",
+                f"[{'red' if found.failed else 'yellow'}]{found.protocol} {'failed' if found.failed else 'skipped'}:[/] {reason}",
                 highlight=False,
                 overflow="ellipsis",
                 no_wrap=True,
@@ -72,11 +72,11 @@ def _results(
     quick: bool,
 ) -> Iterable[Result | Skip]:
     from glocal.evaluation.all_protocols import evaluate_all
-    from glocal.evaluation.base import PROTOCOLS, evaluate
+    from glocal.evaluation.base import evaluate, protocol_class
 
     if protocol == "all":
         return evaluate_all(encoder, data, overrides=overrides, out=out, work=work, quick=quick)
-    kind = PROTOCOLS[protocol]
+    kind = protocol_class(protocol)
     config = kind.quick(encoder) if quick else kind()
     return [evaluate(config, encoder, data, overrides=overrides, out=out, work=work)]
 
@@ -99,9 +99,13 @@ def _load(own: dict[str, str]):  # type: ignore[no-untyped-def]
     import torch
 
     from glocal.models.loading import load
+    from glocal.models.precision import Precision
 
-    torch.set_float32_matmul_precision("medium")
+    precision = own.get("precision", "float32")
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision={precision}: allowed are {', '.join(get_args(Precision))}.")
     encoder = load(own["model"])
+    encoder.precision = precision
     device = own.get("device", "cuda" if torch.cuda.is_available() else "cpu")
     encoder.backbone.to(device)
     return encoder
@@ -109,9 +113,9 @@ def _load(own: dict[str, str]):  # type: ignore[no-untyped-def]
 
 def _print_help(console: Console, protocol: str | None) -> None:
     """The protocols with what each measures, or one protocol's settings."""
-    from glocal.evaluation.base import PROTOCOLS
+    from glocal.evaluation.base import PROTOCOLS, protocol_class
 
-    usage = "[out=FOLDER] [quick=true|false] [workers=N] [device=cpu|cuda] [key=value ...]"
+    usage = "[out=FOLDER] [quick=true|false] [workers=N] [device=cpu|cuda] [precision=float32|bfloat16] [key=value ...]"
     console.print(f"[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] {escape(usage)}")
     console.print(
         "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows, at quick "
@@ -119,12 +123,12 @@ def _print_help(console: Console, protocol: str | None) -> None:
     )
     if protocol in PROTOCOLS:
         table = Table("setting", "default", "meaning", box=None)
-        for row in describe(PROTOCOLS[str(protocol)]):
+        for row in describe(protocol_class(str(protocol))):
             table.add_row(*map(escape, row))
     else:
         table = Table(
             "protocol", "what it measures (glocal evaluate PROTOCOL --help lists its settings)", box=None
         )
         for name in PROTOCOLS:
-            table.add_row(name, escape((PROTOCOLS[name].__doc__ or "").partition("\n")[0]))
+            table.add_row(name, escape((protocol_class(name).__doc__ or "").partition("\n")[0]))
     console.print(table)

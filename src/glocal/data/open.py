@@ -54,6 +54,7 @@ def open_source(spec: str | Path, split: str | None = None) -> ImageSource:
     """
     wanted = _spec(spec).narrowed(check_split(split))
     source = _open_builtin(wanted) if wanted.place.startswith(_BUILTIN_MARK) else _open_path(wanted)
+    source.split = wanted.split
     for column, values in wanted.columns.items():
         source = _filtered(source, column, values)
     if not wanted.labels:

@@ -128,6 +128,11 @@ class ParquetSource(ImageSource):
         """Names, sizes and footers (offsets and statistics of every column) of the files."""
         return self._digest
 
+    def state(self) -> str:
+        """The fingerprint, and when the files were last written: pages may change under an equal footer."""
+        times = [Path(file).stat().st_mtime_ns for file in self._files]
+        return short_hash(self._digest.encode(), str(times).encode())
+
     def __getstate__(self) -> dict[str, Any]:
         """Everything but open files and row groups; a worker opens its own."""
         dropped = ("_readers", "_groups", "_lock", "_paths", "_process", "_kept")

@@ -32,6 +32,8 @@ class ImageSource(ABC):
     """The name of each class number, when known."""
     has_masks: bool = False
     """Whether `read_mask` works."""
+    split: str | None = None
+    """Which split of its data set this is, where one was opened by name."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -86,7 +88,14 @@ class ImageSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that change when names, sizes or order of the contents change."""
+        """Return 16 hexadecimal digits that change when names, sizes or order of the contents change.
+
+        The same for a copy on another machine; results are compared by it.
+        """
+
+    def state(self) -> str:
+        """The fingerprint, and when each file was last written: what features kept on this machine depend on."""
+        return self.fingerprint()
 
     def subset(self, indices: Sequence[int] | Int64[np.ndarray, " chosen"]) -> ImageSource:
         """Return a source of these images, in this order.
@@ -107,6 +116,7 @@ class Subset(ImageSource):
                 f"{source.name} has no image {outside[0]}; positions go from 0 to {len(source) - 1}."
             )
         self.name, self.class_names, self.has_masks = source.name, source.class_names, source.has_masks
+        self.split = source.split
         self.labels = None if source.labels is None else source.labels[indices]
         # A subset of a subset points at the first source, so that chains of them cost nothing.
         self._source: ImageSource = source._source if isinstance(source, Subset) else source
@@ -141,6 +151,10 @@ class Subset(ImageSource):
     def fingerprint(self) -> str:
         """Depends on the source and on the choice."""
         return short_hash(self._source.fingerprint().encode(), self._indices.tobytes())
+
+    def state(self) -> str:
+        """Depends on the source's files and on the choice."""
+        return short_hash(self._source.state().encode(), self._indices.tobytes())
 
     def _position(self, index: int) -> int:
         return int(self._indices[check_index(index, len(self), self.name)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -9,10 +10,12 @@ from pathlib import Path
 
 from glocal.config import apply_overrides
 from glocal.errors import ConfigError, GlocalError, nearest_name
-from glocal.evaluation.base import PROTOCOLS, DataLike, ProtocolConfig, evaluate, name_of
+from glocal.evaluation.base import PROTOCOLS, DataLike, ProtocolConfig, evaluate, name_of, protocol_class
 from glocal.evaluation.results import Result, Skip, write_skip
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+
+logger = logging.getLogger("glocal.evaluation")
 
 
 def evaluate_all(
@@ -24,7 +27,7 @@ def evaluate_all(
     work: Work | None = None,
     quick: bool = True,
 ) -> Iterator[Result | Skip]:
-    """Run every protocol, yielding what it measured or why it could not.
+    """Run every protocol, yielding what it measured or why it could not; one that breaks is a named failure.
 
     All share one cache of features: the model sees each image once for each resolution and layer asked for.
 
@@ -47,14 +50,18 @@ def evaluate_all(
         work = work or Work()
         work = work if work.cache is not None else replace(work, cache=Path(temporary))
         for name, config in configured.items():
-            reason = config.only_by_name
+            reason, failed = config.only_by_name, False
             if reason is None:
                 try:
                     yield evaluate(config, encoder, data, out=out, work=work)
                     continue
                 except GlocalError as error:
                     reason = str(error)
-            skip = Skip(name, reason, model, name_of(data))
+                except Exception as error:
+                    # Hours of other protocols must not be lost to a defect in one.
+                    logger.exception("%s failed", name)
+                    reason, failed = f"it failed, {type(error).__name__}: {error}", True
+            skip = Skip(name, reason, model, name_of(data), failed)
             if out is not None:
                 write_skip(out / "results.json", skip)
             yield skip
@@ -71,7 +78,7 @@ def _configure(encoder: Encoder, overrides: Sequence[str], quick: bool) -> dict[
                 f"'{override}' names no protocol.{hint} With `all` write PROTOCOL.key=value, for example knn.ks=[20]."
             )
         own[name].append(rest)
-    kinds = {name: PROTOCOLS[name] for name in own}
+    kinds = {name: protocol_class(name) for name in own}
     return {
         name: apply_overrides(kind.quick(encoder) if quick else kind(), own[name])
         for name, kind in kinds.items()

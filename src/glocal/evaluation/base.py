@@ -7,14 +7,20 @@ the training loop. Nothing here knows how any protocol works.
 from __future__ import annotations
 
 import importlib
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
+from glocal import __version__
 from glocal.config import Config, apply_overrides
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
+from glocal.data.splits import read_spec
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.results import Result, write_result
 from glocal.extraction.work import Work
@@ -61,11 +67,13 @@ class ProtocolConfig(Config, ABC):
         *,
         rows: Sequence[Mapping[str, Any]] = (),
         notes: Sequence[str] = (),
+        picked: Mapping[str, Any] | None = None,
         **resolved: Any,
     ) -> Result:
         """Put a `Result` together: these settings (overlaid by `resolved`: resolution, layer, norm) and fingerprints.
 
-        `sources` maps a role (`train`, `test`, `queries`) to the images that played it.
+        `sources` maps a role (`train`, `test`, `queries`) to the images that played it. `picked` is what the protocol
+        chose by itself; two models may rightly differ in it, whereas all settings decide whether figures compare.
         """
         return Result(
             protocol=self.protocol,
@@ -76,59 +84,47 @@ class ProtocolConfig(Config, ABC):
             notes=list(notes),
             model={"name": encoder.name, "fingerprint": encoder.fingerprint()},
             data={f"{role}: {source.name}": source.fingerprint() for role, source in sources.items()},
+            sources={
+                role: {"name": source.name, "split": source.split, "images": len(source)}
+                for role, source in sources.items()
+            },
+            picked=dict(picked or {}),
         )
 
 
-class _Protocols(Mapping[str, type[ProtocolConfig]]):
-    """Protocol name to config class. A class is imported when asked for: scikit-learn and friends cost seconds."""
-
-    _modules: ClassVar[dict[str, str]] = {
-        "knn": "classification.knn",
-        "linear": "classification.linear",
-        "logistic": "classification.logistic",
-        "finetune": "classification.finetune",
-        "statistics": "statistics",
-        "copy_detection": "retrieval.copy_detection",
-        "retrieval": "retrieval.image_retrieval",
-        "correspondence": "correspondence",
-        "spair": "spair",
-        "linear-seg": "segmentation.linear_segmentation",
-        "linear-seg-100": "segmentation.linear_segmentation",
-        "knn-seg": "segmentation.knn_segmentation",
-        "hummingbird": "segmentation.hummingbird",
-        "overclustering": "segmentation.clustering",
-        "discovery": "objects.discovery",
-        "davis": "objects.davis",
-    }
-
-    def __getitem__(self, name: str) -> type[ProtocolConfig]:
-        if name not in self._modules:
-            names = ", ".join(self._modules)
-            raise ConfigError(
-                f"There is no protocol '{name}'.{nearest_name(name, self._modules)} Allowed: {names}."
-            )
-        module = importlib.import_module(f"glocal.evaluation.{self._modules[name]}")
-        for item in vars(module).values():
-            if (
-                isinstance(item, type)
-                and issubclass(item, ProtocolConfig)
-                and getattr(item, "protocol", None) == name
-            ):
-                return item
-        raise LookupError(f"{module.__name__} holds no ProtocolConfig whose protocol is '{name}'.")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._modules
+PROTOCOLS = {
+    "knn": "classification.knn:KnnConfig",
+    "linear": "classification.linear:LinearProbe",
+    "logistic": "classification.logistic:LowShot",
+    "finetune": "classification.finetune:FineTune",
+    "statistics": "statistics:Statistics",
+    "copy_detection": "retrieval.copy_detection:CopyDetection",
+    "retrieval": "retrieval.image_retrieval:ImageRetrieval",
+    "correspondence": "correspondence:Correspondence",
+    "spair": "spair:KeypointTransfer",
+    "linear-seg": "segmentation.linear_segmentation:LinearSegmentation",
+    "linear-seg-100": "segmentation.linear_segmentation:LinearSegmentation100",
+    "knn-seg": "segmentation.knn_segmentation:KnnSegmentation",
+    "hummingbird": "segmentation.hummingbird:Hummingbird",
+    "overclustering": "segmentation.clustering:OverClustering",
+    "discovery": "objects.discovery:Discovery",
+    "davis": "objects.davis:Davis",
+}
+"""Every protocol: its name, and the module of this room and the class that it is."""
 
 
-PROTOCOLS: Mapping[str, type[ProtocolConfig]] = _Protocols()
-"""Every protocol by name; iterating gives names without importing anything."""
+def protocol_class(name: str) -> type[ProtocolConfig]:
+    """Import a protocol by name; only then, since scikit-learn and friends cost seconds.
+
+    Raises:
+        ConfigError: for a name that isn't in `PROTOCOLS`.
+    """
+    if name not in PROTOCOLS:
+        names = ", ".join(PROTOCOLS)
+        raise ConfigError(f"There is no protocol '{name}'.{nearest_name(name, PROTOCOLS)} Allowed: {names}.")
+    module, _, kind = PROTOCOLS[name].partition(":")
+    found: type[ProtocolConfig] = getattr(importlib.import_module(f"glocal.evaluation.{module}"), kind)
+    return found
 
 
 def evaluate(
@@ -154,12 +150,25 @@ def evaluate(
         ConfigError: for an unknown protocol or setting.
         DataError, ModelError: when data or model lack what the protocol needs.
     """
-    config = PROTOCOLS[protocol]() if isinstance(protocol, str) else protocol
+    config = protocol_class(protocol)() if isinstance(protocol, str) else protocol
     config = apply_overrides(config, overrides)
+    started, moment = time.perf_counter(), datetime.now(timezone.utc)
     result = config.run(encoder, data, work or Work(cache=out / "features" if out is not None else None))
+    result.made = {
+        "date": moment.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 2),
+        "device": device_name(encoder.device),
+        "precision": encoder.precision,
+        "versions": {"glocal": __version__, "torch": torch.__version__},
+    }
     if out is not None:
         write_result(out / "results.json", result, given=name_of(data))
     return result
+
+
+def device_name(device: torch.device) -> str:
+    """What computed: `cpu`, or the accelerator's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def name_of(data: DataLike) -> str:
@@ -172,25 +181,33 @@ def name_of(data: DataLike) -> str:
 def open_split(data: DataLike, *names: str) -> ImageSource:
     """Open the first of these splits that the data has (`open_split(data, "test", "val")`); it must hold images.
 
-    Names that are no split (`queries`) are looked for among open sources only; `all` opens what has no splits.
+    Names that are no split (`queries`) are looked for among open sources only; `all` opens what has no splits. A path
+    that names its split (`pacs:test`) is that split and no other. What was opened stands in the result.
 
     Raises:
         DataError: when there is none of them, or it is empty.
     """
     if isinstance(data, Mapping):
-        found = next((data[name] for name in names if name in data), None)
-        if found is None:
+        role = next((name for name in names if name in data), None)
+        if role is None:
             raise DataError(f"Needed one of the splits {', '.join(names)}; got {', '.join(data) or 'none'}.")
+        source = data[role]
     else:
-        found = _open_first(data, names)
-    if len(found) == 0:
-        raise DataError(f"{found.name} holds no images. Check the path, or choose another split.")
-    return found
+        source = _open_first(data, names)
+    if len(source) == 0:
+        raise DataError(f"{source.name} holds no images. Check the path, or choose another split.")
+    return source
 
 
 def _open_first(data: str | Path, names: Sequence[str]) -> ImageSource:
+    named = read_spec(str(data)).split
+    if named is not None and named not in names:
+        raise DataError(
+            f"data={data} names the split '{named}'; needed: {' or '.join(names)}. Leave the split out, or give "
+            "train=PLACE:SPLIT and test=PLACE:SPLIT."
+        )
     failures: list[str] = []
-    for name in [name for name in names if name in SPLITS]:
+    for name in [name for name in names if name in SPLITS] if named is None else [named]:
         try:
             return open_source(data, name)
         except DataError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +12,8 @@ from rich.table import Table
 from glocal.errors import DataError
 from glocal.evaluation.results import Result, format_number, read_results
 
-TELLING = (
-    "version",
-    "resolution",
-    "layer",
-    "norm",
-    "transform",
-    "features",
-    "temperature",
-    "epochs",
-    "batch_size",
-)
-"""Settings that make two numbers of one protocol incomparable when they differ."""
+HARMLESS = ("save", "database", "ground_truth", "distractors", "references", "whitening")
+"""Settings that are paths: where predictions go, and images whose fingerprints are compared instead."""
 
 
 class Measure(NamedTuple):
@@ -125,24 +115,40 @@ def _latest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
 
 
 def _differences(columns: dict[str, list[Result]]) -> list[str]:
-    """One line for every setting that differs between runs within a protocol and data set."""
+    """One line for everything that decides a figure and differs between runs within a protocol and data set."""
     groups: dict[tuple[str, str], list[tuple[str, Result]]] = {}
     for name, results in columns.items():
         for result in results:
             groups.setdefault((result.protocol, ", ".join(result.data)), []).append((name, result))
     lines: list[str] = []
     for (protocol, _), entries in groups.items():
-        for setting in (*TELLING, "data"):
-            values = [(name, _setting(result, setting)) for name, result in entries]
+        deciding = [(name, deciding_values(result)) for name, result in entries]
+        for setting in dict.fromkeys(key for _, values in deciding for key in values):
+            values = [(name, of_result.get(setting)) for name, of_result in deciding]
             if any(value != values[0][1] for _, value in values):
                 told = "; ".join(f"{name}: {value}" for name, value in values)
                 lines.append(f"! {protocol}: {setting} differs ({told})")
     return lines
 
 
-def _setting(result: Result, name: str) -> Any:
-    if name == "version":
-        return result.version
-    if name == "data":
-        return ", ".join(result.data.values())
-    return result.settings.get(name)
+def deciding_values(result: Result) -> dict[str, Any]:
+    """Everything that decides a result's figures but the model, by dotted name: what the protocol picked isn't among it.
+
+    >>> deciding_values(Result("knn", 2, {"transform": {"size": 32}}, {}))
+    {'version': 2, 'transform.size': 32, 'precision': None, 'device': None, 'data': ''}
+    """
+    settings = {key: value for key, value in result.settings.items() if key not in HARMLESS}
+    return {
+        "version": result.version,
+        **_flat(settings),
+        "precision": result.made.get("precision"),
+        "device": result.made.get("device"),
+        "data": ", ".join(result.data.values()),
+    }
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

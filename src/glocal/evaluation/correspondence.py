@@ -6,7 +6,7 @@ the second view contains has one right answer there. Local features are good whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,10 +18,10 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from glocal.data.open import open_source
-from glocal.data.source import ImageSource, short_hash
+from glocal.data.changed import ChangedSource
+from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import (
     FeatureTransform,
@@ -31,6 +31,7 @@ from glocal.extraction.feature_stream import (
     iterate_pixels,
 )
 from glocal.extraction.progress import progress_bar
+from glocal.extraction.random_crops import crop_sides
 from glocal.extraction.work import Work
 from glocal.matching.geometric import teacher_index
 from glocal.models.encoder import Encoder
@@ -64,7 +65,7 @@ class Correspondence(ProtocolConfig):
     """
 
     protocol: ClassVar[str] = "correspondence"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     images: Annotated[int, Field(ge=1)] | None = 1000
     """How many images, drawn by the seed; null: all."""
@@ -84,8 +85,8 @@ class Correspondence(ProtocolConfig):
     """Decides images, views and photometric changes, each image's by itself."""
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
-        """Measure on any images: a path, or open sources of which `test`, `val`, `train` or the only one is taken."""
-        source = _open(data)
+        """Measure on the test split, or on whatever there is without one."""
+        source = open_split(data, "test", "val", "images", "all", "train")
         size = (
             self.size
             if self.size is not None
@@ -180,9 +181,7 @@ def draw_view_pairs(
         )
     seeds = fold_in_array(np.full(1, seed % 2**64, np.uint64), indices.astype(np.uint64))
     u = uniform_array(seeds, 10).reshape(len(indices), 2, 5)
-    share = area[0] + (area[1] - area[0]) * u[..., 0]
-    ratio = np.exp(np.log(aspect[0]) + (np.log(aspect[1]) - np.log(aspect[0])) * u[..., 1])
-    sides = np.minimum(np.stack([np.sqrt(share / ratio), np.sqrt(share * ratio)], axis=-1), 1.0)
+    sides = np.minimum(np.stack(crop_sides(u[..., :2], area, aspect), axis=-1), 1.0)
     return ViewPairs(np.concatenate([u[..., 2:4] * (1 - sides), sides], axis=-1), u[..., 4] < flip)
 
 
@@ -225,23 +224,19 @@ def pixel_patches(
     return F.unfold(centred, patch_size, stride=patch_size).transpose(1, 2)
 
 
-class _ViewSource(ImageSource):
+class _ViewSource(ChangedSource):
     """One view of every image, rendered from its box; boxes are fractions, so they are known before decoding."""
 
+    change = "views"
+
     def __init__(
-        self, source: ImageSource, config: Correspondence, view: int, size: int, patch_size: int
+        self, inner: ImageSource, config: Correspondence, view: int, size: int, patch_size: int
     ) -> None:
-        self.name, self._source, self._config, self._view = source.name, source, config, view
-        self._size, self._patch_size = size, patch_size
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        return self._source.key(index)
+        super().__init__(inner, view, size, patch_size, config)
+        self._config, self._view, self._size, self._patch_size = config, view, size, patch_size
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
-        image = self._source.read(index)
+        image = self.inner.read(index)
         drawn = self._config.draw(np.array([index]))
         top, left, height, width = drawn.box[0, self._view] * np.tile([image.height, image.width], 2)
         edges = (left, top, min(left + width, image.width), min(top + height, image.height))
@@ -256,11 +251,6 @@ class _ViewSource(ImageSource):
         changed = apply_pipeline(pixels, self._config.photometric, seed, self._patch_size)
         return Image.fromarray(
             (changed[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-        )
-
-    def fingerprint(self) -> str:
-        return short_hash(
-            self._source.fingerprint().encode(), f"{self._view} {self._size} {self._config!r}".encode()
         )
 
 
@@ -288,12 +278,3 @@ def _choose(size: int, count: int | None, seed: int) -> NDArray[np.int64]:
     if count is None or count >= size:
         return np.arange(size)
     return np.sort(np.random.default_rng(seed).permutation(size)[:count])
-
-
-def _open(data: DataLike) -> ImageSource:
-    if not isinstance(data, Mapping):
-        return open_source(data)
-    name = next((split for split in ("test", "val", "train") if split in data), next(iter(data), None))
-    if name is None:
-        raise DataError("Correspondence got no images: give a path or an open source.")
-    return data[name]

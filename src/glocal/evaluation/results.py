@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glocal.atomic_files import locked, write_atomically
 from glocal.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +29,8 @@ class Skip:
     reason: str
     model: dict[str, str]
     data: str
+    failed: bool = False
+    """Whether it should have run: an error that nobody foresaw, rather than something that model or data lack."""
 
 
 @dataclass
@@ -48,6 +49,12 @@ class Result:
     notes: list[str] = field(default_factory=list)
     model: dict[str, str] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By role: name, split (null: it has none, or it was opened elsewhere) and number of images."""
+    picked: dict[str, Any] = field(default_factory=dict)
+    """What the protocol chose by itself on held-out training images."""
+    made: dict[str, Any] = field(default_factory=dict)
+    """Date, seconds, device, precision and versions."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for results.json. Numbers that are not finite become null, since JSON has no name for them."""
@@ -102,27 +109,29 @@ class Result:
 
 
 def write_result(path: Path, result: Result, given: str = "") -> None:
-    """Merge a result into results.json, atomically. Only one of the very same settings, model and data is replaced.
+    """Merge a result into results.json, atomically and alone. Only one of the very same settings, model and data is replaced.
 
     Args:
         path: the file.
         result: what to keep.
         given: the data as the caller named it; a skip of this protocol and model on it is dropped.
     """
-    results, skips = read_results(path), read_skips(path)
     name, model = result.protocol, result.model.get("fingerprint", "")
-    _write(
-        path,
-        [*(r for r in results if _identity(r) != _identity(result)), result],
-        [s for s in skips if (s.protocol, s.model.get("fingerprint", ""), s.data) != (name, model, given)],
-    )
+    with locked(path):
+        results, skips = read_results(path), read_skips(path)
+        _write(
+            path,
+            [*(r for r in results if _identity(r) != _identity(result)), result],
+            [s for s in skips if (s.protocol, s.model.get("fingerprint", ""), s.data) != (name, model, given)],
+        )
 
 
 def write_skip(path: Path, skip: Skip) -> None:
     """Merge a skip into results.json, atomically. An older one of the same protocol, model and data is replaced."""
     same = (skip.protocol, skip.model.get("fingerprint", ""), skip.data)
-    others = [s for s in read_skips(path) if (s.protocol, s.model.get("fingerprint", ""), s.data) != same]
-    _write(path, read_results(path), [*others, skip])
+    with locked(path):
+        others = [s for s in read_skips(path) if (s.protocol, s.model.get("fingerprint", ""), s.data) != same]
+        _write(path, read_results(path), [*others, skip])
 
 
 def read_results(path: Path) -> list[Result]:
@@ -164,16 +173,8 @@ def _write(path: Path, results: Sequence[Result], skips: Sequence[Skip]) -> None
         "results": [r.to_json() for r in results],
         "skipped": [asdict(s) for s in skips],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(plain, file, indent=2, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    text = json.dumps(plain, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def format_number(value: Any) -> str:
@@ -186,8 +187,8 @@ def format_number(value: Any) -> str:
 def _identity(result: Result) -> tuple[Any, ...]:
     """What must be equal for one result to stand for another: quick settings must not wipe out hours of full ones."""
     settings = json.dumps(_plain(result.settings), sort_keys=True)
-    model = result.model.get("fingerprint", "")
-    return result.protocol, result.version, settings, model, tuple(sorted(result.data.items()))
+    model, made = result.model.get("fingerprint", ""), (result.made.get("precision"), result.made.get("device"))
+    return result.protocol, result.version, settings, model, made, tuple(sorted(result.data.items()))
 
 
 def _caption(settings: Mapping[str, Any]) -> str:

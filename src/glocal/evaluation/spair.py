@@ -18,8 +18,9 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from glocal.data.changed import ChangedSource
 from glocal.data.open import open_source
-from glocal.data.source import ImageSource, short_hash
+from glocal.data.source import ImageSource
 from glocal.errors import DataError, name_some
 from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.results import Result
@@ -142,30 +143,22 @@ class KeypointTransfer(ProtocolConfig):
         return found
 
 
-class SquareSource(ImageSource):
+class SquareSource(ChangedSource):
     """Images resized so that the longer side has `size` pixels, centred on a black square."""
 
-    def __init__(self, source: ImageSource, size: int) -> None:
-        self.name, self._source, self._size = source.name, source, size
+    change = "square"
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        """The original image's key."""
-        return self._source.key(index)
+    def __init__(self, inner: ImageSource, size: int) -> None:
+        super().__init__(inner, size)
+        self._size = size
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Read, resize (antialiased bicubic) and pad."""
-        image = self._source.read(index)
+        image = self.inner.read(index)
         _, (left, top), (width, height) = square_placement(image.size, self._size)
         square = Image.new("RGB", (self._size, self._size))
         square.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
         return square
-
-    def fingerprint(self) -> str:
-        """The source's, with the size."""
-        return short_hash(self._source.fingerprint().encode(), str(self._size).encode())
 
 
 def square_placement(

@@ -43,6 +43,7 @@ class Statistics(ProtocolConfig):
     """Statistics of embeddings and patches; no labels needed."""
 
     protocol: ClassVar[str] = "statistics"
+    version: ClassVar[int] = 2
     images: Annotated[int, Field(ge=2)] = 5000
     """At most this many images, spread over the source."""
     transform: FeatureTransform = FeatureTransform()
@@ -92,7 +93,7 @@ class Statistics(ProtocolConfig):
         squash = transform.model_copy(update={"resize": "squash"})
         views = [
             extract_embeddings(
-                encoder, RandomCrops(source, self.seed, view, self.crop_area), squash, ["cls"], work
+                encoder, RandomCrops(source, self.seed, view, self.crop_area, relative=False), squash, ["cls"], work
             )
             for view in (0, 1)
         ]

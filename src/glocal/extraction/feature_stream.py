@@ -233,11 +233,33 @@ def iterate_features(
         inputs = encoder.normalise(pixels.to(device, non_blocking=True))
         last_only = tuple(layers) == (-1,)
         tile = [encoder.features(inputs)] if last_only else encoder.intermediate(inputs, layers)
+        for layer, given in zip(layers, tile, strict=True):
+            check_finite(encoder, given.cls, f"class embeddings of layer {layer}")
+            check_finite(encoder, given.patches, f"patches of layer {layer}")
         for start in range(0, len(where), batch_size):
             part = slice(start, start + batch_size)
             rest = seen - len(where) if start + batch_size >= len(where) else 0
             features = tile if len(where) <= batch_size else [_rows(f, part) for f in tile]
             yield FeatureBatch(where[part], features, len(where[part]) + rest)
+
+
+def check_finite(encoder: Encoder, values: Tensor, what: str) -> None:
+    """Refuse features that aren't numbers; rankings, means and IoUs of them would look like figures.
+
+    Raises:
+        ModelError: naming the model and what it gave.
+    """
+    bad = int((~torch.isfinite(values).flatten(1).all(1)).sum()) if values.numel() else 0
+    if bad:
+        raise ModelError(
+            f"{encoder.name}: {what} aren't finite for {bad} of {len(values)} images or rows of a batch. The weights "
+            "have diverged or are damaged, or overflow in this precision; take an earlier checkpoint."
+        )
+
+
+def computed_by(encoder: Encoder) -> list[str]:
+    """Everything about a model that decides the bits of its features: part of every key of what is kept."""
+    return [encoder.fingerprint(), encoder.precision, encoder.device.type]
 
 
 def check_patches(
@@ -259,8 +281,7 @@ def check_patches(
 
 def device_of(encoder: Encoder) -> torch.device:
     """The device a model's parameters are on; the CPU for a model without any."""
-    parameter = next(encoder.backbone.parameters(), None)
-    return parameter.device if parameter is not None else torch.device("cpu")
+    return encoder.device
 
 
 class _Decoded(Dataset[tuple[int, Tensor | None, str]]):

@@ -21,7 +21,7 @@ from glocal.data.source import ImageSource
 from glocal.distributed import all_gather_rows, rank, world_size
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
-from glocal.extraction.feature_stream import FeatureTransform, Skipped, device_of, iterate_features
+from glocal.extraction.feature_stream import FeatureTransform, Skipped, computed_by, device_of, iterate_features
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -29,7 +29,7 @@ from glocal.models.features import Features
 
 SHARD = 512
 """Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
-FORMAT = 2
+FORMAT = 3
 """Layout and arithmetic of the cache; part of its key."""
 
 
@@ -89,8 +89,8 @@ def extract_embeddings(
     deciding = [
         FORMAT,
         SHARD,
-        encoder.fingerprint(),
-        source.fingerprint(),
+        *computed_by(encoder),
+        source.state(),
         len(source),
         transform.model_dump(),
     ]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glocal.atomic_files import write_atomically
 from glocal.extraction.feature_files import key_of
+
+logger = logging.getLogger("glocal.extraction")
 
 
 class Journal:
     """Values by name in a file that only grows. For work that is slow a part and whose parts don't meet.
 
-    Floats come back as they were. A last line that was cut short is dropped.
+    Floats come back as they were. A line that was cut short or damaged is dropped.
 
     Args:
         cache: folder of the file; null keeps nothing.
@@ -28,15 +33,17 @@ class Journal:
         self._done: dict[str, Any] = {}
         if self._path is None or not self._path.exists():
             return
-        whole = 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            if not line.endswith(b"\n"):
-                break
-            name, value = json.loads(line)
-            self._done[name] = value
-            whole += len(line)
-        with self._path.open("rb+") as file:
-            file.truncate(whole)
+        whole = b""
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        for line in lines:
+            entry = _entry(line)
+            if entry is not None:
+                self._done[entry[0]] = entry[1]
+                whole += line
+        lost = len(lines) - len(whole.splitlines())
+        if lost:
+            logger.warning("%s: %d line(s) are damaged; those parts are computed again", self._path, lost)
+            write_atomically(self._path, lambda file: file.write(whole))
 
     def get(self, name: str) -> Any | None:
         """The value of a finished part, or None."""
@@ -47,5 +54,15 @@ class Journal:
         self._done[name] = value
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps([name, value])
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([name, value]) + "\n")
+                file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
+
+
+def _entry(line: bytes) -> tuple[str, Any] | None:
+    """Name and value of one line, or None where its checksum tells that it isn't what was written."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
+        return None
+    name, value = json.loads(text)
+    return name, value

@@ -18,13 +18,14 @@ from glocal.extraction.feature_stream import (
     FeatureBatch,
     FeatureTransform,
     Skipped,
+    computed_by,
     device_of,
     iterate_features,
 )
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
-FORMAT = 2
+FORMAT = 3
 """Layout and arithmetic of the files; part of their key."""
 LARGEST_KEPT = 16 * 2**30
 """Bytes of one model's patches on one split that are kept at most. ViT-S/16 at 224 px takes 0.3 MB an image."""
@@ -55,7 +56,7 @@ def iterate_patches(
 
     Args:
         encoder: the frozen model.
-        source: the images; its fingerprint must tell its pixels, crops included.
+        source: the images; its state must tell its pixels, crops included.
         transform: resolved or not.
         layer: block counted from the end, -1 the last; after the final norm.
         work: cache folder, workers and batch size.
@@ -65,7 +66,7 @@ def iterate_patches(
     transform = transform.resolve(encoder)
     if work.cache is not None and indices is None:
         # The tile, which is a file, differs between CPUs and GPUs.
-        deciding = ["patches", FORMAT, encoder.fingerprint(), source.fingerprint(), len(source), layer]
+        deciding = ["patches", FORMAT, *computed_by(encoder), source.state(), len(source), layer]
         folder = work.cache / key_of([*deciding, transform.tile(encoder), transform.model_dump()])
         yield from _kept(encoder, source, transform, layer, work, skipped, folder)
         return

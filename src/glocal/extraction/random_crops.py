@@ -1,53 +1,95 @@
-"""Random crops of a source's images as a source: for alignment and fine-tuning, the same in any process and order."""
+"""Random crops of a source's images and masks, the same in any process and order."""
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Integer
 from PIL import Image
 
+from glocal.data.changed import ChangedSource
 from glocal.data.source import ImageSource
-from glocal.errors import DataError
-from glocal.views.randomness import hash_seed, uniforms
+from glocal.views.randomness import hash_seed, uniform_array
+
+Range = tuple[float, float]
 
 
-class RandomCrops(ImageSource):
-    """A source's images, each cut to one random crop and perhaps mirrored: a function of seed, view and image number.
+class Crop(NamedTuple):
+    """A crop in pixels of its image, and whether it is mirrored afterwards."""
 
-    Random resized crops with an aspect of 3/4 to 4/3 (one draw, cut to the image, where the usual law tries ten times).
+    left: int
+    top: int
+    width: int
+    height: int
+    mirrored: bool
+
+
+def crop_sides(
+    uniform: Float[np.ndarray, "*draws 2"], area: Range, aspect: Range
+) -> tuple[Float[np.ndarray, "*draws"], Float[np.ndarray, "*draws"]]:
+    """(height, width) of random crops as shares of the sides: area uniform, aspect log-uniform, not yet cut to the image.
+
+    >>> crop_sides(np.array([1.0, 0.5]), (0.3, 1.0), (0.5, 2.0))
+    (np.float64(1.0), np.float64(1.0))
+    """
+    share = area[0] + (area[1] - area[0]) * uniform[..., 0]
+    ratio = np.exp(np.log(aspect[0]) + (np.log(aspect[1]) - np.log(aspect[0])) * uniform[..., 1])
+    return np.sqrt(share / ratio), np.sqrt(share * ratio)
+
+
+class RandomCrops(ChangedSource):
+    """Each image cut to one random crop and perhaps mirrored, its mask likewise: a function of seed, round and place.
+
+    One draw a crop, cut to the image, where the usual law of random resized crops tries ten times.
+
+    Args:
+        inner: the images, read at full size: a crop of a smaller decoding would lack detail.
+        seed: same seed, same crops.
+        round_: number of the epoch, pass or view; another one gives other crops.
+        area: range of the share of the image's area.
+        aspect: range of width over height.
+        relative: aspect is relative to the image's own; else it is that of the crop's pixels.
+        mirror: mirror half of the crops.
     """
 
+    change = "random crops"
+
     def __init__(
-        self, source: ImageSource, seed: int, view: int, area: tuple[float, float], mirror: bool = True
+        self,
+        inner: ImageSource,
+        seed: int,
+        round_: int,
+        area: Range,
+        aspect: Range = (3 / 4, 4 / 3),
+        relative: bool = True,
+        mirror: bool = True,
     ) -> None:
-        self.name, self.labels, self.class_names = source.name, source.labels, source.class_names
-        self._source, self._seed, self._view, self._area, self._mirror = source, seed, view, area, mirror
+        super().__init__(inner, seed, round_, *area, *aspect, relative, mirror)
+        self._seeds, self._area, self._aspect = (seed, round_), area, aspect
+        self._relative, self._mirror = relative, mirror
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        """The original image's key."""
-        return self._source.key(index)
+    def box(self, index: int, width: int, height: int) -> Crop:
+        """Where the crop of an image of this size lies. Sides are cut to the image."""
+        seed = np.array(hash_seed(*self._seeds, int(index))).astype(np.uint64)
+        uniform = uniform_array(seed, 5)
+        tall, wide = crop_sides(uniform, self._area, self._aspect)
+        stretch = 1.0 if self._relative else (height / width) ** 0.5
+        w = int(np.clip(round(width * wide * stretch), 1, width))
+        h = int(np.clip(round(height * tall / stretch), 1, height))
+        x, y, coin = uniform[2:].tolist()
+        return Crop(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, self._mirror and coin < 0.5)
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
-        """Read and cut. Decoded whole: a crop of a smaller decoding would lack detail."""
-        image = self._source.read(index)
-        seed = torch.tensor([hash_seed(self._seed, self._view, int(index))])
-        area, aspect, top, left, mirror = uniforms(seed, 5)[0].tolist()
-        low, high = self._area
-        pixels = (low + (high - low) * area) * image.width * image.height
-        ratio = (3 / 4) ** (1 - 2 * aspect)
-        width = max(1, min(image.width, round((pixels * ratio) ** 0.5)))
-        height = max(1, min(image.height, round((pixels / ratio) ** 0.5)))
-        x, y = int(left * (image.width - width + 1)), int(top * (image.height - height + 1))
-        cut = image.crop((x, y, x + width, y + height))
-        return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self._mirror and mirror < 0.5 else cut
+        """Read an image and cut its crop."""
+        image = self.inner.read(index)
+        crop = self.box(index, image.width, image.height)
+        image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.mirrored else image
 
-    def fingerprint(self) -> str:
-        """The source's, with what decides the crops."""
-        deciding = (self._source.fingerprint(), "crops", self._seed, self._view, *self._area, self._mirror)
-        return "-".join(map(str, deciding))
-
-    def subset(self, indices: object) -> ImageSource:
-        """Not offered: a crop depends on the image's number, which a subset would change."""
-        raise DataError("Choose the images first, then crop them.")
+    def read_mask(self, index: int) -> Integer[np.ndarray, "height width"]:
+        """Read a mask and cut the same crop."""
+        mask = self.inner.read_mask(index)
+        crop = self.box(index, mask.shape[1], mask.shape[0])
+        mask = mask[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        return np.ascontiguousarray(mask[:, ::-1] if crop.mirrored else mask)

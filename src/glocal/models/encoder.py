@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
 from glocal.models.features import Features
+from glocal.models.precision import Precision, computing
 
 ResultT = TypeVar("ResultT")
 
@@ -84,6 +85,8 @@ class Encoder:
     report: LoadReport | None = field(default=None, repr=False)
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
     """What its file says of where it comes from: recipe, step, starting weights, licence."""
+    precision: Precision = "float32"
+    """How it computes when features are taken. Decides every figure in its last digits."""
 
     def fingerprint(self) -> str:
         """A short hash of architecture, preprocessing and every weight: changes when any feature may."""
@@ -143,7 +146,8 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the backbone lives."""
-        return next(self.backbone.parameters()).device
+        parameter = next(self.backbone.parameters(), None)
+        return parameter.device if parameter is not None else torch.device("cpu")
 
     def _method(self, name: str, what: str) -> Callable[..., Any]:
         method = getattr(self.backbone, name, None)
@@ -158,7 +162,7 @@ class Encoder:
         if training:
             self.backbone.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), computing(self.precision, self.device):
                 return function(*arguments)
         finally:
             if training:

@@ -9,7 +9,7 @@ import torch
 
 from glocal.data import ImageSource, hold_out, open_source
 from glocal.errors import ConfigError
-from glocal.evaluation.base import PROTOCOLS, ProtocolConfig
+from glocal.evaluation.base import ProtocolConfig, protocol_class
 from glocal.evaluation.classification.knn import KnnProbe
 from glocal.extraction.work import Work
 from glocal.models.vit import VisionTransformer
@@ -32,7 +32,7 @@ def training_probes(config: RunConfig, source: ImageSource) -> list[Probe]:
     """
     probes = [_knn_probe(config, source)] if config.probe.enabled else []
     for name, data in config.probe.evaluations.items():
-        probes.append(_protocol_probe(config, PROTOCOLS[name], data))
+        probes.append(_protocol_probe(config, protocol_class(name), data))
     return [_leaving_generators(probe) for probe in probes if probe is not None]
 
 

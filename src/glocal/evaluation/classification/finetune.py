@@ -45,6 +45,7 @@ class FineTune(ProtocolConfig):
     """
 
     protocol: ClassVar[str] = "finetune"
+    version: ClassVar[int] = 2
     only_by_name: ClassVar[str | None] = (
         "it trains the whole model; run `glocal evaluate finetune` by its name"
     )
@@ -143,7 +144,9 @@ class FineTune(ProtocolConfig):
         device = device_of(encoder)
         targets = torch.from_numpy(labels.train)
         for epoch in range(self.epochs):
-            crops = RandomCrops(source, self.seed, epoch, self.crop_area, self.mirror)
+            crops = RandomCrops(
+                source, self.seed, epoch, self.crop_area, relative=False, mirror=self.mirror
+            )
             order = np.random.default_rng([self.seed, epoch]).permutation(places)
             for batch in iterate_pixels(
                 crops, transform, encoder.patch_size, workers=work.workers, indices=order, skipped=skipped,

@@ -21,6 +21,7 @@ from glocal.extraction.feature_stream import FeatureTransform, device_of
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.precision import exact_products
 
 QUERY_CHUNK = 512
 BANK_CHUNK = 65_536
@@ -55,7 +56,8 @@ def nearest_rows(
         best: Neighbours | None = None
         for first in range(0, len(bank), BANK_CHUNK):
             part = bank[first : first + BANK_CHUNK]
-            similarity = chunk @ part.T
+            with exact_products():
+                similarity = chunk @ part.T
             if leave_one_out:
                 own = torch.arange(start, start + len(chunk), device=bank.device) - first
                 inside = (own >= 0) & (own < len(part))

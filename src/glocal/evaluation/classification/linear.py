@@ -164,7 +164,7 @@ class LinearProbe(ProtocolConfig):
             notes=[*lacking, *notes, *fitted.skipped.notes(), *tested.skipped.notes()],
             transform=transform.model_dump(),
             resolution=transform.size,
-            layer=picked["input"],
+            layer=", ".join(fitting.inputs),
             norm="final norm",
             picked=picked,
         )

@@ -24,7 +24,7 @@ from glocal.evaluation.objects.davis_metrics import SequenceScore, score_dataset
 from glocal.evaluation.objects.label_propagation import Propagation, follow, sharpen
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import resize_mask
-from glocal.extraction.feature_stream import check_patches, device_of
+from glocal.extraction.feature_stream import check_finite, check_patches, computed_by, device_of
 from glocal.extraction.journal import Journal
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -138,7 +138,7 @@ class Davis(ProtocolConfig):
     def _journal(self, encoder: Encoder, videos: DavisVideos, work: Work) -> Journal:
         """Scores of finished sequences. None are read back where predictions are to be written."""
         settings = self.model_dump(mode="json", exclude={"save", "sequences"})
-        deciding = [self.protocol, self.version, encoder.fingerprint(), videos.fingerprint(), settings]
+        deciding = [self.protocol, self.version, *computed_by(encoder), videos.state(), settings]
         return Journal(work.cache if self.save is None else None, deciding)
 
     def _chosen(self, videos: DavisVideos) -> list[str]:
@@ -189,6 +189,7 @@ class Davis(ProtocolConfig):
             encoder.features(pixels) if self.layer == -1 else encoder.intermediate(pixels, (self.layer,))[0]
         )
         check_patches(encoder, found.patches, found.grid)
+        check_finite(encoder, found.patches, f"patches of layer {self.layer}")
         return found.patches[0].float().reshape(*found.grid, -1)
 
 

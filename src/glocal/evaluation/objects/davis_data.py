@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +16,15 @@ from glocal.data.source import short_hash
 from glocal.errors import DataError, UnreadableImageError
 
 FRAMES, MASKS, LISTS = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017"
+
+
+class Place(NamedTuple):
+    """Where a file's bytes are, and when they were written."""
+
+    offset: int | None
+    """In the tar; None: a file of the folder."""
+    size: int
+    written: int
 
 
 class DavisVideos:
@@ -32,7 +42,7 @@ class DavisVideos:
     def __init__(self, path: str | Path, split: str = "val") -> None:
         self.path = Path(path)
         self._files, self._tar = _open_files(self.path)
-        self.name = f"{self.path.name}/{split}"
+        self.name, self.split = f"{self.path.name}/{split}", split
         found = {str(PurePosixPath(name).parent) for name in self._files if f"{FRAMES}/" in name}
         if not found:
             raise DataError(
@@ -47,6 +57,10 @@ class DavisVideos:
             raise DataError(
                 f"{self.name}: no frames of {', '.join(missing) or 'any sequence'}; there are {everything}."
             )
+
+    def __len__(self) -> int:
+        """Frames of all sequences."""
+        return sum(len(self.frames(name)) for name in self.sequences)
 
     def frames(self, sequence: str) -> list[str]:
         """Names of a sequence's frames, in order."""
@@ -80,11 +94,18 @@ class DavisVideos:
 
     def fingerprint(self) -> str:
         """Hash of file names and sizes of the split's sequences."""
+        return self._print(lambda place: place.size)
+
+    def state(self) -> str:
+        """The same, with the time that each file was last written."""
+        return self._print(lambda place: (place.size, place.written))
+
+    def _print(self, told: Callable[[Place], object]) -> str:
         chosen = {f"/{name}/" for name in self.sequences}
         entries = sorted(
-            f"{name} {size}"
-            for name, (_, size) in self._files.items()
-            if any(part in name for part in chosen)
+            f"{name} {told(place)}"
+            for name, place in self._files.items()
+            if any(folder in name for folder in chosen)
         )
         return short_hash("\n".join(entries).encode())
 
@@ -126,17 +147,12 @@ def read_predictions(path: str | Path, sequences: Sequence[str]) -> dict[str, li
     return found
 
 
-Place = tuple[int | None, int]
-"""A file's offset in the tar (None: a file of the folder) and its size."""
-
-
 def _read_file(root: Path, tar: Path | None, name: str, place: Place) -> bytes:
-    offset, size = place
-    if tar is None or offset is None:
+    if tar is None or place.offset is None:
         return (root / name).read_bytes()
     with tar.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+        file.seek(place.offset)
+        return file.read(place.size)
 
 
 def _tar_of(path: Path) -> Path | None:
@@ -152,7 +168,7 @@ def _tar_of(path: Path) -> Path | None:
 def _tar_index(path: Path) -> dict[str, Place]:
     try:
         with tarfile.open(path, "r:") as tar:
-            return {m.name.removeprefix("./"): (m.offset_data, m.size) for m in tar if m.isfile()}
+            return {m.name.removeprefix("./"): Place(m.offset_data, m.size, int(m.mtime)) for m in tar if m.isfile()}
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path} is no uncompressed tar ({error}). Unpack it and give the folder.") from error
 
@@ -164,5 +180,8 @@ def _open_files(path: Path) -> tuple[dict[str, Place], Path | None]:
     tar = _tar_of(path)
     if tar is not None:
         return _tar_index(tar), tar
-    files = (file for file in path.rglob("*") if file.is_file())
-    return {file.relative_to(path).as_posix(): (None, file.stat().st_size) for file in files}, None
+    files = ((file, file.stat()) for file in path.rglob("*") if file.is_file())
+    return {
+        file.relative_to(path).as_posix(): Place(None, status.st_size, status.st_mtime_ns)
+        for file, status in files
+    }, None

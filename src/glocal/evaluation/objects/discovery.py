@@ -28,7 +28,7 @@ from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.masks import TEST, SegmentationData, open_segmentation
 from glocal.evaluation.segmentation.paired_folders import PairedFolders, open_voc_boxes
-from glocal.extraction.feature_stream import Skipped, device_of
+from glocal.extraction.feature_stream import Skipped, check_finite, computed_by, device_of
 from glocal.extraction.journal import Journal
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -193,7 +193,9 @@ class Discovery(ProtocolConfig):
         skipped, empty = Skipped(), 0
         rows: list[dict[str, Any]] = []
         settings = self.model_dump(mode="json", exclude={"overlap"})
-        deciding = [self.protocol, self.version, encoder.fingerprint(), source.fingerprint(), settings]
+        deciding = [
+            self.protocol, self.version, *computed_by(encoder), source.state(), list(objects), settings
+        ]  # fmt: skip
         journal = Journal(work.cache, deciding)
         with progress_bar(f"{source.name}: discovery", len(source), work.progress) as advance:
             for index in range(len(source)):
@@ -302,6 +304,7 @@ def padded_keys(
     padded = F.pad(encoder.normalise(pixels), (0, right, 0, below))
     grid = padded.shape[2] // patch, padded.shape[3] // patch
     keys = encoder.last_keys(padded)[0].float()
+    check_finite(encoder, keys, "keys of the last block")
     if len(keys) != grid[0] * grid[1]:
         raise ModelError(
             f"{encoder.name} gives {len(keys)} keys on a grid of {grid[0]}x{grid[1]}; object discovery needs one "

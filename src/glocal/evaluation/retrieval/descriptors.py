@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from glocal.config import Config
-from glocal.data.source import ImageSource, short_hash
+from glocal.data.changed import ChangedSource
+from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
@@ -61,30 +62,21 @@ class Whitening(NamedTuple):
     projection: Float[Tensor, "dim kept"]
 
 
-class LongerSide(ImageSource):
+class LongerSide(ChangedSource):
     """Images of a source made smaller or larger so that the longer side has `size` pixels, aspect kept."""
 
-    def __init__(self, source: ImageSource, size: int) -> None:
-        self.name, self.labels, self.class_names = source.name, source.labels, source.class_names
-        self._source, self._size = source, size
+    change = "longer side"
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        """The original image's key."""
-        return self._source.key(index)
+    def __init__(self, inner: ImageSource, size: int) -> None:
+        super().__init__(inner, size)
+        self._size = size
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Read and resize (antialiased bicubic)."""
-        image = self._source.read(index)
+        image = self.inner.read(index)
         scale = self._size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
         return image.resize((width, height), Image.Resampling.BICUBIC)
-
-    def fingerprint(self) -> str:
-        """The source's, with the size."""
-        return short_hash(self._source.fingerprint().encode(), str(self._size).encode())
 
 
 def describe(encoder: Encoder, source: ImageSource, config: DescriptorConfig, work: Work) -> Embeddings:

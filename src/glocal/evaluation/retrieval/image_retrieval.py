@@ -27,7 +27,7 @@ from glocal.evaluation.retrieval.ranking import (
 )
 from glocal.evaluation.retrieval.reranking import RerankingConfig, rerank
 from glocal.evaluation.retrieval.retrieval_data import (
-    CroppedSource,
+    BoxCrops,
     Judgement,
     RetrievalData,
     open_class_folders,
@@ -77,7 +77,7 @@ class ImageRetrieval(ProtocolConfig):
         opened, distractors = self._open(data)
         queries = opened.queries
         if self.crop_queries and opened.query_boxes is not None:
-            queries = CroppedSource(queries, opened.query_boxes)
+            queries = BoxCrops(queries, opened.query_boxes)
         base = describe(encoder, opened.database, self.descriptor, work)
         found = _query_descriptors(encoder, queries, opened, base, self.descriptor, work)
         parts, roles, more = [base.first], {"queries": opened.queries, "database": opened.database}, []

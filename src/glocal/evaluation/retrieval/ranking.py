@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError
+from glocal.models.precision import exact_products
 
 # Cosines in float32 are exact to about 1e-7 and depend that much on the shape of the product; closer is a tie.
 TIE = 1e-6
@@ -48,7 +49,8 @@ def top_candidates(
         raise ConfigError(f"The number of candidates is {count}; ask for 1 or more.")
     check_descriptors(queries, database)
     count = min(count, database.shape[0])
-    best = [torch.topk(block @ database.T, count, dim=1) for block in _query_blocks(queries, database)]
+    with exact_products():
+        best = [torch.topk(block @ database.T, count, dim=1) for block in _query_blocks(queries, database)]
     return Candidates(torch.cat([b.values for b in best]), torch.cat([b.indices for b in best]))
 
 
@@ -83,7 +85,8 @@ def ranks_of_positives(
         )
     found: list[NDArray[np.int64]] = []
     for block in _query_blocks(queries, database):
-        scores = block @ database.T
+        with exact_products():
+            scores = block @ database.T
         for row in scores:
             query = len(found)
             junk = ignored[query] if ignored is not None else np.empty(0, np.int64)

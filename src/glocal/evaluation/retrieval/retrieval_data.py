@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from glocal.data.changed import ChangedSource
 from glocal.data.open import open_source
-from glocal.data.source import ImageSource, short_hash
+from glocal.data.source import ImageSource
 from glocal.errors import DataError, name_some
 from glocal.evaluation.base import open_split
 from glocal.evaluation.retrieval.ground_truth import find_ids, read_ground_truth
@@ -43,31 +44,21 @@ class RetrievalData:
     notes: list[str] = field(default_factory=list)
 
 
-class CroppedSource(ImageSource):
+class BoxCrops(ChangedSource):
     """Images of a source cut to a box each, (left, top, right, bottom) in pixels of the full image."""
 
-    def __init__(self, source: ImageSource, boxes: Sequence[Box]) -> None:
-        if len(boxes) != len(source):
-            raise DataError(
-                f"{source.name} has {len(source)} images and {len(boxes)} boxes; give one an image."
-            )
-        self.name, self.labels, self.class_names = (
-            f"{source.name} cut to boxes",
-            source.labels,
-            source.class_names,
-        )
-        self._source, self._boxes = source, np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    change = "cut to boxes"
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def key(self, index: int) -> str:
-        """The full image's key."""
-        return self._source.key(index)
+    def __init__(self, inner: ImageSource, boxes: Sequence[Box]) -> None:
+        if len(boxes) != len(inner):
+            raise DataError(f"{inner.name} has {len(inner)} images and {len(boxes)} boxes; give one an image.")
+        super().__init__(inner, [tuple(map(float, box)) for box in boxes])
+        self.name = f"{inner.name} cut to boxes"
+        self._boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Read the full image, since boxes are in its pixels, and cut it; `at_least` is of no use here."""
-        image = self._source.read(index)
+        image = self.inner.read(index)
         left, top, right, bottom = (round(edge) for edge in self._boxes[index])
         left, top = max(left, 0), max(top, 0)
         right, bottom = min(right, image.width), min(bottom, image.height)
@@ -76,10 +67,6 @@ class CroppedSource(ImageSource):
                 f"Box {self._boxes[index].tolist()} lies outside {self.key(index)} ({image.size})."
             )
         return image.crop((left, top, right, bottom))
-
-    def fingerprint(self) -> str:
-        """The full source's, with the boxes."""
-        return short_hash(self._source.fingerprint().encode(), self._boxes.tobytes())
 
 
 def open_revisited(root: Path) -> RetrievalData:

@@ -31,9 +31,10 @@ from glocal.evaluation.segmentation.dense_features import (
     upsample,
 )
 from glocal.evaluation.segmentation.knn_segmentation import nearest_entries
-from glocal.evaluation.segmentation.masks import CroppedSource, SegmentationData, open_train_and_test
+from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import confusion_matrix
 from glocal.extraction.feature_stream import FeatureTransform
+from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.views.randomness import hash_seed, uniform_array
@@ -109,11 +110,12 @@ class Hummingbird(DenseConfig):
             "resolution": f"{transform.size} squash, scored at the masks' size",
             "features": "patches, unit length",
             "norm": True,
-            "entries": len(memory.features),
             "classes": list(test.class_names),
         }
         sources = {"train": train.source, "test": test.source}
-        return self.result(encoder, sources, numbers, rows=rows, notes=[*counted.notes(), *notes], **resolved)
+        picked = {"entries": len(memory.features)}
+        notes = [*counted.notes(), *notes]
+        return self.result(encoder, sources, numbers, rows=rows, notes=notes, picked=picked, **resolved)
 
     def fill(
         self,
@@ -160,5 +162,5 @@ def _quotas(entries: int, shares: int) -> NDArray[np.int64]:
 
 def _cropped(train: SegmentationData, seed: int, number: int) -> SegmentationData:
     return replace(
-        train, source=CroppedSource(train.checked().source, hash_seed(seed, 2), number, area=(0.25, 1.0))
+        train, source=RandomCrops(train.checked().source, hash_seed(seed, 2), number, area=(0.25, 1.0))
     )

@@ -30,6 +30,7 @@ from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.precision import exact_products
 
 Distance = Literal["cosine", "L2"]
 
@@ -58,7 +59,8 @@ def nearest_entries(
     where: Tensor | None = None
     for start in range(0, len(memory), CHUNK):
         chunk = memory[start : start + CHUNK]
-        similarity = queries @ chunk.T
+        with exact_products():
+            similarity = queries @ chunk.T
         if distance == "L2":
             similarity = similarity.mul_(2).sub_(chunk.square().sum(1))
         values, places = similarity.topk(min(neighbours, len(chunk)), dim=1)
@@ -140,12 +142,12 @@ class KnnSegmentation(DenseConfig):
             "resolution": f"{transform.size} squash",
             "features": "patches, standardised over train",
             "norm": True,
-            "chosen": {"neighbours": k, "distance": distance},
-            "validation": tried,
             "classes": list(test.class_names),
         }
         sources = {"train": train.source, "test": test.source}
-        return self.result(encoder, sources, numbers, rows=rows, notes=[*counted.notes(), *notes], **resolved)
+        picked = {"neighbours": k, "distance": distance, "tried": tried}
+        notes = [*counted.notes(), *notes]
+        return self.result(encoder, sources, numbers, rows=rows, notes=notes, picked=picked, **resolved)
 
     def _memory(
         self,

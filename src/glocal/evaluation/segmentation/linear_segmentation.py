@@ -33,11 +33,12 @@ from glocal.evaluation.segmentation.dense_features import (
     score_confusion,
     upsample,
 )
-from glocal.evaluation.segmentation.masks import CroppedSource, SegmentationData, open_train_and_test
+from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix
 from glocal.evaluation.segmentation.sliding import sliding_logits
 from glocal.extraction.feature_stream import FeatureTransform, device_of
 from glocal.extraction.progress import progress_bar
+from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.views.randomness import hash_seed
@@ -107,7 +108,7 @@ class _Linear(DenseConfig):
             if kept is not None:
                 pairs = kept.images(order)
             else:
-                source = CroppedSource(train.checked().source, hash_seed(self.seed, 3), epoch, area, aspect)
+                source = RandomCrops(train.checked().source, hash_seed(self.seed, 3), epoch, area, aspect)
                 seen = replace(train, source=source)
                 stream = iterate_dense(encoder, seen, transform, self.layer, quiet, counted, order)
                 pairs = (_pair(image, mask_side) for image in stream)

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
+from glocal.data.changed import ChangedSource
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, UnreadableImageError
 from glocal.evaluation.base import DataLike, open_split
 from glocal.evaluation.segmentation.metrics import IGNORED
-from glocal.evaluation.segmentation.paired_folders import open_paired_folders
-from glocal.views.randomness import hash_seed, uniform_array
+from glocal.evaluation.segmentation.paired_folders import class_names_beside, open_paired_folders
 
 TRAIN = ("train",)
 TEST = ("test", "val")
@@ -62,7 +62,7 @@ LAYOUTS: dict[str, MaskLayout] = {
         objects=range(11, 19),
     ),
 }
-"""Known mask layouts. `camvid` is recognised by the word in a source's name, the others by their folders."""
+"""Known mask layouts. `camvid` is recognised by the word in a source's name, the others by folders and file names."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,16 @@ def open_segmentation(
     if not isinstance(data, Mapping):
         found = open_paired_folders(Path(data), names)
         if found is not None:
-            source, layout = found[0], LAYOUTS[found[1]]
+            source, layout = found[0], None if found[1] is None else LAYOUTS[found[1]]
+            source.class_names = source.class_names if found[1] else class_names_beside(found[0].root)
+            source.split = next((name for name in names if name in found[0].name.split("/")), None)
     if source is None:
         source = open_split(data, *names)
         layout = LAYOUTS["camvid"] if "camvid" in source.name.lower() else None
     if not source.has_masks:
         raise DataError(
-            f"{source.name} has no masks. Dense protocols need a parquet with a `mask` column, or folders in the VOC, "
-            "ADE20K or Cityscapes layout."
+            f"{source.name} has no masks. Dense protocols need a parquet with a `mask` column, folders images/ and "
+            "masks/, or folders in the VOC, ADE20K or Cityscapes layout."
         )
     if layout is None or num_classes is not None:
         layout = _plain_layout(source, num_classes, layout)
@@ -167,7 +169,7 @@ def _plain_layout(source: ImageSource, num_classes: int | None, known: MaskLayou
     if num_classes is None:
         highest = (int(values.max()) for mask in _masks(source) if (values := mask[mask != IGNORED]).size)
         num_classes = 1 + max(highest, default=0)
-    given = source.class_names if source.class_names and len(source.class_names) == num_classes else None
+    given = source.class_names[:num_classes] if len(source.class_names or ()) >= num_classes else None
     names = known.class_names if known and len(known.class_names) == num_classes else given
     return MaskLayout(
         tuple(names or (str(i) for i in range(num_classes))),
@@ -193,33 +195,10 @@ def _build(source: ImageSource, layout: MaskLayout, ignore: set[int]) -> Segment
     return SegmentationData(source, tuple(layout.class_names[place] for place in kept), lookup, objects)
 
 
-class _WrappedSource(ImageSource):
-    """Another source seen through a change of its images."""
-
-    def __init__(self, inner: ImageSource) -> None:
-        self.inner = inner
-        self.name, self.labels, self.class_names = inner.name, inner.labels, inner.class_names
-        self.has_masks = inner.has_masks
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def key(self, index: int) -> str:
-        return self.inner.key(index)
-
-    def read(self, index: int, at_least: int | None = None) -> Image.Image:
-        return self.inner.read(index, at_least)
-
-    def read_mask(self, index: int) -> NDArray[Any]:
-        return self.inner.read_mask(index)
-
-
-class CheckedSource(_WrappedSource):
+class CheckedSource(ChangedSource):
     """A source that refuses an image whose mask is unreadable or of another size. Images are decoded at full size."""
 
-    def fingerprint(self) -> str:
-        """Its own: other images are unreadable here, and features of the two must never be mixed."""
-        return f"{self.inner.fingerprint()}-checked"
+    change = "checked"
 
     def read(self, index: int, at_least: int | None = None) -> Image.Image:
         """Read an image; a mask that doesn't fit makes it unreadable, which callers count and name."""
@@ -231,55 +210,3 @@ class CheckedSource(_WrappedSource):
                 "Export masks at the size of their images."
             )
         return image
-
-
-class CroppedSource(_WrappedSource):
-    """Random crops, perhaps mirrored, of images and masks alike; the draw depends on seed, round and index only.
-
-    Args:
-        inner: the images. They are read at full size.
-        seed: same seed, same crops.
-        round_: number of the epoch or pass; another one gives other crops.
-        area: range of the share of the image's area, aspect ratio `aspect` (log-uniform), as in random resized crops.
-        aspect: range of width / height relative to the image's own.
-    """
-
-    def __init__(
-        self,
-        inner: ImageSource,
-        seed: int,
-        round_: int,
-        area: tuple[float, float],
-        aspect: tuple[float, float] = (3 / 4, 4 / 3),
-    ) -> None:
-        super().__init__(inner)
-        self.seed, self.round, self.area, self.aspect = seed, round_, area, aspect
-
-    def fingerprint(self) -> str:
-        """The source's, with what decides the crops."""
-        deciding = (self.inner.fingerprint(), "crops", self.seed, self.round, *self.area, *self.aspect)
-        return "-".join(map(str, deciding))
-
-    def box(self, index: int, width: int, height: int) -> tuple[int, int, int, int, bool]:
-        """Left, top, width, height in pixels and whether to mirror. Sides are clipped to the image."""
-        seed = np.array(hash_seed(self.seed, self.round, index)).astype(np.uint64)
-        share, ratio, x, y, coin = uniform_array(seed, 5).tolist()
-        share = self.area[0] + share * (self.area[1] - self.area[0])
-        ratio = float(np.exp(np.log(self.aspect[0]) + ratio * np.log(self.aspect[1] / self.aspect[0])))
-        w = int(np.clip(round(width * np.sqrt(share * ratio)), 1, width))
-        h = int(np.clip(round(height * np.sqrt(share / ratio)), 1, height))
-        return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, bool(coin < 0.5)
-
-    def read(self, index: int, at_least: int | None = None) -> Image.Image:
-        """Read an image and cut its crop."""
-        image = self.inner.read(index)
-        left, top, w, h, mirrored = self.box(index, image.width, image.height)
-        image = image.crop((left, top, left + w, top + h))
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
-
-    def read_mask(self, index: int) -> Integer[np.ndarray, "h w"]:
-        """Read a mask and cut the same crop."""
-        mask = self.inner.read_mask(index)
-        left, top, w, h, mirrored = self.box(index, mask.shape[1], mask.shape[0])
-        mask = mask[top : top + h, left : left + w]
-        return np.ascontiguousarray(mask[:, ::-1] if mirrored else mask)

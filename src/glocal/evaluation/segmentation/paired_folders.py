@@ -1,17 +1,23 @@
-"""Folder layouts of public segmentation sets, where every image file has a mask file: VOC, ADE20K, Cityscapes."""
+"""Folders where every image file has a mask file: VOC, ADE20K, Cityscapes and one's own in the same form.
+
+A layout says where files are. What their values mean is another matter: only the published sets themselves, told by the
+names of their files, have the published classes; a folder of one's own in VOC's form has the classes of its data.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Float, Integer
 from PIL import Image
 
-from glocal.data.decoding import decode_image, decode_mask
-from glocal.data.source import ImageSource, short_hash
+from glocal.data.decoding import IMAGE_SUFFIXES, decode_image, decode_mask
+from glocal.data.folder import file_prints
+from glocal.data.source import ImageSource
 from glocal.errors import DataError
 
 
@@ -83,15 +89,23 @@ class PairedFolders(ImageSource):
         return boxes
 
     def fingerprint(self) -> str:
-        """Hash of the paths and of the image files' sizes."""
-        names = "\n".join([*self.images, *self.masks, *self.boxes])
-        files = (self.root / str(path) for path in self.images)
-        sizes = [file.stat().st_size if file.exists() else -1 for file in files]
-        return short_hash(names.encode(), np.array(sizes, np.int64).tobytes())
+        """Names, sizes and some of the content of images, masks and box files."""
+        return self._prints()[0]
+
+    def state(self) -> str:
+        """The fingerprint, and when each of these files was last written."""
+        return self._prints()[1]
+
+    def _prints(self) -> tuple[str, str]:
+        paths = [str(path) for path in (*self.images, *self.masks, *self.boxes)]
+        return file_prints([str(self.root / path) for path in paths], "\n".join(paths).encode())
 
 
-def open_paired_folders(path: Path, splits: Sequence[str]) -> tuple[PairedFolders, str] | None:
-    """Open a VOC, ADE20K or Cityscapes tree and say which it is; None when `path` holds none of them.
+def open_paired_folders(path: Path, splits: Sequence[str]) -> tuple[PairedFolders, str | None] | None:
+    """Open a tree of images and masks, and say which published set it is, if any; None when `path` holds no such tree.
+
+    Understood are the trees of VOC, ADE20K and Cityscapes, and folders `images/` and `masks/` with files of the same
+    names, each split into `train/`, `val/`, `test/` above or below these, or not at all (then all are one split).
 
     Args:
         path: the tree's own folder or the one above (`VOCdevkit`, ...).
@@ -110,11 +124,48 @@ def open_paired_folders(path: Path, splits: Sequence[str]) -> tuple[PairedFolder
                 for split in splits:
                     found = opener(candidate, split)
                     if found is not None:
-                        return _not_empty(found), layout
+                        return _not_empty(found), layout if _is_published(found, layout) else None
                 raise DataError(
                     f"{candidate} has the {layout} layout but none of the splits {', '.join(splits)}."
                 )
+    plain = _open_plain(path, splits)
+    return None if plain is None else (_not_empty(plain), None)
+
+
+def class_names_beside(folder: Path) -> list[str] | None:
+    """Names of mask values from 0, a line each, in `classes.txt`, `class_names.txt` or CVAT's `labelmap.txt`."""
+    for name in ("classes.txt", "class_names.txt", "labelmap.txt"):
+        if (folder / name).is_file():
+            lines = (folder / name).read_text(encoding="utf-8", errors="replace").splitlines()
+            return [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
     return None
+
+
+def _is_published(source: PairedFolders, layout: str) -> bool:
+    """Whether folder or files have the names of the published set; one's own folder in its form rarely has."""
+    folder, file = _PUBLISHED[layout]
+    return bool(re.fullmatch(folder, source.root.resolve().name)) or all(
+        re.fullmatch(file, PurePath(str(path)).stem) for path in source.images
+    )
+
+
+def _open_plain(root: Path, splits: Sequence[str]) -> PairedFolders | None:
+    """Pairs of equal names below `images/` and `masks/`; an image without a mask is left out, which the name says."""
+    for split in (*splits, ""):
+        for images, masks in ((f"images/{split}", f"masks/{split}"), (f"{split}/images", f"{split}/masks")):
+            if (root / images).is_dir() and (root / masks).is_dir() and (split or not _has_splits(root)):
+                files = {file.stem: file for file in sorted((root / masks).iterdir()) if file.is_file()}
+                seen = [f for f in sorted((root / images).iterdir()) if f.suffix[1:].lower() in IMAGE_SUFFIXES]
+                pairs = [(file, files[file.stem]) for file in seen if file.stem in files]
+                lost = len(seen) - len(pairs)
+                name = f"{root.resolve().name}{f'/{split}' if split else ''}" + (f" ({lost} without a mask)" if lost else "")
+                opened = [[str(file.relative_to(root)) for file in column] for column in zip(*pairs, strict=True)]
+                return PairedFolders(name, root, *(opened or [[], []]))
+    return None
+
+
+def _has_splits(root: Path) -> bool:
+    return any((root / "images" / split).is_dir() for split in ("train", "val", "test"))
 
 
 def open_voc_boxes(path: Path, split: str = "trainval") -> PairedFolders | None:
@@ -171,6 +222,13 @@ def _open_cityscapes(root: Path, split: str) -> PairedFolders | None:
     )
     return PairedFolders(f"{root.name}/{split}", root, images, masks)
 
+
+_PUBLISHED = {
+    "voc": (r"VOC20\d\d", r"\d{4}_\d{6}|\d{6}"),
+    "ade20k": (r"ADEChallengeData2016", r"ADE_(train|val|test)_\d+"),
+    "cityscapes": (r".*", r".*"),  # nobody else names folders leftImg8bit/ and gtFine/
+}
+"""What the folder and the files of each published set are called."""
 
 _OPENERS = {
     "voc": ("SegmentationClass", _open_voc),

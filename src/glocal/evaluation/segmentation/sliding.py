@@ -15,7 +15,7 @@ from glocal.errors import ConfigError, UnreadableImageError
 from glocal.evaluation.segmentation.dense_features import Counted, upsample
 from glocal.evaluation.segmentation.masks import SegmentationData
 from glocal.evaluation.segmentation.metrics import IGNORED
-from glocal.extraction.feature_stream import check_patches, device_of
+from glocal.extraction.feature_stream import check_finite, check_patches, device_of
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -86,6 +86,7 @@ def _image_logits(
             part = pixels[:, :, where[0], where[1]]
             found = encoder.features(part) if layer == -1 else encoder.intermediate(part, (layer,))[0]
             check_patches(encoder, found.patches, found.grid)
+            check_finite(encoder, found.patches, f"patches of layer {layer}")
             logits = upsample(head(found.patches[0].float(), found.grid), found.grid, (window, window))
             if total is None:
                 total = logits.new_zeros(len(logits), *pixels.shape[2:])
