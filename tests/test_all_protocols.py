@@ -76,7 +76,9 @@ def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path) -> None:
         evaluate("knn-seg", encoder, data, overrides=settings, out=tmp_path, work=QUIET)
     found = read_results(tmp_path / "results.json")
     assert [r.settings["size"] for r in found] == [32, 64]
-    quick = {name: protocol_class(name).quick(encoder) for name in ("linear-seg", "overclustering", "hummingbird")}
+    quick = {
+        name: protocol_class(name).quick(encoder) for name in ("linear-seg", "overclustering", "hummingbird")
+    }
     assert {config.size for config in quick.values()} == {14 * 8}
     assert quick["linear-seg"].steps == 1000 and quick["overclustering"].seeds == 1
 

@@ -76,6 +76,17 @@ def compare(runs: Annotated[list[str], typer.Argument(help="Folders that hold re
 
 
 @app.command()
+def cache(action: Annotated[str, typer.Argument(help="clear")], folder: str) -> None:
+    """Remove the features that evaluations kept in a folder; results stay.
+
+    glocal cache clear FOLDER
+    """
+    from glocal.cli.cache import run
+
+    run(action, folder)
+
+
+@app.command()
 def embed(settings: Settings = None) -> None:
     """Write the embeddings of images to a file.
 

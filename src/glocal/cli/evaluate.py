@@ -101,11 +101,12 @@ def _load(own: dict[str, str]):  # type: ignore[no-untyped-def]
     from glocal.models.loading import load
     from glocal.models.precision import Precision
 
+    named: dict[str, Precision] = {name: name for name in get_args(Precision)}
     precision = own.get("precision", "float32")
-    if precision not in get_args(Precision):
-        raise ConfigError(f"precision={precision}: allowed are {', '.join(get_args(Precision))}.")
+    if precision not in named:
+        raise ConfigError(f"precision={precision}: allowed are {', '.join(named)}.")
     encoder = load(own["model"])
-    encoder.precision = precision
+    encoder.precision = named[precision]
     device = own.get("device", "cuda" if torch.cuda.is_available() else "cpu")
     encoder.backbone.to(device)
     return encoder

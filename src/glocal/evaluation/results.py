@@ -122,7 +122,11 @@ def write_result(path: Path, result: Result, given: str = "") -> None:
         _write(
             path,
             [*(r for r in results if _identity(r) != _identity(result)), result],
-            [s for s in skips if (s.protocol, s.model.get("fingerprint", ""), s.data) != (name, model, given)],
+            [
+                s
+                for s in skips
+                if (s.protocol, s.model.get("fingerprint", ""), s.data) != (name, model, given)
+            ],
         )
 
 
@@ -187,7 +191,10 @@ def format_number(value: Any) -> str:
 def _identity(result: Result) -> tuple[Any, ...]:
     """What must be equal for one result to stand for another: quick settings must not wipe out hours of full ones."""
     settings = json.dumps(_plain(result.settings), sort_keys=True)
-    model, made = result.model.get("fingerprint", ""), (result.made.get("precision"), result.made.get("device"))
+    model, made = (
+        result.model.get("fingerprint", ""),
+        (result.made.get("precision"), result.made.get("device")),
+    )
     return result.protocol, result.version, settings, model, made, tuple(sorted(result.data.items()))
 
 

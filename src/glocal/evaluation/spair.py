@@ -57,7 +57,8 @@ class KeypointTransfer(ProtocolConfig):
     Per category: right points over all points. `pck` weighs categories by their pairs, `pck_mean` does not, and
     `pck_per_image` is the mean over pairs of each pair's share, which some papers give instead.
 
-    Images are put centred on a black square. Departure from the reference's default of 20 pairs a category: all.
+    Images are put centred on a black square. Points are moved as in published code, x * scale,
+    without the half pixel between centres and corners. Departure from the reference's default of 20 pairs a category: all.
     """
 
     protocol: ClassVar[str] = "spair"

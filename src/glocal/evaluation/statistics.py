@@ -93,7 +93,11 @@ class Statistics(ProtocolConfig):
         squash = transform.model_copy(update={"resize": "squash"})
         views = [
             extract_embeddings(
-                encoder, RandomCrops(source, self.seed, view, self.crop_area, relative=False), squash, ["cls"], work
+                encoder,
+                RandomCrops(source, self.seed, view, self.crop_area, relative=False),
+                squash,
+                ["cls"],
+                work,
             )
             for view in (0, 1)
         ]

@@ -87,5 +87,5 @@ def _checksum(tensors: Mapping[str, Tensor], bad: BadImages) -> str:
     digest = hashlib.blake2b(json.dumps(bad).encode(), digest_size=12)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -21,7 +21,13 @@ from glocal.data.source import ImageSource
 from glocal.distributed import all_gather_rows, rank, world_size
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
-from glocal.extraction.feature_stream import FeatureTransform, Skipped, computed_by, device_of, iterate_features
+from glocal.extraction.feature_stream import (
+    FeatureTransform,
+    Skipped,
+    computed_by,
+    device_of,
+    iterate_features,
+)
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -86,14 +92,7 @@ def extract_embeddings(
     work = work or Work()
     transform = (transform or FeatureTransform()).resolve(encoder)
     asked = {name: _parse(name) for name in what}
-    deciding = [
-        FORMAT,
-        SHARD,
-        *computed_by(encoder),
-        source.state(),
-        len(source),
-        transform.model_dump(),
-    ]
+    deciding = [FORMAT, SHARD, *computed_by(encoder), source.state(), len(source), transform.model_dump()]
     folder = None if work.cache is None else work.cache / key_of(deciding)
     share = work.share and world_size() > 1
     starts = (

@@ -75,8 +75,8 @@ class RandomCrops(ChangedSource):
         uniform = uniform_array(seed, 5)
         tall, wide = crop_sides(uniform, self._area, self._aspect)
         stretch = 1.0 if self._relative else (height / width) ** 0.5
-        w = int(np.clip(round(width * wide * stretch), 1, width))
-        h = int(np.clip(round(height * tall / stretch), 1, height))
+        w = int(np.clip(round(width * float(wide) * stretch), 1, width))
+        h = int(np.clip(round(height * float(tall) / stretch), 1, height))
         x, y, coin = uniform[2:].tolist()
         return Crop(int(x * (width - w + 1)), int(y * (height - h + 1)), w, h, self._mirror and coin < 0.5)
 

@@ -144,9 +144,7 @@ class FineTune(ProtocolConfig):
         device = device_of(encoder)
         targets = torch.from_numpy(labels.train)
         for epoch in range(self.epochs):
-            crops = RandomCrops(
-                source, self.seed, epoch, self.crop_area, relative=False, mirror=self.mirror
-            )
+            crops = RandomCrops(source, self.seed, epoch, self.crop_area, relative=False, mirror=self.mirror)
             order = np.random.default_rng([self.seed, epoch]).permutation(places)
             for batch in iterate_pixels(
                 crops, transform, encoder.patch_size, workers=work.workers, indices=order, skipped=skipped,

@@ -72,6 +72,8 @@ class LowShot(ProtocolConfig):
     """Share of the training images on which C is picked, at most 5000 images."""
     iterations: Positive = 1000
     """Most steps of L-BFGS."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-4
+    """A fit has converged when no component of its mean loss's gradient is larger; scikit-learn's own default."""
     features: str = "cls"
     transform: FeatureTransform = FeatureTransform()
 
@@ -150,7 +152,7 @@ class LowShot(ProtocolConfig):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        model = LogisticRegression(warm_start=True, max_iter=self.iterations)
+        model = LogisticRegression(warm_start=True, max_iter=self.iterations, tol=self.tolerance)
         best: tuple[float, float, bool, Any] | None = None
         for strength in sorted(self.strengths):
             model.set_params(C=strength)

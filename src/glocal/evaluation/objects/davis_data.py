@@ -168,7 +168,11 @@ def _tar_of(path: Path) -> Path | None:
 def _tar_index(path: Path) -> dict[str, Place]:
     try:
         with tarfile.open(path, "r:") as tar:
-            return {m.name.removeprefix("./"): Place(m.offset_data, m.size, int(m.mtime)) for m in tar if m.isfile()}
+            return {
+                m.name.removeprefix("./"): Place(m.offset_data, m.size, int(m.mtime))
+                for m in tar
+                if m.isfile()
+            }
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path} is no uncompressed tar ({error}). Unpack it and give the folder.") from error
 

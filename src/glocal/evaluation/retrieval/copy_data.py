@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, name_some
-from glocal.evaluation.retrieval.ground_truth import GroundTruth, find_ids, read_ground_truth
+from glocal.evaluation.retrieval.ground_truth import ORIGINALS, GroundTruth, find_ids, read_ground_truth
 
-_ORIGINALS = ("original", "originals")
 _ATTACK_COLUMNS = ("transform", "attack")
 _QUERY_COLUMN = "query_id"
 
@@ -42,7 +41,7 @@ def open_copydays(root: Path) -> CopyData:
     Raises:
         DataError: without a folder of originals, with two originals of one number, or with no attacked image of any.
     """
-    folder = next((root / name for name in _ORIGINALS if (root / name).is_dir()), None)
+    folder = next((root / name for name in ORIGINALS if (root / name).is_dir()), None)
     if folder is None:
         raise DataError(
             f"{root} has no folder original/ with the untouched images; that's the Copydays layout."
@@ -128,7 +127,7 @@ def open_copy_folder(root: Path, references: str | None = None, ground_truth: st
     """
     if not root.is_dir():
         raise DataError(f"{root} is no folder. Copydays, or queries with ground_truth.csv, is needed.")
-    if references is None and any((root / name).is_dir() for name in _ORIGINALS):
+    if references is None and any((root / name).is_dir() for name in ORIGINALS):
         return open_copydays(root)
     tables = [Path(ground_truth)] if ground_truth is not None else sorted(root.glob("*ground_truth*.csv"))
     if len(tables) != 1:

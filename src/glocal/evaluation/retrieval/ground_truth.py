@@ -10,6 +10,8 @@ from pathlib import Path, PurePosixPath
 from glocal.data.source import ImageSource
 from glocal.errors import DataError
 
+ORIGINALS = ("original", "originals")
+"""Folders of untouched images in Copydays' layout."""
 _QUERY_NAMES = ("query_id", "query")
 _REFERENCE_NAMES = ("reference_id", "reference", "positive", "positive_id")
 _ATTACK_NAMES = ("transform", "attack")
@@ -63,6 +65,17 @@ def read_ground_truth(path: Path) -> GroundTruth:
     if not truth.references:
         raise DataError(f"{path} has a header and no rows. Rows like 'Q00001,R000001' are needed.")
     return truth
+
+
+def is_copy_folder(root: Path) -> bool:
+    """Whether a folder holds copy detection: originals and their attacked copies, or queries and a table.
+
+    There a query's siblings, other copies of one original, are no wrong answers, as they would be in retrieval.
+    """
+    if not root.is_dir():
+        return False
+    paired = any(root.glob("queries*")) and any(root.glob("*ground_truth*.csv"))
+    return (paired and not (root / "database").is_dir()) or any((root / name).is_dir() for name in ORIGINALS)
 
 
 def find_ids(source: ImageSource, wanted: Iterable[str]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, name_some
 from glocal.evaluation.base import open_split
-from glocal.evaluation.retrieval.ground_truth import find_ids, read_ground_truth
+from glocal.evaluation.retrieval.ground_truth import find_ids, is_copy_folder, read_ground_truth
 from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
 
 Indices = NDArray[np.int64]
@@ -51,7 +51,9 @@ class BoxCrops(ChangedSource):
 
     def __init__(self, inner: ImageSource, boxes: Sequence[Box]) -> None:
         if len(boxes) != len(inner):
-            raise DataError(f"{inner.name} has {len(inner)} images and {len(boxes)} boxes; give one an image.")
+            raise DataError(
+                f"{inner.name} has {len(inner)} images and {len(boxes)} boxes; give one an image."
+            )
         super().__init__(inner, [tuple(map(float, box)) for box in boxes])
         self.name = f"{inner.name} cut to boxes"
         self._boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
@@ -205,6 +207,11 @@ def open_retrieval_folder(
     """
     if root.is_dir() and any(root.glob("gnd_*.pkl")):
         return open_revisited(root)
+    if ground_truth is None and is_copy_folder(root):
+        raise DataError(
+            f"{root} holds copy detection, where the other copies of a query's original are no wrong answers. Run "
+            "`glocal evaluate copy_detection`; for retrieval on it all the same, name ground_truth=CSV."
+        )
     tables = (
         [Path(ground_truth)]
         if ground_truth is not None

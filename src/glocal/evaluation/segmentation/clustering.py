@@ -6,7 +6,7 @@ cluster takes the class it is purest in (many more clusters than classes) or clu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ class OverClustering(DenseConfig):
         points = principal_components(features, self.components).numpy()
         rows = self._score_runs(points, np.stack(masks), grid, test.num_classes, work)
         numbers = _mean_and_deviation(rows)
-        resolved = {
+        resolved: dict[str, Any] = {
             "resolution": f"{transform.size} squash, scored at {SCORED_SIDE}x{SCORED_SIDE}",
             "features": f"patches, standardised, PCA to {min(self.components, points.shape[1])}",
             "norm": True,

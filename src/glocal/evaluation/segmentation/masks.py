@@ -169,10 +169,10 @@ def _plain_layout(source: ImageSource, num_classes: int | None, known: MaskLayou
     if num_classes is None:
         highest = (int(values.max()) for mask in _masks(source) if (values := mask[mask != IGNORED]).size)
         num_classes = 1 + max(highest, default=0)
-    given = source.class_names[:num_classes] if len(source.class_names or ()) >= num_classes else None
-    names = known.class_names if known and len(known.class_names) == num_classes else given
+    given = source.class_names or []
+    names = known.class_names if known and len(known.class_names) == num_classes else given[:num_classes]
     return MaskLayout(
-        tuple(names or (str(i) for i in range(num_classes))),
+        tuple(names if len(names) == num_classes else map(str, range(num_classes))),
         tuple(range(num_classes)),
         tuple(range(1, num_classes)),
     )

@@ -155,11 +155,17 @@ def _open_plain(root: Path, splits: Sequence[str]) -> PairedFolders | None:
         for images, masks in ((f"images/{split}", f"masks/{split}"), (f"{split}/images", f"{split}/masks")):
             if (root / images).is_dir() and (root / masks).is_dir() and (split or not _has_splits(root)):
                 files = {file.stem: file for file in sorted((root / masks).iterdir()) if file.is_file()}
-                seen = [f for f in sorted((root / images).iterdir()) if f.suffix[1:].lower() in IMAGE_SUFFIXES]
+                seen = [
+                    f for f in sorted((root / images).iterdir()) if f.suffix[1:].lower() in IMAGE_SUFFIXES
+                ]
                 pairs = [(file, files[file.stem]) for file in seen if file.stem in files]
                 lost = len(seen) - len(pairs)
-                name = f"{root.resolve().name}{f'/{split}' if split else ''}" + (f" ({lost} without a mask)" if lost else "")
-                opened = [[str(file.relative_to(root)) for file in column] for column in zip(*pairs, strict=True)]
+                name = f"{root.resolve().name}{f'/{split}' if split else ''}" + (
+                    f" ({lost} without a mask)" if lost else ""
+                )
+                opened = [
+                    [str(file.relative_to(root)) for file in column] for column in zip(*pairs, strict=True)
+                ]
                 return PairedFolders(name, root, *(opened or [[], []]))
     return None
 
