@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_photometric [--threads 1] [--batch 16] [--device cpu]
 
-Views come in as uint8, in portions as large as `augment` uses, and leave as floats in [0, 1]; drawing the parameters is
+Views come in as uint8, eight megabytes of floats at a time, and leave as floats in [0, 1]; drawing the parameters is
 part of the time. The ratio sets operations drawn per patch against the same operations drawn per view. The last lines
 compare the fused colour jitter with torchvision's definition on the two photographs that scikit-learn bundles.
 """
@@ -17,7 +17,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from glocal.views.augment import PORTION_BYTES
 from glocal.views.photometric import OperationBase, apply_pipeline, presets
 from glocal.views.photometric.blur import GaussianBlur, Sharpness
 from glocal.views.photometric.colour import ColorJitter, Grayscale
@@ -27,6 +26,8 @@ from glocal.views.randomness import uniforms
 Pipeline = Sequence[OperationBase]
 PATCH = 16
 LOCALS = 8
+PORTION_BYTES = 8_000_000
+"""Small enough for the allocator to recycle the results."""
 
 
 def milliseconds(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,13 +13,13 @@ from torch import Tensor
 
 from glocal.config import Config, from_yaml, to_yaml
 from glocal.errors import ConfigError
-from glocal.views.photometric import Operation, OperationBase, apply_pipeline, apply_pipeline_both, presets
+from glocal.views.photometric import Operation, OperationBase, apply_pipeline, presets
 from glocal.views.photometric.blur import GaussianBlur, Sharpness
 from glocal.views.photometric.colour import ColorJitter, Grayscale
 from glocal.views.photometric.composite import RandAugment, SomeOf
 from glocal.views.photometric.erasing import RandomErasing
 from glocal.views.photometric.histogram import AutoContrast, Equalise
-from glocal.views.photometric.pipeline import fold_cells, unfold_cells
+from glocal.views.photometric.pipeline import draw_steps, fold_cells, run_for_both, unfold_cells
 from glocal.views.photometric.tone import Invert, Posterise, Solarise, SolariseAdd
 from glocal.views.photometric.warping import Rotate
 from glocal.views.randomness import fold_in, uniforms
@@ -150,7 +152,7 @@ def test_fold_and_unfold() -> None:
     cells = fold_cells(pixels, 4)
     assert cells.shape == (12, 3, 4, 4)
     torch.testing.assert_close(cells[6 + 1 * 3 + 2], pixels[1, :, 4:8, 8:12], atol=0, rtol=0)
-    assert torch.equal(unfold_cells(cells, torch.empty_like(pixels)), pixels)
+    assert torch.equal(unfold_cells(cells, 8, 12), pixels)
 
 
 def test_cells_never_mix() -> None:
@@ -167,6 +169,13 @@ def test_cells_never_mix() -> None:
     assert not bool(changed.any())
 
 
+def for_both(
+    pixels: Tensor, pipeline: Sequence[OperationBase], seeds: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    steps = draw_steps(pipeline, seeds, 16, (pixels.shape[2], pixels.shape[3]))
+    return run_for_both(steps, pixels, slice(0, len(pixels)), 16)
+
+
 @pytest.mark.parametrize("where", [0, 1, 2, 3])
 @pytest.mark.parametrize("unit", ["image", "patch"])
 def test_student_only_operations(where: int, unit: str) -> None:
@@ -179,7 +188,7 @@ def test_student_only_operations(where: int, unit: str) -> None:
     ]
     steps[where] = steps[where].model_copy(update={"seen_by": "student", "unit": unit})
     pixels, seeds = views(), torch.arange(4)
-    student, teacher = apply_pipeline_both(pixels, steps, seeds, 16)
+    student, teacher = for_both(pixels, steps, seeds)
     assert teacher is not None and not torch.equal(student, teacher)
     assert torch.equal(student, apply_pipeline(pixels, steps, seeds, 16))
     never = [s.model_copy(update={"probability": 0.0}) if s.seen_by == "student" else s for s in steps]
@@ -188,8 +197,8 @@ def test_student_only_operations(where: int, unit: str) -> None:
 
 def test_teacher_is_none_when_both_see_the_same_and_clean_when_all_is_for_the_student() -> None:
     pixels, seeds = views(), torch.arange(4)
-    assert apply_pipeline_both(pixels, presets.dino_local(), seeds, 16)[1] is None
-    _, teacher = apply_pipeline_both(pixels, presets.patch_code(seen_by="student"), seeds, 16)
+    assert for_both(pixels, presets.dino_local(), seeds)[1] is None
+    _, teacher = for_both(pixels, presets.patch_code(seen_by="student"), seeds)
     assert teacher is not None and torch.equal(teacher, pixels)
 
 

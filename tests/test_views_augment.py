@@ -96,7 +96,7 @@ def test_every_view_takes_its_own_pipeline(
     per_view = list(photometric) * (3 // len(photometric))
     wanted = _expected(views, "g", 1, [per_view] * 5)
     _close(augment(views, groups, 16).groups["g"].pixels, wanted)
-    monkeypatch.setattr("glocal.views.augment.PORTION_BYTES", 2 * 4 * 3 * 32 * 32)
+    monkeypatch.setattr("glocal.views.photometric.pipeline.PIECE_BYTES", 2 * 4 * 3 * 32 * 32)
     _close(augment(views, groups, 16).groups["g"].pixels, wanted)
 
 
@@ -160,6 +160,15 @@ def test_results_do_not_depend_on_the_batch() -> None:
     whole, parts = augment(views, groups, 16), [augment(part, groups, 16) for part in views.split(3)]
     for name in groups:
         _close(whole.groups[name].pixels, torch.cat([part.groups[name].pixels for part in parts]))
+
+
+def test_large_outputs_in_huge_pages_hold_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"g": _group(photometric=(JITTER, BLUR))}
+    views = _views(groups)
+    plain = augment(views, groups, 16).groups["g"].pixels
+    monkeypatch.setattr("glocal.views.augment.HUGE_PAGES_FROM", 0)
+    huge = augment(views, groups, 16).groups["g"].pixels
+    assert torch.equal(huge, plain) and huge.is_contiguous() and huge.data_ptr() % 64 == 0
 
 
 def test_view_seeds_are_folded_group_then_view() -> None:

@@ -1,26 +1,31 @@
-"""From the workers' uint8 views to what the networks see: photometric operations and normalisation, on any device."""
+"""From the workers' uint8 views to what the networks see: photometric operations and normalisation, on any device.
+
+Three layers: `augment` goes through groups and pieces of their views; `photometric.pipeline` draws and applies the
+steps of one pipeline; `photometric.operation` and its neighbours change pixels.
+"""
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.groups import Pipeline, ViewGroup
-from glocal.views.photometric import apply_pipeline, apply_pipeline_both
+from glocal.views.photometric.operation import Pixels
+from glocal.views.photometric.pipeline import draw_steps, pieces, run_for_both
 from glocal.views.randomness import fold_in
 
-# On a CPU, views are processed in portions of about this many bytes of float pixels. Temporary tensors then stay small
-# enough to be recycled by the allocator: fresh memory costs 0.4 ms a megabyte in page faults on some virtual machines.
-PORTION_BYTES = 8_000_000
-
-# Which views of a group: all of them, one by number, or some by flat number (image * views + view).
-Selection = int | Int64[Tensor, " rows"] | None
+Rows = Int64[Tensor, " rows"] | slice
+"""Some views of a group by flat number, image * views + view."""
+HUGE_PAGES_FROM = 32 << 20
+"""Bytes; less memory than that glibc recycles."""
 
 
 def augment(
@@ -41,13 +46,11 @@ def augment(
     >>> augment(batch.views.to(device), config.views, patch_size=16).groups["global"].pixels.dtype  # doctest: +SKIP
     torch.float32
     """
-    scale = 1.0 / torch.tensor(std).view(3, 1, 1)
-    shift = -torch.tensor(mean).view(3, 1, 1) * scale
-    normalisation = scale.to(views.device, non_blocking=True), shift.to(views.device, non_blocking=True)
+    normalise = Normalisation(mean, std, views.device)
     done = {}
     for number, (name, group) in enumerate(groups.items()):
         seeds = view_seeds(views.seed, number, group.count).to(views.device, non_blocking=True)
-        done[name] = _augment_group(views.groups[name], group, seeds, patch_size, normalisation)
+        done[name] = _augment_group(views.groups[name], group, seeds.flatten(), patch_size, normalise)
     return views.with_groups(done)
 
 
@@ -56,98 +59,82 @@ def view_seeds(seed: Int64[Tensor, " batch"], group: int, views: int) -> Int64[T
     return fold_in(fold_in(seed, group)[:, None], torch.arange(views, device=seed.device))
 
 
+class Normalisation:
+    """(pixels - mean) / std by channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        scale = 1.0 / torch.tensor(std).view(3, 1, 1)
+        shift = -torch.tensor(mean).view(3, 1, 1) * scale
+        self._scale, self._shift = scale.to(device, non_blocking=True), shift.to(device, non_blocking=True)
+
+    def write(self, pixels: Pixels, out: Pixels, rows: Rows, piece: slice) -> None:
+        """Write to one piece of the chosen rows of `out`; overwrites `pixels`.
+
+        Two passes, the first within the cache: `addcmul` with its two broadcast arguments is three times slower.
+        """
+        if isinstance(rows, slice):
+            torch.add(pixels.mul_(self._scale), self._shift, out=out[rows][piece])
+        else:
+            out[rows[piece]] = pixels.mul_(self._scale).add_(self._shift)
+
+
 def _augment_group(
     batch: ViewBatch,
     group: ViewGroup,
-    seeds: Int64[Tensor, "batch views"],
+    seeds: Int64[Tensor, " views"],
     patch_size: int,
-    normalisation: tuple[Tensor, Tensor],
+    normalise: Normalisation,
 ) -> ViewBatch:
-    """Run every share of the group's views through its pipeline, in portions, and write the results in place."""
+    """Run the group's views through their pipelines, piece by piece."""
+    pixels = batch.pixels.flatten(0, 1)
     shares = _shares(batch, group)
-    student = torch.empty(batch.pixels.shape, dtype=torch.float32, device=batch.pixels.device)
-    both = group.seen_by == "both" and any(
-        op.seen_by == "student" for pipeline, _ in shares for op in pipeline
-    )
-    teacher = torch.empty_like(student) if both else None
-    for pipeline, selection in shares:
-        pixels, its_seeds = _select(batch.pixels, selection), _select(seeds, selection)
-        portion = (
-            max(1, PORTION_BYTES // (4 * pixels[0].numel())) if pixels.device.type == "cpu" else len(pixels)
-        )
-        for start in range(0, len(pixels), portion):
-            part = slice(start, start + portion)
-            if group.seen_by == "student":
-                for_student = apply_pipeline(pixels[part], pipeline, its_seeds[part], patch_size)
-                for_teacher: Tensor | None = None
-            else:
-                for_student, for_teacher = apply_pipeline_both(
-                    pixels[part], pipeline, its_seeds[part], patch_size
-                )
-                if group.seen_by == "teacher" and for_teacher is not None:
-                    for_student = for_teacher
-            _write(for_student, normalisation, student, selection, part)
-            if teacher is not None and for_teacher is not None:
-                _write(for_teacher, normalisation, teacher, selection, part)
-        if teacher is not None and not any(op.seen_by == "student" for op in pipeline):
-            _copy(student, teacher, selection)
+    student = _empty_floats(batch.pixels)
+    differs = any(operation.seen_by == "student" for pipeline, _ in shares for operation in pipeline)
+    teacher = _empty_floats(batch.pixels) if differs and group.seen_by == "both" else None
+    for pipeline, rows in shares:
+        chosen = pixels[rows]
+        steps = draw_steps(pipeline, seeds[rows], patch_size, group.height_width)
+        if group.seen_by == "teacher":
+            steps = [step for step in steps if step.seen_by == "both"]
+        for piece in pieces(chosen):
+            for_student, for_teacher = run_for_both(steps, chosen[piece], piece, patch_size)
+            if teacher is not None:
+                seen = for_student.clone() if for_teacher is None else for_teacher
+                normalise.write(seen, teacher.flatten(0, 1), rows, piece)
+            normalise.write(for_student, student.flatten(0, 1), rows, piece)
     return replace(batch, pixels=student, teacher_pixels=teacher)
 
 
-def _shares(batch: ViewBatch, group: ViewGroup) -> list[tuple[Pipeline, Selection]]:
+def _shares(batch: ViewBatch, group: ViewGroup) -> list[tuple[Pipeline, Rows]]:
     """Pair pipelines with the views they apply to.
 
     Coins live on the CPU like all geometry, so that counting them takes no wait for the device.
     """
     per_view = group.photometric * (group.count // len(group.photometric))
+    pipelines = list(dict.fromkeys(per_view))
     if group.strong is None:
-        return (
-            [(per_view[0], None)]
-            if len(set(per_view)) == 1
-            else [(p, view) for view, p in enumerate(per_view)]
-        )
+        if len(pipelines) == 1:
+            return [(pipelines[0], slice(None))]
+        return [(pipeline, slice(view, None, group.count)) for view, pipeline in enumerate(per_view)]
     strong = batch.strong.cpu()
     number = torch.arange(strong.numel()).view(strong.shape)
     shares = [(group.strong, number[strong])]
-    for pipeline in dict.fromkeys(per_view):
-        takes = torch.tensor([p == pipeline for p in per_view])
+    for pipeline in pipelines:
+        takes = torch.tensor([of_view == pipeline for of_view in per_view])
         shares.append((pipeline, number[takes & ~strong]))
     device = batch.pixels.device
     return [(pipeline, rows.to(device, non_blocking=True)) for pipeline, rows in shares if len(rows)]
 
 
-def _select(x: Shaped[Tensor, "batch views *rest"], selection: Selection) -> Shaped[Tensor, rows * rest]:
-    """The selected views along one axis; a view of `x` unless chosen by flat number."""
-    if isinstance(selection, int):
-        return x[:, selection]
-    return x.flatten(0, 1) if selection is None else x.flatten(0, 1)[selection]
+def _empty_floats(like: Tensor) -> Float[Tensor, "batch views 3 height width"]:
+    """Uninitialised float32 memory of the shape of `like`, on a CPU in huge pages where the system offers them.
 
-
-def _write(
-    pixels: Float[Tensor, "rows 3 height width"],
-    normalisation: tuple[Tensor, Tensor],
-    out: Float[Tensor, "batch views 3 height width"],
-    selection: Selection,
-    part: slice,
-) -> None:
-    """Write (pixels - mean) / std to one portion of the selected views of `out`; overwrites `pixels`.
-
-    Two passes, the first within the cache: `addcmul` with its two broadcast arguments is three times slower.
+    Fresh memory costs a page fault for every 4 kB: 0.5 ms a megabyte on some virtual machines, more than all
+    operations on the pixels that go there. Huge pages take a tenth of that.
     """
-    scale, shift = normalisation
-    if isinstance(selection, Tensor):
-        out.view(-1, *out.shape[2:])[selection[part]] = pixels.mul_(scale).add_(shift)
-    else:
-        torch.add(pixels.mul_(scale), shift, out=_select(out, selection)[part])
-
-
-def _copy(
-    source: Float[Tensor, "batch views 3 height width"],
-    out: Float[Tensor, "batch views 3 height width"],
-    selection: Selection,
-) -> None:
-    """Copy the selected views."""
-    if isinstance(selection, Tensor):
-        out.view(-1, *out.shape[2:])[selection] = _select(source, selection)
-    else:
-        _select(out, selection).copy_(_select(source, selection))
+    size = 4 * math.prod(like.shape)
+    if like.device.type != "cpu" or size < HUGE_PAGES_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(like.shape, dtype=torch.float32, device=like.device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.float32).view(like.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glocal.views.photometric.operation import OperationBase
-from glocal.views.photometric.pipeline import apply_pipeline, apply_pipeline_both
+from glocal.views.photometric.pipeline import apply_pipeline
 from glocal.views.photometric.union import Operation
 
-__all__ = ["Operation", "OperationBase", "apply_pipeline", "apply_pipeline_both"]
+__all__ = ["Operation", "OperationBase", "apply_pipeline"]

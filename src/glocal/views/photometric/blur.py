@@ -209,11 +209,6 @@ class GaussianBlur(OperationBase):
         return self
 
     @property
-    def prefers_whole_batch(self) -> bool:
-        """Only kernels of varying length: views are grouped by it."""
-        return self.kernel is None
-
-    @property
     def draws(self) -> int:
         """One: sigma."""
         return 1

@@ -218,15 +218,19 @@ class ColorJitter(OperationBase):
         columns = [between(draws[:, i], max(0.0, 1 - s), 1 + s) for i, s in enumerate(strengths)]
         return torch.stack([*columns, between(draws[:, 3], -self.hue, self.hue)], dim=1)
 
-    def colour_map(self, draws: Float[Tensor, "units 5"]) -> ColourMap | None:
-        """The fused map, or None for the exact form."""
-        return jitter_map(*self.factors(draws).unbind(1)) if self.form == "affine" else None
+    @property
+    def fuses(self) -> bool:
+        """The affine form does."""
+        return self.form == "affine"
+
+    def colour_map(self, draws: Float[Tensor, "units 5"]) -> ColourMap:
+        """The affine form."""
+        return jitter_map(*self.factors(draws).unbind(1))
 
     def transform(self, pixels: Pixels, draws: Float[Tensor, "units draws"]) -> Pixels:
         """See `apply_colour_map` and `jitter_exact`."""
-        colours = self.colour_map(draws)
-        if colours is not None:
-            return apply_colour_map(pixels, colours)
+        if self.form == "affine":
+            return apply_colour_map(pixels, self.colour_map(draws))
         order = _orders(pixels.device)[(draws[:, 4] * 24).long()]
         return jitter_exact(pixels, self.factors(draws), order)
 
@@ -235,6 +239,11 @@ class Grayscale(OperationBase):
     """Luma (ITU-R 601) in all three channels."""
 
     op: Literal["grayscale"] = "grayscale"
+
+    @property
+    def fuses(self) -> bool:
+        """Luma is a colour map."""
+        return True
 
     def colour_map(self, draws: Float[Tensor, "units draws"]) -> ColourMap:
         """The map that a neighbouring `ColorJitter` fuses with."""

@@ -37,8 +37,8 @@ class OperationBase(Config):
     """True where content changes place, so that geometric patch matching no longer holds."""
 
     @property
-    def prefers_whole_batch(self) -> bool:
-        """True where the CPU code gains from many views at once; others run in pieces that stay in the cache."""
+    def fuses(self) -> bool:
+        """True for a colour map, which becomes one with its neighbours."""
         return False
 
     @property
