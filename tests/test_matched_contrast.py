@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, make_views, small_config
+from slow_matches import GRIDS, all_matches
 
 from glocal.errors import ConfigError
-from glocal.matching.geometric import match_patches
 from glocal.objectives import MatchedContrastConfig
-from glocal.objectives.by_contrast.matched_contrast import draw_pairs
 from glocal.objectives.by_contrast.projection import ProjectionConfig
+from glocal.objectives.pair_draw import draw_pairs
 from glocal.objectives.patch_pairs import keep_pairs, match_view_groups
 from glocal.schedules import Progress
 from glocal.training.network import StepInput, build_distillation
@@ -19,7 +19,6 @@ from glocal.views.photometric.warping import Rotate
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 HEAD = ProjectionConfig(hidden=24, layers=2, out_dim=8)
-GRIDS = {"global": (4, 4), "local": (2, 2)}
 
 
 def build(groups=GROUPS, **settings):
@@ -30,24 +29,6 @@ def build(groups=GROUPS, **settings):
             noise = torch.Generator().manual_seed(parameter.numel())
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=noise))
     return model
-
-
-def all_matches(views, image, second_groups):
-    """(group, view, patch) of the first and of the second patch of every match of one image, one view pair at a time."""
-    one = slice(image, image + 1)
-    for name_t in second_groups:
-        for name_s in views.groups:
-            a, b = views.groups[name_t], views.groups[name_s]
-            for t in range(a.box.shape[1]):
-                for s in range(b.box.shape[1]):
-                    if (name_t, t) != (name_s, s):
-                        matches = match_patches(
-                            a.box[one, t], a.flip[one, t], GRIDS[name_t], b.box[one, s], b.flip[one, s], GRIDS[name_s]
-                        )  # fmt: skip
-                        for patch_t, patch_s in zip(
-                            matches.patch_a.tolist(), matches.patch_b.tolist(), strict=True
-                        ):
-                            yield (name_s, s, patch_s), (name_t, t, patch_t)
 
 
 def projected(network, views, role):

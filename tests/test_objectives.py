@@ -17,6 +17,7 @@ from glocal.objectives import (
     LocalGroupConfig,
     MatchedContrastConfig,
     MatchedPatchesConfig,
+    RelationsConfig,
     SelfPatchConfig,
 )
 from glocal.objectives.by_contrast.projection import ProjectionConfig
@@ -77,6 +78,12 @@ TERMS |= {
     "patch-contrast": MatchedContrastConfig(head=_PROJECTION, images=2),
     "patch-contrast-all": MatchedContrastConfig(head=_PROJECTION, images=None, pairs=4),
     "patch-contrast-teacher": MatchedContrastConfig(head=_PROJECTION, images=2, targets="teacher"),
+    "patch-relations": RelationsConfig(),
+    "patch-relations-gram": RelationsConfig(form="gram", patches=6),
+    "patch-relations-order": RelationsConfig(form="order"),
+    "relations-earlier-cka": RelationsConfig(targets="earlier"),
+    "relations-earlier": RelationsConfig(form="gram", targets="earlier", refresh_steps=50),
+    "relations-earlier-order": RelationsConfig(form="order", targets="earlier"),
 }
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 

@@ -11,6 +11,7 @@ from glocal.objectives.by_contrast.contrast import Contrast, ContrastConfig
 from glocal.objectives.by_contrast.instance import Instance, InstanceConfig
 from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupConfig
 from glocal.objectives.by_contrast.matched_contrast import MatchedContrast, MatchedContrastConfig
+from glocal.objectives.by_relation.relations import Relations, RelationsConfig
 from glocal.objectives.over_prototypes.image_level import ImageLevel, ImageLevelConfig
 from glocal.objectives.over_prototypes.local_global_reference import (
     LocalGlobalReference,
@@ -28,7 +29,8 @@ AnyObjective = Annotated[
     | InstanceConfig
     | LocalGroupConfig
     | ContrastConfig
-    | MatchedContrastConfig,
+    | MatchedContrastConfig
+    | RelationsConfig,
     Field(discriminator="kind"),
 ]
 
@@ -52,6 +54,8 @@ __all__ = [
     "MatchedPatchesConfig",
     "Objective",
     "ObjectiveConfig",
+    "Relations",
+    "RelationsConfig",
     "Role",
     "SelfPatch",
     "SelfPatchConfig",

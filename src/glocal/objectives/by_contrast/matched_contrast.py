@@ -15,14 +15,11 @@ from glocal.models.heads import ProjectionHead
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.step_info_nce import is_nearest, step_info_nce
+from glocal.objectives.pair_draw import draw_pairs
 from glocal.objectives.patch_pairs import gather_patches, keep_pairs, match_view_groups, refuse_moved_pixels
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
-from glocal.views.randomness import fold_in
-
-# Keeps these draws apart from all else that is drawn from an image's seed.
-_DRAW = int.from_bytes(b"pairs", "big")
 
 
 class MatchedContrastConfig(ObjectiveConfig):
@@ -149,35 +146,6 @@ class MatchedContrast(Objective):
             hits = is_nearest(logits, no_negative, positive)[..., 0]
         exists: Bool[Tensor, "chunks pairs"] = anchors.patch >= 0
         return (terms * exists).sum(), (hits & exists).float().sum()
-
-
-def draw_pairs(
-    image: Int64[Tensor, " pairs"], seed: Int64[Tensor, " batch"], most: int
-) -> tuple[Int64[Tensor, " drawn"], Int64[Tensor, " drawn"]]:
-    """Draw up to `most` pairs of every image: which, and each one's slot in (batch x most).
-
-    A function of an image's seed and its own pairs, so that neither batch nor processes change what is drawn.
-
-    >>> draw_pairs(torch.tensor([0, 0, 0, 2]), torch.tensor([7, 8, 9]), 2)[1]
-    tensor([0, 1, 4])
-    """
-    draw = fold_in(fold_in(seed, _DRAW)[image], _number_within(image))
-    order = draw.argsort()
-    order = order[image[order].argsort(stable=True)]
-    number = _number_within(image[order])
-    chosen = number < most
-    order, number = order[chosen], number[chosen]
-    return order, image[order] * most + number
-
-
-def _number_within(image: Int64[Tensor, " pairs"]) -> Int64[Tensor, " pairs"]:
-    """How many pairs of the same image come before each pair."""
-    order = image.argsort(stable=True)
-    counts = torch.bincount(image)
-    first = counts.cumsum(0) - counts
-    number = torch.empty_like(image)
-    number[order] = torch.arange(image.numel()) - first[image[order]]
-    return number
 
 
 def _in_chunks(side: _Side, images: int) -> _Side:
