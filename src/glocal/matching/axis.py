@@ -21,27 +21,31 @@ class Side(NamedTuple):
     flip: Tensor | None
     cells: int
 
+    @property
+    def step(self) -> Tensor:
+        """Length of a cell in source pixels."""
+        return self.length / self.cells
 
-class AxisPairs(NamedTuple):
-    """Pairs of cells on one axis. `overlap` is the length, in source pixels, that the two cells share."""
 
-    cell_a: Tensor
-    cell_b: Tensor
-    matched: Tensor
+class Cells(NamedTuple):
+    """For every cell of b, in the order of its grid: the cell of a that it belongs to, -1 where there is none, and the
+    length in source pixels that the two share, 0 where there is none.
+    """
+
+    cell: Tensor
     overlap: Tensor
 
 
-def center_axis(a: Side, b: Side) -> AxisPairs:
-    """Give every cell of b, in the order of its grid, the cell of a that contains its centre."""
+def center_axis(a: Side, b: Side) -> Cells:
+    """Give every cell of b the cell of a that contains its centre."""
     source_b, position = _position(a, b)
     source_a = position.floor()
     matched = (position >= 0) & (position < a.cells)
     overlap = _shared_length(a, source_a, b, source_b)
-    cell_b = torch.arange(b.cells, device=position.device).expand(position.shape)
-    return AxisPairs(_mirror(a, source_a).long(), cell_b, matched, overlap)
+    return Cells(torch.where(matched, _mirror(a, source_a), -1).long(), torch.where(matched, overlap, 0.0))
 
 
-def paper_axis(a: Side, b: Side) -> AxisPairs:
+def paper_axis(a: Side, b: Side) -> Cells:
     """Round the common stretch to whole cells on each side and pair them, sub-sampling the longer run (section 2)."""
     start = torch.maximum(a.start, b.start)
     extent = torch.minimum(a.start + a.length, b.start + b.length) - start
@@ -51,8 +55,12 @@ def paper_axis(a: Side, b: Side) -> AxisPairs:
     rank = torch.arange(min(a.cells, b.cells), device=start.device, dtype=start.dtype)
     source_a = first_a + _sample(size_a, size, rank)
     source_b = first_b + _sample(size_b, size, rank)
+    # Ranks beyond the run are written to one cell too many, which is cut off again.
+    slot = torch.where(rank < size, _mirror(b, source_b), b.cells).long()
+    shape = (*slot.shape[:-1], b.cells + 1)
+    cell = torch.full(shape, -1, device=slot.device).scatter(-1, slot, _mirror(a, source_a).long())
     overlap = _shared_length(a, source_a, b, source_b)
-    return AxisPairs(_mirror(a, source_a).long(), _mirror(b, source_b).long(), rank < size, overlap)
+    return Cells(cell[..., :-1], overlap.new_zeros(shape).scatter(-1, slot, overlap)[..., :-1])
 
 
 def _rounded_run(side: Side, start: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,24 +110,12 @@ def _mirror(side: Side, cell: Tensor) -> Tensor:
 
 def _shared_length(a: Side, source_a: Tensor, b: Side, source_b: Tensor) -> Tensor:
     """Length in source pixels that cells of the two views have in common."""
-    step_a, step_b = a.length / a.cells, b.length / b.cells
-    low = torch.maximum(a.start + source_a * step_a, b.start + source_b * step_b)
-    high = torch.minimum(a.start + (source_a + 1) * step_a, b.start + (source_b + 1) * step_b)
+    low = torch.maximum(a.start + source_a * a.step, b.start + source_b * b.step)
+    high = torch.minimum(a.start + (source_a + 1) * a.step, b.start + (source_b + 1) * b.step)
     return (high - low).clamp(min=0)
 
 
-def limit_scale(pairs: AxisPairs, a: Side, b: Side, limit: float) -> AxisPairs:
-    """Drop the pairs of an axis on which the two views' cells differ in length by more than `limit` times."""
-    step_a, step_b = a.length / a.cells, b.length / b.cells
-    close = torch.maximum(step_a, step_b) <= limit * torch.minimum(step_a, step_b)
-    return pairs._replace(matched=pairs.matched & close)
-
-
-def dense_axis(pairs: AxisPairs, cells_b: int) -> tuple[Tensor, Tensor]:
-    """Cell of a for every cell of b (-1 where none) and the length they share (0 where none)."""
-    # Unmatched entries are written to one slot too many, which is cut off again.
-    slot = torch.where(pairs.matched, pairs.cell_b, cells_b)
-    shape = (*slot.shape[:-1], cells_b + 1)
-    cell = torch.full(shape, -1, device=slot.device).scatter(-1, slot, pairs.cell_a)
-    overlap = pairs.overlap.new_zeros(shape).scatter(-1, slot, pairs.overlap)
-    return cell[..., :-1], overlap[..., :-1]
+def limit_scale(cells: Cells, a: Side, b: Side, limit: float) -> Cells:
+    """Match nothing on an axis on which the two views' cells differ in length by more than `limit` times."""
+    close = torch.maximum(a.step, b.step) <= limit * torch.minimum(a.step, b.step)
+    return Cells(torch.where(close, cells.cell, -1), torch.where(close, cells.overlap, 0.0))

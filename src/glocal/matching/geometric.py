@@ -16,20 +16,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Real
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError, nearest_name
-from glocal.matching.axis import (
-    AxisPairs,
-    Side,
-    bilinear_axis,
-    center_axis,
-    dense_axis,
-    limit_scale,
-    paper_axis,
-)
+from glocal.matching.axis import Side, bilinear_axis, center_axis, limit_scale, paper_axis
 
 Rule = Literal["center", "paper"]
 Weight = Literal["none", "overlap"]
@@ -73,7 +66,7 @@ def match_patches(
     weight: Weight = "none",
     max_scale_ratio: float | None = None,
 ) -> Matches:
-    """List the matched patches of teacher views `a` and student views `b`, image by image.
+    """List the matched patches of teacher views `a` and student views `b`, image by image: `teacher_index` made flat.
 
     Matches are ordered by image; then, under rule `center`, by student patch, and under rule `paper` in source order
     (top to bottom, left to right, whatever the flips), which is the reference's order. How many there are depends on
@@ -111,16 +104,14 @@ def match_patches(
             f"Boxes must have shape (batch, 4), got {tuple(boxes_a.shape)}. Flatten the leading axes, or use "
             "teacher_index, which takes any."
         )
-    rows, columns, smaller_area = _pair_axes(
-        (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b), rule, weight, max_scale_ratio
-    )
-    image, row, column = (rows.matched[:, :, None] & columns.matched[:, None, :]).nonzero(as_tuple=True)
-    patch_a = rows.cell_a[image, row] * grid_a[1] + columns.cell_a[image, column]
-    patch_b = rows.cell_b[image, row] * grid_b[1] + columns.cell_b[image, column]
-    if weight == "overlap":
-        area = rows.overlap[image, row] * columns.overlap[image, column]
-        return Matches(image, patch_a, patch_b, (area / smaller_area[image]).float())
-    return Matches(image, patch_a, patch_b, torch.ones(image.shape, device=image.device))
+    index = teacher_index(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, rule, weight, max_scale_ratio)
+    image, patch_b = (index.patch >= 0).nonzero(as_tuple=True)
+    if rule == "paper":
+        column = patch_b % grid_b[1]
+        in_source = torch.where(flips_b[image], grid_b[1] - 1 - column, column) - column + patch_b
+        order = (image * (grid_b[0] * grid_b[1]) + in_source).argsort()
+        image, patch_b = image[order], patch_b[order]
+    return Matches(image, index.patch[image, patch_b], patch_b, index.weight[image, patch_b])
 
 
 def teacher_index(
@@ -134,32 +125,38 @@ def teacher_index(
     weight: Weight = "none",
     max_scale_ratio: float | None = None,
 ) -> TeacherIndex:
-    """Give every student patch its teacher patch: the matches of `match_patches` in dense form, without a device sync.
+    """Give every student patch its teacher patch. The matcher; it never waits for the device.
 
     Leading axes broadcast, so all pairs of a teacher and a student view group are one call: boxes of shape
     (batch, teachers, 1, 4) and (batch, 1, students, 4) give (batch, teachers, students, patches_b). Unmatched patches
     have patch -1; clamp it at 0 before a gather. Under rule `paper` a pair may be matched with overlap weight 0, so
     `patch >= 0`, not the weight, says what is matched.
 
-    Arguments and errors as for `match_patches`.
+    Arguments and errors as for `match_patches`, its flat form.
 
     >>> box, flip = torch.tensor([0.0, 0.0, 8.0, 8.0]), torch.tensor(False)
     >>> teacher_index(box, flip, (2, 2), box + torch.tensor([4.0, 0, 0, 0]), flip, (2, 2)).patch.tolist()
     [2, 3, -1, -1]
     """
-    rows, columns, smaller_area = _pair_axes(
-        (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b), rule, weight, max_scale_ratio
-    )
-    row_a, row_overlap = dense_axis(rows, grid_b[0])
-    column_a, column_overlap = dense_axis(columns, grid_b[1])
-    row_a, column_a = row_a[..., :, None], column_a[..., None, :]
+    _check_settings(rule, weight, max_scale_ratio)
+    sides = _sides((boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b))
+    match_axis = center_axis if rule == "center" else paper_axis
+    rows, columns = (match_axis(a, b) for a, b in sides)
+    if max_scale_ratio is not None:
+        rows, columns = (
+            limit_scale(cells, *side, max_scale_ratio)
+            for cells, side in zip((rows, columns), sides, strict=True)
+        )
+    row_a, column_a = rows.cell[..., :, None], columns.cell[..., None, :]
     matched = (row_a >= 0) & (column_a >= 0)
     patch = torch.where(matched, row_a * grid_a[1] + column_a, -1)
-    if weight == "overlap":
-        # Unmatched lines carry no overlap, so their product is the required zero.
-        area = (row_overlap / smaller_area[..., None])[..., :, None] * column_overlap[..., None, :]
-        return TeacherIndex(patch.flatten(-2), area.float().flatten(-2))
-    return TeacherIndex(patch.flatten(-2), matched.float().flatten(-2))
+    if weight == "none":
+        return TeacherIndex(patch.flatten(-2), matched.float().flatten(-2))
+    # Unmatched lines carry no overlap, so their product is the required zero.
+    (row_side_a, row_side_b), (column_side_a, column_side_b) = sides
+    area_a, area_b = row_side_a.step * column_side_a.step, row_side_b.step * column_side_b.step
+    shared = (rows.overlap / torch.minimum(area_a, area_b))[..., :, None] * columns.overlap[..., None, :]
+    return TeacherIndex(patch.flatten(-2), shared.float().flatten(-2))
 
 
 def bilinear_targets(
@@ -183,11 +180,9 @@ def bilinear_targets(
     >>> bilinear_targets(box, flip, (1, 2), box, flip, (1, 1)).weight.tolist()
     [[0.5, 0.5, 0.0, 0.0]]
     """
-    (rows_a, columns_a), (rows_b, columns_b), _ = _sides(
-        (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b)
-    )
-    row, row_weight = bilinear_axis(rows_a, rows_b)
-    column, column_weight = bilinear_axis(columns_a, columns_b)
+    rows, columns = _sides((boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b))
+    row, row_weight = bilinear_axis(*rows)
+    column, column_weight = bilinear_axis(*columns)
     patch = row[..., :, None, :, None] * grid_a[1] + column[..., None, :, None, :]
     weight = row_weight.float()[..., :, None, :, None] * column_weight.float()[..., None, :, None, :]
     patch = torch.where(weight > 0, patch, 0)
@@ -197,48 +192,24 @@ def bilinear_targets(
 _View = tuple[Tensor, Tensor, Grid]
 
 
-def _pair_axes(
-    a: _View, b: _View, rule: Rule, weight: Weight, max_scale_ratio: float | None
-) -> tuple[AxisPairs, AxisPairs, Tensor]:
-    """Pair rows and columns by the rule; also return the smaller cell's area. Leading axes are those of both views."""
-    _check_choice("rule", rule, RULES)
-    _check_choice("weight", weight, WEIGHTS)
-    (rows_a, columns_a), (rows_b, columns_b), smaller_area = _sides(a, b)
-    if rule == "center":
-        rows, columns = center_axis(rows_a, rows_b), center_axis(columns_a, columns_b)
-    else:
-        rows, columns = paper_axis(rows_a, rows_b), paper_axis(columns_a, columns_b)
-    if max_scale_ratio is not None:
-        if not max_scale_ratio >= 1:
-            raise ConfigError(
-                f"max_scale_ratio is {max_scale_ratio}; it must be 1 or more, or None for no limit."
-            )
-        rows = limit_scale(rows, rows_a, rows_b, max_scale_ratio)
-        columns = limit_scale(columns, columns_a, columns_b, max_scale_ratio)
-    return rows, columns, smaller_area
-
-
-def _sides(a: _View, b: _View) -> tuple[tuple[Side, Side], tuple[Side, Side], Tensor]:
-    """Check both views, bring them to one batch shape and split them into axes; also return the smaller cell's area."""
+def _sides(a: _View, b: _View) -> tuple[tuple[Side, Side], tuple[Side, Side]]:
+    """Check both views, bring them to one batch shape and split them into axes: rows of a and b, columns of a and b."""
     for name, (boxes, flips, grid) in (("a", a), ("b", b)):
         _check_view(name, boxes, flips, grid)
     try:
-        shape = torch.broadcast_shapes(a[1].shape, b[1].shape)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:
+        shape = np.broadcast_shapes(a[1].shape, b[1].shape)  # torch's imports sympy at its first call: 0.7 s
+    except ValueError as error:
         raise DataError(
             f"Views a have batch shape {tuple(a[1].shape)}, views b {tuple(b[1].shape)}: they don't pair up. "
             "Give both the same number of boxes, or shapes that broadcast."
         ) from error
-    axes_a, axes_b = _axes(*a, shape), _axes(*b, shape)
-    area_a, area_b = (
-        rows.length * columns.length / (rows.cells * columns.cells) for rows, columns in (axes_a, axes_b)
-    )
-    return axes_a, axes_b, torch.minimum(area_a, area_b)[..., 0]
+    (rows_a, columns_a), (rows_b, columns_b) = _axes(*a, shape), _axes(*b, shape)
+    return (rows_a, rows_b), (columns_a, columns_b)
 
 
-def _axes(boxes: Tensor, flips: Tensor, grid: Grid, shape: torch.Size) -> tuple[Side, Side]:
+def _axes(boxes: Tensor, flips: Tensor, grid: Grid, shape: tuple[int, ...]) -> tuple[Side, Side]:
     box = boxes.double().expand(*shape, 4)
-    top, left, height, width = (box[..., part : part + 1] for part in range(4))
+    top, left, height, width = (box[..., i : i + 1] for i in range(4))
     return Side(top, height, None, grid[0]), Side(left, width, flips.expand(shape)[..., None], grid[1])
 
 
@@ -265,8 +236,13 @@ def _check_view(name: str, boxes: Tensor, flips: Tensor, grid: Grid) -> None:
         )
 
 
-def _check_choice(setting: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
+def _check_settings(rule: str, weight: str, max_scale_ratio: float | None) -> None:
+    for setting, value, allowed in (("rule", rule, RULES), ("weight", weight, WEIGHTS)):
+        if value not in allowed:
+            raise ConfigError(
+                f"{setting} '{value}' is unknown.{nearest_name(str(value), allowed)} Allowed: {', '.join(allowed)}."
+            )
+    if max_scale_ratio is not None and not max_scale_ratio >= 1:
         raise ConfigError(
-            f"{setting} '{value}' is unknown.{nearest_name(str(value), allowed)} Allowed: {', '.join(allowed)}."
+            f"max_scale_ratio is {max_scale_ratio}; it must be 1 or more, or None for no limit."
         )
