@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from glocal import cli
-from glocal.cli.settings import split_settings
+from glocal.cli.pretrain import PretrainSettings
+from glocal.cli.settings import split_words
 from glocal.data import open_source
 from glocal.errors import ConfigError
 from glocal.report import demo
@@ -105,7 +107,7 @@ def test_recipes_are_listed_and_resolved():
 
 def test_help_is_made_from_the_configuration():
     shown = run("pretrain", "--help").output
-    assert "optimiser.learning_rate" in shown and "views.NAME.area" in shown and "[init=MODEL]" in shown
+    assert "optimiser.learning_rate" in shown and "views.NAME.area" in shown and "init" in shown
     assert "[recipe=pw-self]" in run("show", "--help").output
     assert "ks" in run("evaluate", "knn", "--help").output
     listed = run("evaluate", "--help").output
@@ -121,7 +123,7 @@ def test_help_is_made_from_the_configuration():
         (["pretrain", "dino", "data=digits"], "Missing: out="),
         (["pretrain", "dino", "out=x"], "Missing: data="),
         (["pretrain", "dino", "data=nowhere/at/all", "out=x"], "nowhere/at/all"),
-        (["pretrain", "dino", "out=x", "resume=maybe"], "expected true or false"),
+        (["pretrain", "dino", "out=x", "resume=maybe"], "resume: got 'maybe'"),
         (["pretrain", "dino", "data=digits", "out=x", "word"], "Write key=value"),
         (["evaluate", "knnn", "model=x", "data=y"], "Did you mean 'knn'"),
         (["embed", "model=x", "data=y", "out=z.parquet", "wat=cls"], "There is no setting 'wat'"),
@@ -139,9 +141,20 @@ def test_errors_name_what_is_wrong(words, says, monkeypatch, capsys, tmp_path):
 
 
 def test_settings_split():
-    assert split_settings(["data=a=b", "x.y=1"], ["data"]) == ({"data": "a=b"}, ["x.y=1"])
+    own, rest = split_words(PretrainSettings, ["data=a=b", "x.y=1", "out=2024"])
+    assert (own.data, own.out, rest) == ("a=b", "2024", ["x.y=1"])
     with pytest.raises(ConfigError, match="no setting"):
-        split_settings(["oops"], [])
+        split_words(PretrainSettings, ["oops"])
+    with pytest.raises(ConfigError, match="data is given twice"):
+        split_words(PretrainSettings, ["data=a", "data=b", "out=c"])
+
+
+def test_skip_reasons_are_whole_in_pipes(trained, photos):
+    result = run("evaluate", "all", f"model={trained}", f"data={photos}/train/red", "workers=0")
+    assert result.exit_code == 0, result.output
+    skipped = [line for line in result.output.splitlines() if "skipped:" in line]
+    assert skipped and not any(line.endswith("...") for line in skipped)
+    assert max(map(len, skipped)) > 100
 
 
 def test_the_demo_asks_fair_questions():
@@ -172,6 +185,19 @@ def _seconds(command, subprocess) -> float:
 
 def test_a_run_shows_what_it_is_about_to_see(trained):
     assert {p.name for p in (trained / "pictures").iterdir()} == {"views.png", "matches.png", "data.png"}
+
+
+def test_unreadable_images_stop_neither_the_choice_of_preset_nor_the_first_pictures(photos, tmp_path):
+    """The first image, which the choice and the pictures look at, is broken."""
+    data = tmp_path / "data"
+    shutil.copytree(photos / "train", data)
+    (data / "blue" / "000.png").write_bytes(b"no picture")
+    out = tmp_path / "run"
+    words = [w for w in FAST if not w.startswith(("preset", "objectives.patch", "views.local"))]
+    result = run("pretrain", "dino", f"data={data}", f"out={out}", *words)
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in (out / "pictures").iterdir()} == {"views.png", "matches.png", "data.png"}
+    assert "blue/000.png" in (out / "unreadable.txt").read_text()
 
 
 def test_protocols_run_during_training_and_leave_the_weights_alone(photos, tmp_path):

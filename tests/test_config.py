@@ -61,6 +61,104 @@ def test_refusals_name_value_and_cure(override, says):
         apply_overrides(small_config(), [override])
 
 
+def test_what_no_override_names_stays_the_very_object():
+    """Types are kept on every hop: a term keeps its class, and what lies beside the way is not built again."""
+    config = small_config()
+    changed = apply_overrides(config, ["objectives.patch.weight={start: 0, end: 1}", "training.epochs=3"])
+    assert changed.objectives["image"] is config.objectives["image"]
+    assert changed.backbone is config.backbone and changed.views["local"] is config.views["local"]
+    assert type(changed.objectives["patch"]) is type(config.objectives["patch"])
+    assert changed.objectives["patch"].head is config.objectives["patch"].head
+
+
+def test_text_is_taken_as_it_is_written():
+    config = apply_overrides(
+        small_config(), ["data=2024", "out=1e5", "probe.evaluations.knn=07", "init=null"]
+    )
+    assert (config.data, config.out, config.probe.evaluations, config.init) == (
+        "2024",
+        "1e5",
+        {"knn": "07"},
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.accumulate=7", "training.batch_size=256 is not divisible by training.accumulate=7."),
+        ("seed=[&a [*a]]", "references"),
+        ("seed={{{{", "can't be read as YAML"),
+        ("training.epochs=2024-13-45", "month must be in 1..12"),
+        ("training.epochs=.inf", "finite"),
+        (
+            "optimiser.weight_decay=x",
+            "valid number, .* or input should be a valid dictionary or instance of Schedule",
+        ),
+        ("seed=" + "[" * 3000, "nested too deeply"),
+    ],
+)
+def test_one_line_says_what_is_wrong(override, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        apply_overrides(small_config(), [override])
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400
+
+
+def test_the_command_beats_the_file(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        "data: elsewhere\nout: overwritten\ntraining: {epochs: 7, batch_size: 8}\nobjectives: {patch: null}\n"
+    )
+    config = configure(
+        "pw-self", data="digits", out="RUN", preset="small", file=str(file), overrides=["training.epochs=3"]
+    )
+    assert (config.data, config.out, config.training.epochs, config.training.batch_size) == (
+        "digits",
+        "RUN",
+        3,
+        8,
+    )
+    assert list(config.objectives) == ["image"]
+    assert configure("pw-self", data=None, out="RUN", preset="small", file=str(file)).data == "elsewhere"
+
+
+def test_a_whole_configuration_is_taken_as_it_stands(tmp_path):
+    file = tmp_path / "config.yaml"
+    first = configure("pw-self", data="digits", out="A", preset="cifar", overrides=["objectives.patch=null"])
+    file.write_text(to_yaml(first))
+    again = configure("pw-self", data=None, out="B", file=str(file))
+    assert again == first.model_copy(update={"out": "B"})
+    with pytest.raises(ConfigError, match="is of recipe 'pw-self', not of 'dino'"):
+        configure("dino", data=None, out="B", file=str(file))
+    with pytest.raises(ConfigError, match="Leave preset= out"):
+        configure("pw-self", data=None, out="B", preset="small", file=str(file))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"a: [", b"\x00\xff\x89PNG", "größe: 1".encode("latin-1"), b"a: &a [*a]", b"- 1", b"", b"[" * 3000],
+)
+def test_files_that_hold_no_settings(tmp_path, content):
+    file = tmp_path / "x.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        configure("dino", data="digits", out="x", preset="small", file=str(file))
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ConfigError, match="directory"):
+        configure("dino", data="digits", out="x", preset="small", file=str(tmp_path))
+
+
+def test_python_settings_are_values():
+    config = configure(
+        "pw-self",
+        data="digits",
+        out="x",
+        preset="small",
+        settings={"training": {"epochs": 3}, "objectives": {"patch": None}},
+    )
+    assert config.training.epochs == 3 and list(config.objectives) == ["image"]
+
+
 def test_no_term_left_is_refused():
     with pytest.raises(ConfigError, match="at least one view group and one objective"):
         apply_overrides(small_config(), ["objectives.image.weight=0", "objectives.patch.weight=0"])

@@ -59,6 +59,13 @@ def records(out: Path) -> list[dict]:
     return [record for record in every if "loss" in record]
 
 
+def test_kept_checkpoints_are_those_asked_for(folder, tmp_path):
+    """Whatever the other interval is."""
+    pretrain(config_for(folder, tmp_path / "run", "training.steps=7", "training.keep_every=3"))
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert kept == ["step-3.pt", "step-6.pt"]
+
+
 def test_a_run_leaves_everything_behind(folder, tmp_path):
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=12"))
     assert {p.name for p in out.iterdir()} >= {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from glocal import __version__
 from glocal.errors import GlocalError
+from glocal.outside import reason
 
 app = typer.Typer(
     name="glocal",
@@ -137,11 +139,25 @@ def main() -> None:
     said = logging.getLogger("glocal")
     said.setLevel(logging.INFO)
     said.addHandler(logging.StreamHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may be no text at all
     try:
         app()
     except GlocalError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _end(f"error: {error}")
+    except OSError as error:
+        # Every file that a verb reads or writes is checked where its name comes in; a disk may still fail under it.
+        place = f"'{error.filename}': " if error.filename else ""
+        _end(
+            f"error: {place}{reason(error)}. Check the disk and the permissions, then run the same command again."
+        )
+    except MemoryError:
+        _end("error: not enough memory. Make batches, images or workers smaller.")
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+        _end("interrupted", 130)
+
+
+def _end(text: str, code: int = 2) -> NoReturn:
+    typer.echo(text, err=True)
+    sys.exit(code)

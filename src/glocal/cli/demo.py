@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from glocal.cli.settings import split_settings
+from glocal.cli.screen import say, screen
+from glocal.cli.settings import split_words
+from glocal.config import Config
+from glocal.outside import new_folder
+
+
+class DemoSettings(Config):
+    """What `glocal demo` takes beside the settings of a run."""
+
+    out: str = "runs/demo"
+    """The run folder; when it is taken, the next free name."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -17,17 +25,19 @@ def run(words: Sequence[str]) -> None:
     from glocal.report.demo import demo_configuration, draw_pictures, free_folder, measure
     from glocal.training.loop import pretrain
 
-    console = Console()
-    own, overrides = split_settings(words, ("out",))
-    out = free_folder(Path(own.get("out", "runs/demo")))
+    console = screen()
+    own, overrides = split_words(DemoSettings, words)
+    out = free_folder(new_folder(own.out, "out"))
     config = demo_configuration(str(out), overrides)
     began = time.perf_counter()
-    console.print(
-        f"Pretraining '{config.recipe}' on tiles of 18 bundled photographs, no labels, no network ..."
+    say(
+        console,
+        f"Pretraining '{config.recipe}' on tiles of 18 bundled photographs, no labels, no network ...",
     )
     pretrain(config)
-    console.print(
-        f"Trained in {time.perf_counter() - began:.0f} s. Asking raw pixels, random weights and the model ..."
+    say(
+        console,
+        f"Trained in {time.perf_counter() - began:.0f} s. Asking raw pixels, random weights and the model ...",
     )
     answers = measure(config)
     table = Table(
@@ -37,9 +47,7 @@ def run(words: Sequence[str]) -> None:
         table.add_row(question, *(f"{value:.1f}" for value in row))
     console.print(table)
     for path in draw_pictures(config, answers, out / "pictures"):
-        console.print(f"picture: {path}", highlight=False)
-    console.print("\nNow on your own images:")
-    console.print("  .venv/bin/glocal pretrain pw-self data=YOUR_FOLDER out=runs/mine", highlight=False)
-    console.print(
-        "  .venv/bin/glocal embed model=runs/mine data=YOUR_FOLDER out=embeddings.parquet", highlight=False
-    )
+        say(console, f"picture: {path}")
+    say(console, "\nNow on your own images:")
+    say(console, "  .venv/bin/glocal pretrain pw-self data=YOUR_FOLDER out=runs/mine")
+    say(console, "  .venv/bin/glocal embed model=runs/mine data=YOUR_FOLDER out=embeddings.parquet")

@@ -1,25 +1,42 @@
-"""glocal embed model=... data=... out=FILE.parquet|FILE.npz [what=cls,patches] [size=...]."""
+"""glocal embed model=... data=... out=FILE.parquet|FILE.npz [what=cls,mean_patches] [size=...]."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
+from glocal.cli.screen import say, screen
+from glocal.cli.settings import Count, Side, read_words
+from glocal.config import Config
+from glocal.outside import new_file
 
-from glocal.cli.settings import refuse_rest, require, split_settings
 
-OWN = ("model", "data", "split", "out", "what", "size", "workers")
+class EmbedSettings(Config):
+    """What `glocal embed` takes."""
+
+    model: str
+    """A run folder, an exported folder, a weight file or timm:NAME."""
+    data: str
+    """Images: a folder, a list file, parquet, or a built-in name."""
+    out: str
+    """The file to write, .parquet or .npz."""
+    split: str | None = None
+    """train, val, test or all; null: everything, or the training images where there are splits."""
+    what: str = "cls"
+    """Embeddings of an image, with commas between them: cls, mean_patches."""
+    size: Side | None = None
+    """Pixels at which images are seen; null: the model's own."""
+    workers: Count = 0
+    """Processes that decode."""
 
 
 def run(words: Sequence[str]) -> None:
     """Embed every image of a source into one file."""
-    own, rest = split_settings(words, OWN)
-    refuse_rest(rest, OWN)
-    require(own, "model", "data", "out")
+    settings = read_words(EmbedSettings, words)
+    out = new_file(settings.out, "out", (".parquet", ".npz"))
     from glocal.extraction.embedding_file import embed
 
     written = embed(
-        own["model"], own["data"], own["out"], split=own.get("split"), what=tuple(own.get("what", "cls").split(",")),
-        size=int(own["size"]) if "size" in own else None, workers=int(own.get("workers", "0")),
+        settings.model, settings.data, str(out), split=settings.split, what=tuple(settings.what.split(",")),
+        size=settings.size, workers=settings.workers,
     )  # fmt: skip
-    Console().print(f"{written} embeddings in {own['out']}", highlight=False)
+    say(screen(), f"{written} embeddings in {out}")

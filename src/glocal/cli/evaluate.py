@@ -4,23 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from glocal.cli.settings import describe, flag, require, split_settings
+from glocal.cli.screen import say, screen
+from glocal.cli.settings import Count, describe, split_words
+from glocal.config import Config
 from glocal.errors import ConfigError
 from glocal.evaluation.results import Skip
+from glocal.outside import new_folder
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from glocal.evaluation.base import DataLike
     from glocal.evaluation.results import Result
     from glocal.extraction.work import Work
     from glocal.models.encoder import Encoder
 
-OWN = ("model", "data", "train", "val", "test", "out", "workers", "device", "precision", "quick")
+
+class EvaluateSettings(Config):
+    """What `glocal evaluate` takes beside the settings of the protocol."""
+
+    model: str
+    """A run folder, an exported folder, a weight file or timm:NAME."""
+    data: str | None = None
+    """Images whose splits are found by name; or give train=, val= and test=."""
+    train: str | None = None
+    """Labelled images to learn from, instead of data=."""
+    val: str | None = None
+    """Images to choose settings on."""
+    test: str | None = None
+    """Images to measure on."""
+    out: str | None = None
+    """A folder for results.json and kept features; null: the result is printed only."""
+    workers: Count = 0
+    """Processes that decode."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the model's forward pass."""
+    quick: bool | None = None
+    """Settings for minutes on a CPU; null: with PROTOCOL all."""
 
 
 def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
@@ -28,38 +54,40 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     from glocal.evaluation.base import protocol_class
     from glocal.extraction.work import Work
 
-    console = Console()
+    console = screen()
     if help or protocol is None:
         _print_help(console, protocol)
         return
-    own, overrides = split_settings(words, OWN)
-    require(own, "model")
+    own, overrides = split_words(EvaluateSettings, words)
     if protocol != "all":
         protocol_class(protocol)  # an unknown name fails before the model is loaded
+    out = new_folder(own.out, "out") if own.out is not None else None
     data = _data(own)
     encoder = _load(own)
     if encoder.report is not None:
-        console.print(encoder.report.summary(), highlight=False)
-    out = Path(own["out"]) if "out" in own else None
-    work = Work(cache=out / "features" if out is not None else None, workers=int(own.get("workers", "0")))
-    quick = flag(own.get("quick", "true" if protocol == "all" else "false"), "quick")
+        say(console, encoder.report.summary())
+    work = Work(cache=out / "features" if out is not None else None, workers=own.workers)
+    quick = protocol == "all" if own.quick is None else own.quick
     for found in _results(protocol, encoder, data, overrides, out, work, quick):
         if isinstance(found, Skip):
-            # The whole reason is in results.json; here a line each, so that results stay in sight.
-            reason = escape(found.reason.partition("\n")[0])
-            console.print(
-                f"[{'red' if found.failed else 'yellow'}]{found.protocol} {'failed' if found.failed else 'skipped'}:[/] {reason}",
-                highlight=False,
-                overflow="ellipsis",
-                no_wrap=True,
-            )
+            what, colour = ("failed", "red") if found.failed else ("skipped", "yellow")
+            say(console, f"{found.protocol} {what}: {_reason(console, found)}", style=colour)
             continue
         console.print(found.table())
         rows = found.rows_table()
         if rows is not None:
             console.print(rows)
     if out is not None:
-        console.print(f"results in {out / 'results.json'}", highlight=False)
+        say(console, f"results in {out / 'results.json'}")
+
+
+def _reason(console: Console, skip: Skip) -> str:
+    """Why a protocol was left out: whole in a file or pipe, a line on a terminal, so that results stay in sight."""
+    if not console.is_terminal:
+        return skip.reason
+    room = max(20, console.width - len(skip.protocol) - 12)
+    line = skip.reason.partition("\n")[0]
+    return line if len(line) <= room else line[: room - 3] + "..."
 
 
 def _results(
@@ -81,33 +109,27 @@ def _results(
     return [evaluate(config, encoder, data, overrides=overrides, out=out, work=work)]
 
 
-def _data(own: dict[str, str]):  # type: ignore[no-untyped-def]
+def _data(own: EvaluateSettings) -> DataLike:
     from glocal.data import open_role
 
-    splits = {name: open_role(own[name], name) for name in ("train", "val", "test") if name in own}
-    if splits:
-        if "data" in own:
-            raise ConfigError(
-                "Give either data= (whose splits are found by name) or train=/val=/test=, not both."
-            )
-        return splits
-    require(own, "data")
-    return own["data"]
+    given = {"train": own.train, "val": own.val, "test": own.test}
+    splits = {role: open_role(spec, role) for role, spec in given.items() if spec is not None}
+    if splits and own.data is not None:
+        raise ConfigError(
+            "Give either data= (whose splits are found by name) or train=/val=/test=, not both."
+        )
+    if not splits and own.data is None:
+        raise ConfigError("Missing: data=... .")
+    return splits or str(own.data)
 
 
-def _load(own: dict[str, str]):  # type: ignore[no-untyped-def]
-    import torch
-
+def _load(own: EvaluateSettings) -> Encoder:
+    from glocal.models.device import choose_device
     from glocal.models.loading import load
-    from glocal.models.precision import Precision
 
-    named: dict[str, Precision] = {name: name for name in get_args(Precision)}
-    precision = own.get("precision", "float32")
-    if precision not in named:
-        raise ConfigError(f"precision={precision}: allowed are {', '.join(named)}.")
-    encoder = load(own["model"])
-    encoder.precision = named[precision]
-    device = own.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device(own.device)
+    encoder = load(own.model)
+    encoder.precision = own.precision
     encoder.backbone.to(device)
     return encoder
 
@@ -116,20 +138,23 @@ def _print_help(console: Console, protocol: str | None) -> None:
     """The protocols with what each measures, or one protocol's settings."""
     from glocal.evaluation.base import PROTOCOLS, protocol_class
 
-    usage = "[out=FOLDER] [quick=true|false] [workers=N] [device=cpu|cuda] [precision=float32|bfloat16] [key=value ...]"
-    console.print(f"[bold]glocal evaluate PROTOCOL model=MODEL data=DATA[/] {escape(usage)}")
-    console.print(
-        "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows, at quick "
-        "settings unless quick=false, and takes settings as PROTOCOL.key=value.\n"
+    say(console, "glocal evaluate PROTOCOL model=MODEL data=DATA [out=FOLDER] [key=value ...]", style="bold")
+    say(
+        console,
+        "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows, at "
+        "quick settings unless quick=false, and takes settings as PROTOCOL.key=value.\n",
     )
+    table = Table("setting", "default", "meaning", box=None)
+    for row in describe(EvaluateSettings):
+        table.add_row(*row)
     if protocol in PROTOCOLS:
-        table = Table("setting", "default", "meaning", box=None)
         for row in describe(protocol_class(str(protocol))):
-            table.add_row(*map(escape, row))
-    else:
-        table = Table(
-            "protocol", "what it measures (glocal evaluate PROTOCOL --help lists its settings)", box=None
+            table.add_row(*row)
+    console.print(table)
+    if protocol not in PROTOCOLS:
+        listed = Table(
+            "protocol", "what it measures (glocal evaluate PROTOCOL --help: its settings)", box=None
         )
         for name in PROTOCOLS:
-            table.add_row(name, escape((protocol_class(name).__doc__ or "").partition("\n")[0]))
-    console.print(table)
+            listed.add_row(name, (protocol_class(name).__doc__ or "").partition("\n")[0])
+        console.print(listed)

@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from glocal.cli.settings import describe, flag, require, split_settings
+from glocal.cli.screen import say, screen
+from glocal.cli.settings import describe, split_words
+from glocal.config import Config
 from glocal.errors import ConfigError
+from glocal.outside import new_folder
 
-OWN = ("data", "out", "preset", "resume", "config", "init")
+
+class PretrainSettings(Config):
+    """What `glocal pretrain` takes beside the settings of a run."""
+
+    out: str
+    """The run folder; a new one, or with resume=true that of the run to continue."""
+    data: str | None = None
+    """Images: a folder, a list file, parquet, or a built-in name."""
+    labels: bool = True
+    """False: class folders and label columns are left alone, so that no probe reads them."""
+    preset: str | None = None
+    """One of the recipe's; null: chosen from the images."""
+    config: str | None = None
+    """A YAML file of settings, or a run's config.yaml; what the command says beats it."""
+    init: str | None = None
+    """Weights to start the backbone from: anything `glocal.load` reads."""
+    resume: bool = False
+    """Continue the run in out=."""
 
 
 def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
@@ -19,46 +37,47 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
     if help or recipe is None:
         _print_help()
         return
-    from glocal.recipes import configure, continue_run
+    own, overrides = split_words(PretrainSettings, words)
+    from glocal.recipes import configure
     from glocal.report.views import draw_start
     from glocal.training.loop import pretrain
 
-    own, overrides = split_settings(words, OWN)
-    require(own, "out")
-    if flag(own.get("resume", "false"), "resume"):
-        for name in ("preset", "config", "init"):
-            if name in own:
-                raise ConfigError(
-                    f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with."
-                )
-        if "data" in own:
-            overrides.append(f"data={own['data']}")
-        pretrain(continue_run(own["out"], overrides, recipe), resume=True)
+    out = str(new_folder(own.out, "out"))
+    data = f"{own.data}:labels=false" if own.data is not None and not own.labels else own.data
+    if own.resume:
+        _continue(recipe, own.model_copy(update={"data": data, "out": out}), overrides)
         return
-    require(own, "data")
     config = configure(
-        recipe, data=own["data"], out=own["out"], preset=own.get("preset"), init=own.get("init"),
-        file=own.get("config"), overrides=overrides,
-    )  # fmt: skip
+        recipe, data=data, out=out, preset=own.preset, init=own.init, file=own.config, overrides=overrides
+    )
     pretrain(config, at_start=draw_start)
 
 
+def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> None:
+    from glocal.recipes import continue_run
+    from glocal.training.loop import pretrain
+
+    for name in ("preset", "config", "init"):
+        if getattr(own, name) is not None:
+            raise ConfigError(
+                f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with."
+            )
+    data = [] if own.data is None else [f"data={own.data}"]
+    pretrain(continue_run(own.out, [*overrides, *data], recipe), resume=True)
+
+
 def _print_help() -> None:
-    from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
     from glocal.recipes import RECIPES
     from glocal.training.config import RunConfig
     from glocal.views.groups import ViewGroup
 
-    console = Console(width=140)
-    usage = "[preset=...] [init=MODEL] [config=FILE.yaml] [resume=true] [a.b=c ...]"
-    console.print(f"[bold]glocal pretrain RECIPE data=DATA out=FOLDER[/] {escape(usage)}\n")
-    console.print(f"Recipes: {', '.join(RECIPES)}. `glocal recipes RECIPE` shows one resolved, with reasons.")
-    console.print(
-        "Data: a folder of images, a list file, parquet files, or digits, photos, photos-tiles, cifar10, cifar100.\n"
+    console = screen()
+    say(console, "glocal pretrain RECIPE data=DATA out=FOLDER [key=value ...] [a.b=c ...]", style="bold")
+    say(
+        console, f"\nRecipes: {', '.join(RECIPES)}. `glocal recipes RECIPE` shows one resolved, with reasons."
     )
     table = Table("setting", "default (a recipe may set another)", "meaning", box=None)
-    rows = describe(RunConfig)
-    rows += describe(ViewGroup, "views.NAME.") + describe(ImageLevelConfig, "objectives.NAME.")
-    for row in rows:
-        table.add_row(*map(escape, row))
+    for row in [*describe(PretrainSettings), *describe(RunConfig), *describe(ViewGroup, "views.NAME.")]:
+        table.add_row(*row)
     console.print(table)
+    say(console, "\n`glocal settings` lists every setting, those of each objective and protocol included.")

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
-from glocal.cli.settings import split_settings
-from glocal.config import to_yaml
+from glocal.cli.screen import say, screen
+from glocal.cli.settings import split_words
+from glocal.config import Config, to_yaml
+
+
+class RecipesSettings(Config):
+    """What `glocal recipes RECIPE` takes beside the settings of a run."""
+
+    data: str | None = None
+    """Images to choose the preset for; null: the recipe's first preset."""
+    preset: str | None = None
+    """One of the recipe's."""
+    config: str | None = None
+    """A YAML file of settings to lay over it."""
 
 
 def run(recipe: str | None, words: Sequence[str]) -> None:
     """List all recipes, or print one's configuration and the reasons for it."""
     from glocal.recipes import RECIPES, UNNAMED, configure, find_recipe
 
-    console = Console(width=140)
+    console = screen()
     if recipe is None:
         table = Table("recipe", "presets", "what", box=None)
         for name, entry in RECIPES.items():
             table.add_row(name, ", ".join(entry.presets), entry.summary)
         console.print(table)
-        console.print(
-            "\nglocal recipes RECIPE \\[preset=...] prints one, resolved. glocal pretrain RECIPE data=... out=... runs it."
-        )
+        say(console, "\nglocal recipes RECIPE [preset=...] prints one, resolved.")
+        say(console, "glocal pretrain RECIPE data=... out=... runs it.")
         return
-    own, overrides = split_settings(words, ("data", "preset"))
+    own, overrides = split_words(RecipesSettings, words)
     config = configure(
-        recipe, data=own.get("data", UNNAMED), out="RUN", preset=own.get("preset"), overrides=overrides
+        recipe, data=own.data or UNNAMED, out="RUN", preset=own.preset, file=own.config, overrides=overrides
     )
-    console.print(find_recipe(recipe).documentation, highlight=False)
-    console.print()
-    console.print(to_yaml(config), highlight=False, markup=False)
+    say(console, find_recipe(recipe).documentation, "", to_yaml(config))

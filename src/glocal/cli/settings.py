@@ -2,62 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
 
-from glocal.config import Config, parse_value
+from pydantic import Field
+
+from glocal.config import Config, set_words
 from glocal.errors import ConfigError, nearest_name
 
+Count = Annotated[int, Field(ge=0, le=1024)]
+"""Of processes."""
+Side = Annotated[int, Field(ge=1, le=16_384)]
+"""Of an image, in pixels."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Index = Annotated[int, Field(ge=0)]
+KindT = TypeVar("KindT", bound=Config)
 
-def split_settings(words: Sequence[str], own: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Split into the verb's own settings and the rest, which overrides a configuration.
+
+def split_words(kind: type[KindT], words: Sequence[str]) -> tuple[KindT, list[str]]:
+    """The verb's own settings, typed, and the rest of the words, which overrides a configuration.
 
     Raises:
-        ConfigError: for a word without `=`.
+        ConfigError: for a word without `=`, a setting given twice, one that is missing, or a refused value.
 
-    >>> split_settings(["data=x", "training.epochs=3"], ["data"])
-    ({'data': 'x'}, ['training.epochs=3'])
+    >>> class Own(Config):
+    ...     data: str
+    >>> split_words(Own, ["data=x", "training.epochs=3"])
+    (Own(data='x'), ['training.epochs=3'])
     """
-    names = set(own)
-    mine: dict[str, str] = {}
+    own: dict[str, str] = {}
     rest = []
     for word in words:
         key, separator, value = word.partition("=")
         if not separator or not key:
             raise ConfigError(f"'{word}' is no setting. Write key=value, for example data=photos/.")
-        if key in names:
-            mine[key] = value
+        if key in own:
+            raise ConfigError(f"{key} is given twice, as '{own[key]}' and '{value}'. Give it once.")
+        if key in kind.model_fields:
+            own[key] = value
         else:
             rest.append(word)
-    return mine, rest
-
-
-def require(settings: Mapping[str, str], *names: str) -> None:
-    """Raise ConfigError naming the settings that a verb can't do without."""
-    missing = [name for name in names if name not in settings]
+    missing = [name for name, field in kind.model_fields.items() if field.is_required() and name not in own]
     if missing:
         raise ConfigError(f"Missing: {', '.join(f'{name}=...' for name in missing)}.")
+    return set_words(kind, own), rest
 
 
-def refuse_rest(rest: Sequence[str], allowed: Iterable[str]) -> None:
-    """Raise ConfigError for settings that a verb does not know, with the nearest one it does."""
-    if rest:
-        names = sorted(allowed)
-        key = rest[0].partition("=")[0]
-        raise ConfigError(
-            f"There is no setting '{key}'.{nearest_name(key, names)} Allowed: {', '.join(names)}."
-        )
-
-
-def flag(value: str, name: str) -> bool:
-    """Read true or false.
+def read_words(kind: type[KindT], words: Sequence[str]) -> KindT:
+    """The verb's settings, where it takes no others.
 
     Raises:
-        ConfigError: for anything else.
+        ConfigError: as `split_words`, and for a setting that the verb does not know, with the nearest one it does.
     """
-    parsed = parse_value(value)
-    if not isinstance(parsed, bool):
-        raise ConfigError(f"{name}={value}: expected true or false.")
-    return parsed
+    for word in words:
+        key, separator, _ = word.partition("=")
+        if separator and key not in kind.model_fields:
+            names = sorted(kind.model_fields)
+            raise ConfigError(
+                f"There is no setting '{key}'.{nearest_name(key, names)} Allowed: {', '.join(names)}."
+            )
+    return split_words(kind, words)[0]
 
 
 def describe(kind: type[Config], prefix: str = "") -> list[tuple[str, str, str]]:

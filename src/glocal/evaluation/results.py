@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from glocal.atomic_files import locked, write_atomically
 from glocal.errors import DataError
+from glocal.outside import read_json, reading
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -144,7 +145,9 @@ def read_results(path: Path) -> list[Result]:
     Raises:
         DataError: when it is no JSON, or of a layout this version doesn't know.
     """
-    return [Result.from_json(entry) for entry in _read(path).get("results", [])]
+    plain = _read(path)
+    with reading(path, "results", cure="Move it away and evaluate again."):
+        return [Result.from_json(entry) for entry in plain.get("results", [])]
 
 
 def read_skips(path: Path) -> list[Skip]:
@@ -153,20 +156,18 @@ def read_skips(path: Path) -> list[Skip]:
     Raises:
         DataError: when it is no JSON, or of a layout this version doesn't know.
     """
-    return [Skip(**entry) for entry in _read(path).get("skipped", [])]
+    plain = _read(path)
+    with reading(path, "results", cure="Move it away and evaluate again."):
+        return [Skip(**entry) for entry in plain.get("skipped", [])]
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"Can't read {path}: {error}. Move it away and evaluate again.") from error
-    if not isinstance(plain, dict) or plain.get("format") != FORMAT:
-        seen = plain.get("format") if isinstance(plain, dict) else type(plain).__name__
+    plain = read_json(path, "results", cure="Move it away and evaluate again.")
+    if plain.get("format") != FORMAT:
         raise DataError(
-            f"{path} has layout {seen!r}; this version reads {FORMAT}. Move it away and evaluate again."
+            f"{path} has layout {plain.get('format')!r}; this version reads {FORMAT}. Move it away and evaluate again."
         )
     return plain
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glocal.errors import GlocalError, ModelError
+from glocal.errors import ModelError
 from glocal.models.encoder import Encoder, shorten
 from glocal.models.model_folders import load_folder
 from glocal.models.position import resample_table
 from glocal.models.vit import BackboneConfig, VisionTransformer
 from glocal.models.weight_files import FILE_SUFFIXES, load_file
+from glocal.outside import given_path, reading
 
 
 def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder:
@@ -33,24 +34,9 @@ def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder
     >>> load("runs/a/checkpoints/step-500.pt").name  # doctest: +SKIP
     'a-step-500'
     """
-    try:
+    cure = "Its weights or its configuration are not what their names promise; fetch or export it again."
+    with reading(spec, "a model", ModelError, cure):
         return _load(str(spec), settings or {})
-    except GlocalError:
-        raise
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        # The one border to files that others wrote: whatever else is wrong in them ends here, as one sentence.
-        raise ModelError(
-            f"'{spec}' can't be read as a model: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. "
-            "Its weights or its configuration are not what their names promise; fetch or export it again."
-        ) from error
 
 
 def load_into(backbone: VisionTransformer, encoder: Encoder) -> None:
@@ -81,7 +67,7 @@ def _load(spec: str, settings: Mapping[str, Any]) -> Encoder:
         from glocal.models.timm_backbone import load_timm
 
         return load_timm(spec.removeprefix("timm:"))
-    path = Path(spec).expanduser()
+    path = given_path(spec, "model", ModelError)
     if path.is_dir():
         return load_folder(path, settings)
     if not path.exists():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from glocal.config import apply_overrides
+from glocal.config import apply_overrides, apply_settings, read_settings_file, validate
 from glocal.data import ImageSource, open_source
 from glocal.errors import ConfigError, nearest_name
 from glocal.recipes import dino as _dino
@@ -34,6 +34,8 @@ _MAY_CHANGE = (
 )
 
 
+_WHOLE = {"recipe", "views", "backbone", "objectives"}
+"""A file that has these holds a whole configuration, such as a run's config.yaml."""
 UNNAMED = "DATA"
 """Stands for data that nobody has named yet, when a recipe is only shown."""
 
@@ -91,14 +93,28 @@ def find_recipe(name: str) -> Recipe:
 def configure(
     recipe: str,
     *,
-    data: str,
+    data: str | None,
     out: str,
     preset: str | None = None,
     init: str | None = None,
     file: str | None = None,
     overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """Resolve a recipe: the preset (chosen from the data when None), then a YAML file's settings, then overrides.
+    """Resolve a recipe: its preset (chosen from the data when None), then a file's settings, then what is given here.
+
+    What is given here beats the file, `data`, `out` and `init` included. A file that holds a whole configuration, such
+    as a run's `config.yaml`, stands for recipe and preset.
+
+    Args:
+        recipe: a name in `RECIPES`.
+        data: what `open_source` reads; None: what the file says.
+        out: the run folder.
+        preset: one of the recipe's.
+        init: weights to start from.
+        file: a YAML file of settings.
+        overrides: `a.b=c` strings.
+        settings: the same as nested plain data.
 
     Raises:
         ConfigError: for an unknown recipe, preset, key or value, before anything starts.
@@ -106,20 +122,42 @@ def configure(
     >>> configure("dino", data="digits", out="runs/x", preset="small", overrides=["training.epochs=3"]).training.epochs
     3.0
     """
-    found = find_recipe(recipe)
-    if preset is None:
-        preset = found.presets[0] if data == UNNAMED else choose_preset(recipe, open_source(data))
-    if preset not in found.presets:
+    entry = find_recipe(recipe)
+    laid = read_settings_file(file) if file is not None else {}
+    data = data if data is not None else laid.get("data")
+    if data is None:
+        raise ConfigError("Missing: data=... .")
+    given = {"data": str(data), "out": out} | ({} if init is None else {"init": init})
+    if laid.get("recipe", recipe) != recipe:
         raise ConfigError(
-            f"preset={preset}: recipe '{recipe}' has no such preset.{nearest_name(preset, found.presets)} Allowed: {', '.join(found.presets)}."
+            f"config={file} is of recipe '{laid['recipe']}', not of '{recipe}'. Name that recipe."
         )
-    config = found.build(preset, data, out)
-    adopted = config if init is None else adopt_weights(config, init)
-    config = _apply_file(adopted, Path(file)) if file is not None else adopted
-    config = apply_overrides(config, overrides)
-    if init is not None:
+    if _WHOLE <= laid.keys():
+        if preset is not None:
+            raise ConfigError(
+                f"preset={preset}: config={file} holds a whole configuration. Leave preset= out."
+            )
+        adopted = validate(RunConfig, laid | given)
+    else:
+        built = _build(recipe, entry, preset, str(data), out)
+        start = init if init is not None else laid.get("init")
+        adopted = built if start is None else adopt_weights(built, str(start))
+    config = apply_settings(adopted, (laid if _WHOLE - laid.keys() else {}) | given)
+    config = apply_overrides(apply_settings(config, settings or {}), overrides)
+    if config.init is not None:
         refuse_contradictions(config, adopted)
     return config
+
+
+def _build(recipe: str, entry: Recipe, preset: str | None, data: str, out: str) -> RunConfig:
+    """A recipe at a preset."""
+    if preset is None:
+        preset = entry.presets[0] if data == UNNAMED else choose_preset(recipe, open_source(data))
+    if preset not in entry.presets:
+        raise ConfigError(
+            f"preset={preset}: recipe '{recipe}' has no such preset.{nearest_name(preset, entry.presets)} Allowed: {', '.join(entry.presets)}."
+        )
+    return entry.build(preset, data, out)
 
 
 def continue_run(out: str, overrides: Sequence[str], recipe: str | None = None) -> RunConfig:
@@ -143,7 +181,9 @@ def continue_run(out: str, overrides: Sequence[str], recipe: str | None = None) 
     return apply_overrides(config.model_copy(update={"out": out}), overrides)
 
 
-def pretrain(recipe: str, *, data: str, out: str, resume: bool = False, **settings: Any) -> Path:
+def pretrain(
+    recipe: str, *, data: str | Path, out: str | Path, resume: bool = False, **settings: Any
+) -> Path:
     """Pretrain by recipe and return the run folder.
 
     Settings are the command's: `preset`, `init`, and overrides with `__` for the dot (`training__epochs=3`).
@@ -153,39 +193,41 @@ def pretrain(recipe: str, *, data: str, out: str, resume: bool = False, **settin
     from glocal.training.loop import pretrain as run
 
     preset, init = settings.pop("preset", None), settings.pop("init", None)
-    overrides = [
-        f"{key.replace('__', '.')}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"
-        for key, value in settings.items()
-    ]
+    nested = _nested(settings)
     if resume:
-        return run(continue_run(out, [f"data={data}", *overrides], recipe), resume=True)
-    return run(configure(recipe, data=data, out=out, preset=preset, init=init, overrides=overrides))
+        overrides = [f"data={data}", *(f"{key}={_as_word(value)}" for key, value in _paths(nested))]
+        return run(continue_run(str(out), overrides, recipe), resume=True)
+    return run(configure(recipe, data=str(data), out=str(out), preset=preset, init=init, settings=nested))
+
+
+def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """`training__epochs=3` as {"training": {"epochs": 3}}."""
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        *parents, key = name.split("__")
+        group = nested
+        for parent in parents:
+            group = group.setdefault(parent, {})
+            if not isinstance(group, dict):
+                raise ConfigError(f"{name}: {parent} is given as a whole, too. Give one of them.")
+        group[key] = value
+    return nested
+
+
+def _paths(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _paths(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _as_word(value: Any) -> str:
+    """A value as it would be typed."""
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
 
 
 def choose_preset(name: str, source: ImageSource) -> str:
     """The preset of a recipe that suits these images; a recipe with presets of its own takes the first."""
     recipe = find_recipe(name)
     return choose_scale(source)[0] if recipe.presets == _SCALED else recipe.presets[0]
-
-
-def _apply_file(config: RunConfig, path: Path) -> RunConfig:
-    """Lay a YAML file's (partial) settings over a configuration."""
-    if not path.exists():
-        raise ConfigError(f"config={path}: there is no such file.")
-    settings = yaml.safe_load(path.read_text())
-    if not isinstance(settings, dict):
-        raise ConfigError(f"config={path}: expected a mapping of settings, got {type(settings).__name__}.")
-    return apply_overrides(
-        config,
-        [
-            f"{key}={yaml.safe_dump(value, default_flow_style=True).strip()}"
-            for key, value in _flatten(settings)
-        ],
-    )
-
-
-def _flatten(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in settings.items():
-        rows += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return rows

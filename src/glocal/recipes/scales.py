@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from glocal.data import ImageSource
+from glocal.data.readable import first_readable
 from glocal.models.vit import BackboneConfig
 from glocal.objectives.over_prototypes.centring import CentringConfig
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
@@ -111,7 +112,7 @@ def choose_scale(source: ImageSource) -> tuple[str, str]:
     """Pick a preset from the data: its name and the reason in words. Looks at up to 16 images."""
     count = len(source)
     step = max(1, count // 16)
-    sides = sorted(min(source.read(i).size) for i in range(0, count, step))
+    sides = sorted(min(first_readable(source, i, source.read)[1].size) for i in range(0, count, step))
     median = sides[len(sides) // 2]
     if median <= 64:
         return "cifar", f"images are {median} pixels on the shorter side"

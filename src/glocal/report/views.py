@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from glocal.data import ImageSource
+from glocal.data.readable import first_readable
 from glocal.matching.geometric import Rule, match_patches
 from glocal.report.canvas import captioned, column, fit, hue, mark_patch, row, to_image, with_margin
 from glocal.training.config import RunConfig
@@ -30,11 +31,10 @@ def draw_views(source: ImageSource, index: int, config: RunConfig, seed: int = 0
     >>> config = configure("pw-self", data="photos", out="x", preset="small")  # doctest: +SKIP
     >>> draw_views(open_source("photos"), 0, config).save("views.png")  # doctest: +SKIP
     """
+    index, image = first_readable(source, index, lambda i: source.read(i, config.speed.decode_at_least))
     views = make_views(source, index, config, seed)
     scale = _scale(config.views)
-    rows = [
-        captioned(_with_boxes(source.read(index, config.speed.decode_at_least), views), source.key(index))
-    ]
+    rows = [captioned(_with_boxes(image, views), source.key(index))]
     for name, group in config.views.items():
         batch = views.groups[name]
         pictures = []
@@ -76,8 +76,9 @@ def contact_sheet(source: ImageSource, config: RunConfig, images: int = 8, seed:
     scale = _scale(config.views, side=96)
     lines = []
     for index in np.linspace(0, len(source) - 1, min(images, len(source))).astype(int):
-        views = make_views(source, int(index), config, seed)
-        shown = [fit(source.read(int(index)), 96)]
+        position, image = first_readable(source, int(index), source.read)
+        views = make_views(source, position, config, seed)
+        shown = [fit(image, 96)]
         for name in config.views:
             shown += [to_image(p, config.mean, config.std, scale) for p in views.groups[name].pixels[0]]
         lines.append(row(shown))

@@ -122,7 +122,8 @@ class RunConfig(Config):
     """Images: a folder, a list file, parquet, or a built-in name."""
     out: str
     """The run folder."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
+    """Everything random follows from it."""
     init: str | None = None
     """Weights to start the backbone from: anything `glocal.load` reads. They decide `backbone`, `mean` and `std`."""
     mean: tuple[float, float, float] = IMAGENET_MEAN

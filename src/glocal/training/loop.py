@@ -18,7 +18,7 @@ from glocal.training.optimiser import clip_gradients, learning_rate_schedule, se
 from glocal.training.preparation import Run, load_batches, prepare
 from glocal.training.records import Records
 from glocal.training.run_folder import RunFolder
-from glocal.training.saving import save
+from glocal.training.saving import due, save
 from glocal.training.stopping import agree, stop_requested
 from glocal.training.weights import export_teacher
 from glocal.views.augment import augment
@@ -99,7 +99,7 @@ def train(run: Run) -> None:
             several = run.fabric.world_size > 1
             asked = stop.requested or records.finished
             stopping = watched and agree(run.fabric, asked) if several else asked
-            if stopping or step % config.training.checkpoint_every == 0 or step == run.steps:
+            if stopping or due(run, step):
                 records.check_losses(step)
                 save(run, step)
             if stopping:

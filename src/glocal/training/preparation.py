@@ -11,6 +11,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from glocal.data import ImageSource, open_source
 from glocal.errors import TrainingError
+from glocal.models.device import choose_device
 from glocal.models.encoder import LoadReport
 from glocal.schedules import Progress
 from glocal.training.checkpoint import load_checkpoint
@@ -56,6 +57,7 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
         GlocalError: when data, folder or settings don't fit.
     """
     torch.set_float32_matmul_precision(config.speed.matmul)
+    choose_device(config.speed.device, "speed.device")
     source = open_source(config.data)
     batch, images = config.training.batch_size, len(source)
     if batch > images:

@@ -11,6 +11,7 @@ pictures/          views, attention, neighbours
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -81,6 +82,15 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+            if not self.config.exists():
+                self._give_back()
+
+    def _give_back(self) -> None:
+        """A start that was refused leaves nothing: the retry finds its `out=` as this one did."""
+        (self.path / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for folder in (self.path / "checkpoints", self.path):
+                folder.rmdir()
 
     def write_start(self, config: RunConfig) -> None:
         """Record the configuration and the environment."""

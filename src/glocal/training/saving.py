@@ -6,6 +6,14 @@ from glocal.training.checkpoint import save_checkpoint
 from glocal.training.preparation import Run
 
 
+def due(run: Run, step: int) -> bool:
+    """Whether the state of after this step is written: at both intervals, and at the end."""
+    training = run.config.training
+    return step == run.steps or any(
+        every is not None and step % every == 0 for every in (training.checkpoint_every, training.keep_every)
+    )
+
+
 def save(run: Run, step: int) -> None:
     """Write `last.pt`, and `step-N.pt` where it is to be kept. Every process calls it; the first writes."""
     images = len(run.source)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from glocal.errors import DataError, GlocalError, TrainingError, UnreadableImageError
+from glocal.data.readable import first_readable
+from glocal.errors import GlocalError, TrainingError
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.boxes import GeometryLaw
 from glocal.views.decoded import KEEP_BYTES, DecodedImages
@@ -28,7 +29,6 @@ from glocal.views.sampling import BatchKey, EpochSampler
 if TYPE_CHECKING:
     from glocal.data import ImageSource
 
-REPLACEMENTS = 32
 PREFETCH = 2
 PIECE = 16
 """Images decoded, placed and cropped together: enough to share the fixed cost of placing, few enough for the cache."""
@@ -127,17 +127,8 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
 
     def _read(self, index: int, unreadable: list[tuple[str, str]]) -> tuple[int, Tensor]:
         """Return the first readable image from `index` on, wrapping round, and its position."""
-        length = len(self.source)
-        for attempt in range(min(REPLACEMENTS, length)):
-            position = (index + attempt) % length
-            try:
-                return position, torch.from_numpy(self.decoded.read(position))
-            except UnreadableImageError as error:
-                unreadable.append((self.source.key(position), str(error)))
-                reason = str(error)
-        raise DataError(
-            f"{min(REPLACEMENTS, length)} images in a row of {self.source.name} can't be decoded, from "
-            f"'{self.source.key(index)}' on. The last reason: {reason} Check the data, or leave these images out."
+        return first_readable(
+            self.source, index, lambda position: torch.from_numpy(self.decoded.read(position)), unreadable
         )
 
 
