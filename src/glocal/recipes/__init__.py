@@ -132,7 +132,7 @@ def configure(
         raise ConfigError(
             f"config={file} is of recipe '{laid['recipe']}', not of '{recipe}'. Name that recipe."
         )
-    if _WHOLE <= laid.keys():
+    if laid.keys() >= _WHOLE:
         if preset is not None:
             raise ConfigError(
                 f"preset={preset}: config={file} holds a whole configuration. Leave preset= out."
