@@ -10,6 +10,8 @@ from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 
 from glocal.errors import ConfigError
 from glocal.objectives import (
+    CharacteristicConfig,
+    CodingRateConfig,
     ContrastConfig,
     ImageLevelConfig,
     InstanceConfig,
@@ -19,6 +21,7 @@ from glocal.objectives import (
     MatchedPatchesConfig,
     RelationsConfig,
     SelfPatchConfig,
+    SpreadConfig,
 )
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
@@ -84,6 +87,12 @@ TERMS |= {
     "relations-earlier-cka": RelationsConfig(targets="earlier"),
     "relations-earlier": RelationsConfig(form="gram", targets="earlier", refresh_steps=50),
     "relations-earlier-order": RelationsConfig(form="order", targets="earlier"),
+    "coding-rate": CodingRateConfig(head=_PROJECTION),
+    "coding-rate-student": CodingRateConfig(head=_PROJECTION, targets="student"),
+    "spread": SpreadConfig(),
+    "spread-koleo": SpreadConfig(form="koleo"),
+    "characteristic": CharacteristicConfig(projections=16),
+    "characteristic-patches": CharacteristicConfig(projections=16, tokens="patches"),
 }
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 

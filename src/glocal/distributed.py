@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _MESSAGE = 2**24
@@ -71,6 +71,24 @@ def gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows * res
         return x
     gathered: Tensor = _GatheredRows.apply(x)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def sum_over_processes(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`all_reduce_sum` with gradient, not in place: for losses of sums over all images, as for `gather_rows`."""
+    if world_size() == 1:
+        return x
+    total: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_reduce_sum(x.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return all_reduce_sum(grad_outputs[0].clone(memory_format=torch.contiguous_format))
 
 
 class _GatheredRows(torch.autograd.Function):

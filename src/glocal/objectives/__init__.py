@@ -12,6 +12,9 @@ from glocal.objectives.by_contrast.instance import Instance, InstanceConfig
 from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupConfig
 from glocal.objectives.by_contrast.matched_contrast import MatchedContrast, MatchedContrastConfig
 from glocal.objectives.by_relation.relations import Relations, RelationsConfig
+from glocal.objectives.by_spread.characteristic import Characteristic, CharacteristicConfig
+from glocal.objectives.by_spread.coding_rate import CodingRate, CodingRateConfig
+from glocal.objectives.by_spread.spread import Spread, SpreadConfig
 from glocal.objectives.over_prototypes.image_level import ImageLevel, ImageLevelConfig
 from glocal.objectives.over_prototypes.local_global_reference import (
     LocalGlobalReference,
@@ -30,13 +33,20 @@ AnyObjective = Annotated[
     | LocalGroupConfig
     | ContrastConfig
     | MatchedContrastConfig
-    | RelationsConfig,
+    | RelationsConfig
+    | CodingRateConfig
+    | SpreadConfig
+    | CharacteristicConfig,
     Field(discriminator="kind"),
 ]
 
 __all__ = [
     "AnyObjective",
     "Branch",
+    "Characteristic",
+    "CharacteristicConfig",
+    "CodingRate",
+    "CodingRateConfig",
     "Contrast",
     "ContrastConfig",
     "HeadConfig",
@@ -59,5 +69,7 @@ __all__ = [
     "Role",
     "SelfPatch",
     "SelfPatchConfig",
+    "Spread",
+    "SpreadConfig",
     "Term",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -21,6 +22,12 @@ View = tuple[str, int]
 def views_seen_by(role: Role, groups: Mapping[str, ViewGroup]) -> list[View]:
     """Every (group, number) that a network sees, in the recipe's order."""
     return [(name, i) for name, g in groups.items() if g.seen_by in (role, "both") for i in range(g.count)]
+
+
+def largest_views(views: Sequence[View], groups: Mapping[str, ViewGroup]) -> list[View]:
+    """Those of them with the most pixels (DINO's global views), in their order."""
+    pixels = [math.prod(groups[name].height_width) for name, _ in views]
+    return [view for view, size in zip(views, pixels, strict=True) if size == max(pixels)]
 
 
 def stack_cls(branch: Branch, views: Sequence[View]) -> Float[Tensor, "batch views dim"]:
