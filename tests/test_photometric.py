@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pictures import largest_difference, levels, picture, to_tensor
 from PIL import Image, ImageEnhance, ImageOps
 
-from glocal.views.photometric import blur, colour, erasing, histogram, tone, warping
+from glocal.views.photometric import apply_pipeline, blur, colour, erasing, histogram, tone, warping
 from glocal.views.photometric.composite import RAND_AUGMENT_STEPS, RandAugment
 from glocal.views.randomness import uniforms
 
@@ -258,9 +258,20 @@ def test_erasing_fills_the_box_and_nothing_else() -> None:
 
 
 def test_noise_has_imagenets_statistics() -> None:
-    noise = erasing._noise(torch.arange(20000))
+    noise = erasing._noise(torch.arange(20000), "valid")
     torch.testing.assert_close(noise.mean(0), torch.tensor(erasing.NOISE_MEAN), atol=0.01, rtol=0)
     torch.testing.assert_close(noise.std(0), torch.tensor(erasing.NOISE_STD), atol=0.012, rtol=0)
+
+
+@pytest.mark.parametrize(("noise", "deviation"), [("valid", 0.97), ("unit", 4.42)])
+def test_erased_noise_after_normalisation(noise: str, deviation: float) -> None:
+    """Mugs' published runs erase with standard normal values before they normalise."""
+    operation = erasing.RandomErasing(probability=1.0, noise=noise, area=(0.9, 0.95), aspect=(1.0, 1.0))
+    seeds = torch.arange(40)
+    erased = apply_pipeline(torch.full((40, 3, 64, 64), 0.5), (operation,), seeds, 16)
+    values = erased[(erased != 0.5)].view(-1)
+    assert float(values.std()) / 0.226 == pytest.approx(deviation, rel=0.03)
+    assert (values.min() < 0) == (noise == "unit")
 
 
 def test_boxes_follow_their_law() -> None:

@@ -13,7 +13,9 @@ from test_loader import GROUPS, Pictures, _assert_equal
 
 from glocal.errors import UnreadableImageError
 from glocal.views.decoded import PAGE, DecodedImages
-from glocal.views.loader import make_loader
+from glocal.views.groups import ViewGroup
+from glocal.views.loader import ViewDataset, make_loader
+from glocal.views.sampling import EpochSampler
 
 
 class Counted(Pictures):
@@ -113,3 +115,26 @@ def test_a_broken_image_stays_broken_and_a_copy_begins_empty(tmp_path: Path) -> 
         torch.from_numpy(copy.read(1)), torch.from_numpy(images.read(1))
     )
     assert source.decoded() == [1, 1, 3, 3]
+
+
+class Reducible(Pictures):
+    """Gives what was asked for, as a JPEG decoder that can reduce to any size would."""
+
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
+        side = at_least or 900
+        return Image.fromarray(np.zeros((side, side * 3 // 2, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("at_least", [1, 100, 700, None])
+def test_no_view_enlarges_what_the_decoder_reduced(at_least: int | None) -> None:
+    groups = {
+        "large": ViewGroup(count=4, size=224, area=(0.25, 1.0)),
+        "flat": ViewGroup(count=4, size=(96, 32), area=(0.05, 0.3)),
+    }
+    key = EpochSampler(length=16, batch_size=16, seed=0, total_steps=1).at(0)
+    views = ViewDataset(Reducible(16), groups, at_least).render(key).views  # type: ignore[arg-type]
+    for name, group in groups.items():
+        sides = torch.tensor(group.height_width)
+        assert (views.groups[name].box[..., 2:] >= sides - 1).all(), "a side is rounded to a pixel"
+    shorter = int(views.source_size.min())
+    assert shorter == 900 if at_least is None else shorter == max(at_least, 518)

@@ -70,7 +70,7 @@ def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
     update = {
         "recipe": "local-global-reference",
         "crops": "batch",
-        "views": multi_crop(224, 96, 8, global_area=(0.4, 1.0), local_area=(0.05, 0.4)),
+        "views": multi_crop(224, 96, 8, global_area=(0.4, 1.0), local_area=(0.05, 0.4), jitter="exact"),
         "backbone": BackboneConfig(
             size=size,
             patch_size=patch,
@@ -91,6 +91,6 @@ def pw_self_reference(preset: str, data: str, out: str) -> RunConfig:
     every cell of all views, the teacher's too. That branch draws crops for every image.
     """
     config = local_global_reference(preset, data, out)
-    ops = photometric.patch_code()
+    ops = photometric.patch_code(form="exact")
     views = {name: with_patch_operations(group, ops) for name, group in config.views.items()}
     return config.model_copy(update={"recipe": "pw-self-reference", "crops": "image", "views": views})

@@ -25,7 +25,7 @@ from glocal.recipes.dino import dino, image_term
 from glocal.recipes.scales import SCALES, Scale, multi_crop
 from glocal.schedules import Schedule
 from glocal.training.config import OptimiserConfig, RunConfig, TeacherConfig, TrainingConfig
-from glocal.views.groups import ViewGroup
+from glocal.views.groups import Pipeline, ViewGroup
 from glocal.views.photometric import presets as photometric
 
 # Rows of every queue and memory: far more than a step writes, far fewer than an epoch, so that rows are recent.
@@ -55,12 +55,13 @@ def contrastive_head(scale: Scale) -> ContrastiveHeadConfig:
     )
 
 
-def weak_and_strong(views: Mapping[str, ViewGroup]) -> dict[str, ViewGroup]:
+def weak_and_strong(
+    views: Mapping[str, ViewGroup], strong: Pipeline = photometric.mugs_strong()
+) -> dict[str, ViewGroup]:
     """Split DINO's views as Mugs does: the teacher has large weak crops of its own; the student's are weak or strong,
     by one coin for an image's large crops and one for every small crop.
     """
     large = views["global"]
-    strong = photometric.mugs_strong()
     groups = {
         "teacher": large.model_copy(update={"seen_by": "teacher"}),
         "global": large.model_copy(update={"seen_by": "student", "strong": strong, "strong_coin": "image"}),
@@ -112,12 +113,12 @@ def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
     others stay a third each.
     """
     published = REFERENCE_PRESETS[preset]
-    views = multi_crop(224, 96, 10, global_area=(0.25, 1.0), local_area=(0.05, 0.25))
+    views = multi_crop(224, 96, 10, global_area=(0.25, 1.0), local_area=(0.05, 0.25), jitter="exact")
     return RunConfig(
         recipe="mugs-reference",
         data=data,
         out=out,
-        views=weak_and_strong(views),
+        views=weak_and_strong(views, photometric.mugs_strong(noise="unit")),
         backbone=BackboneConfig(
             size=published.size, patch_size=16, image_size=224, drop_path=published.drop_path,
             position_antialias=False, position_offset=0.1,

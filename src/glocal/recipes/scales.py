@@ -129,6 +129,7 @@ def multi_crop(
     global_area: tuple[float, float],
     local_area: tuple[float, float],
     blur: bool = True,
+    jitter: photometric.Form = "affine",
 ) -> dict[str, ViewGroup]:
     """DINO's views: two large ones for both networks and some small ones for the student, with DINO's colours."""
 
@@ -138,12 +139,12 @@ def multi_crop(
     groups = {
         "global": ViewGroup(
             count=2, size=global_size, area=global_area,
-            photometric=(pipeline(photometric.dino_global_1()), pipeline(photometric.dino_global_2())),
+            photometric=(pipeline(photometric.dino_global_1(jitter)), pipeline(photometric.dino_global_2(jitter))),
         )
     }  # fmt: skip
     if local_count:
         groups["local"] = ViewGroup(
             count=local_count, size=local_size, area=local_area, seen_by="student",
-            photometric=(pipeline(photometric.dino_local()),),
+            photometric=(pipeline(photometric.dino_local(jitter)),),
         )  # fmt: skip
     return groups

@@ -67,7 +67,7 @@ def selfpatch_reference(preset: str, data: str, out: str) -> RunConfig:
         recipe="selfpatch-reference",
         data=data,
         out=out,
-        views=multi_crop(224, 96, 8, global_area=(0.25, 1.0), local_area=(0.05, 0.25)),
+        views=multi_crop(224, 96, 8, global_area=(0.25, 1.0), local_area=(0.05, 0.25), jitter="exact"),
         backbone=BackboneConfig(
             size="small", patch_size=16, image_size=224, drop_path=0.1, pooling="class_attention",
             position_antialias=False, position_offset=0.1,

@@ -92,7 +92,7 @@ class ProbeConfig(Config):
 
 
 class SpeedConfig(Config):
-    """Where and how fast. Changes rounding at most, never what is computed."""
+    """Where and how fast. Changes rounding at most, never what is computed, but for `decode_at_least`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Positive = 1
@@ -111,7 +111,9 @@ class SpeedConfig(Config):
     keep_decoded_mb: Annotated[int, Field(ge=0)] = 2048
     """Memory, in megabytes a process, for decoded images of small sets: each is decoded once. 0 decodes every time."""
     decode_at_least: Positive | None = 512
-    """JPEGs much larger than this are decoded at a smaller scale whose shorter side stays at or above it."""
+    """JPEGs much larger than this are decoded at 1/2, 1/4 or 1/8, the shorter side at or above it, or above what the
+    views' smallest boxes need where that is more. Changes views by 1 level of 255 in the mean, 26 at most, on two
+    photographs decoded at 1/2: the decoder's averaging comes before the crop's. null: always whole."""
 
 
 class RunConfig(Config):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -43,6 +44,13 @@ class ViewGroup(Config):
     def height_width(self) -> tuple[int, int]:
         """Pixels as (height, width)."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def source_side(self) -> int:
+        """Shorter side of a source whose boxes are all at least as large as the view: none is enlarged."""
+        height, width = self.height_width
+        smallest, (narrow, wide) = self.area[0], self.aspect
+        return math.ceil(max(height * math.sqrt(wide / smallest), width / math.sqrt(narrow * smallest)))
 
     @model_validator(mode="after")
     def _check(self) -> ViewGroup:

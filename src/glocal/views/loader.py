@@ -66,6 +66,9 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         keep_bytes: int = 0,
     ) -> None:
         self.source, self.groups = source, dict(groups)
+        if at_least is not None:
+            # A reduced image must not be enlarged again by a view that the whole one could have filled.
+            at_least = max(at_least, *(group.source_side for group in groups.values()))
         self.decoded = DecodedImages(source, at_least, keep_bytes)
         self.law = GeometryLaw(groups)
 
@@ -171,7 +174,8 @@ def make_loader(
 
     The batches are the same bit for bit whatever `workers` is (0: in this process). Each worker makes whole batches and
     works on one thread. The global random generator is left alone: neither loading nor resuming changes what the
-    training step draws from it. `at_least` lets JPEGs be decoded at a smaller scale; boxes then refer to that size.
+    training step draws from it. `at_least` lets JPEGs be decoded at a smaller scale, boxes
+    then refer to that size; it is raised to what keeps the views' smallest boxes from being enlarged.
     Images of a small set are decoded once and kept in up to `keep_bytes` (see `DecodedImages`).
 
     Raises:

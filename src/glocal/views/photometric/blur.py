@@ -54,8 +54,10 @@ def blur_radius(sigma: float) -> int:
 def gaussian_blur(pixels: Pixels, sigma: Float[Tensor, " units"], largest: float) -> Pixels:
     """Blur every unit with its own standard deviation, reflecting at the border.
 
-    Equals `PIL.ImageFilter.GaussianBlur(sigma)` (three box filters) to 3 levels of 255 away from the border, where PIL
-    repeats the last pixel instead of reflecting. `largest` bounds sigma from above; it only sizes kernels.
+    Departs from `PIL.ImageFilter.GaussianBlur(sigma)` by what three box filters depart from a Gaussian. On two
+    photographs, away from the border (PIL repeats the last pixel instead of reflecting), in levels of 255, largest and
+    mean difference: 21 and 2.1 at sigma 0.3, 17 and 2.0 at 0.4, 4 and 0.7 at 0.5, 9 and 1.0 at 0.8, 4 and 0.6 from 1 to
+    2. `largest` bounds sigma from above; it only sizes kernels.
 
     >>> gaussian_blur(torch.ones(2, 3, 8, 8), torch.tensor([0.5, 2.0]), 2.0).std().item() < 1e-6
     True

@@ -14,6 +14,7 @@ from glocal.views.photometric.operation import OperationBase, Pixels, Probabilit
 from glocal.views.randomness import fold_in, uniforms
 
 ATTEMPTS = 10
+Noise = Literal["valid", "unit"]
 NOISE_MEAN = (0.485, 0.456, 0.406)
 NOISE_STD = (0.229, 0.224, 0.225)
 
@@ -50,35 +51,33 @@ def inside_boxes(
     return ((y >= top) & (y < top + tall))[:, :, None] & ((x >= left) & (x < left + wide))[:, None, :]
 
 
-def erase(pixels: Pixels, boxes: Int64[Tensor, "units 4"], seeds: Int64[Tensor, " units"]) -> Pixels:
-    """Fill each unit's box with Gaussian noise of ImageNet's mean and standard deviation, clipped to [0, 1].
-
-    Noise is a function of the unit's seed and the pixel's place.
-    """
+def erase(
+    pixels: Pixels, boxes: Int64[Tensor, "units 4"], seeds: Int64[Tensor, " units"], noise: Noise = "valid"
+) -> Pixels:
+    """Fill each unit's box with Gaussian noise (see `RandomErasing`), a function of the unit's seed and the place."""
     height, width = pixels.shape[-2:]
     inside = inside_boxes(boxes, height, width)
     if pixels.device.type == "cpu":
         unit, place = inside.flatten(1).nonzero().unbind(1)
         out = pixels.clone()
-        out.flatten(2)[unit, :, place] = _noise(fold_in(seeds[unit], place))
+        out.flatten(2)[unit, :, place] = _noise(fold_in(seeds[unit], place), noise)
         return out
     place = torch.arange(height * width, device=pixels.device)
-    noise = _noise(fold_in(seeds[:, None], place).flatten()).view(-1, height, width, 3).permute(0, 3, 1, 2)
-    return torch.where(inside[:, None], noise, pixels)
+    filling = _noise(fold_in(seeds[:, None], place).flatten(), noise).view(-1, height, width, 3)
+    return torch.where(inside[:, None], filling.permute(0, 3, 1, 2), pixels)
 
 
-def _noise(seeds: Int64[Tensor, " values"]) -> Float[Tensor, "values 3"]:
+def _noise(seeds: Int64[Tensor, " values"], noise: Noise) -> Float[Tensor, "values 3"]:
     """Normal values by the inverse of the error function."""
     normal = torch.erfinv(uniforms(seeds, 3).mul_(2).sub_(1 - 2.0**-24)).mul_(math.sqrt(2))
+    if noise == "unit":
+        return normal
     mean, std = normal.new_tensor(NOISE_MEAN), normal.new_tensor(NOISE_STD)
     return torch.addcmul(mean, normal, std).clamp_(0.0, 1.0)
 
 
 class RandomErasing(OperationBase):
-    """Replace one rectangle by per-pixel noise (Zhong et al. 2020, pixel mode, one box).
-
-    Departure: it runs before normalisation, so the noise that is standard normal after it is clipped to valid colours.
-    """
+    """Replace one rectangle by per-pixel noise (Zhong et al. 2020, pixel mode, one box)."""
 
     op: Literal["random_erasing"] = "random_erasing"
     probability: Probability = 0.25
@@ -86,6 +85,10 @@ class RandomErasing(OperationBase):
     """Smallest and largest share of the view."""
     aspect: tuple[float, float] = (0.3, 3.3)
     """Smallest and largest height over width."""
+    noise: Noise = "valid"
+    """`valid`: of ImageNet's mean and deviation, clipped to colours that exist; after normalisation its deviation is
+    0.97. `unit`: standard normal on the scale where white is 1, beyond black and white; after normalisation its
+    deviation is 4.4 (Mugs' published runs, whose loader erases before it normalises)."""
 
     @model_validator(mode="after")
     def _check(self) -> RandomErasing:
@@ -104,4 +107,4 @@ class RandomErasing(OperationBase):
         """See `draw_boxes` and `erase`."""
         boxes = draw_boxes(draws[:, :-2].reshape(-1, ATTEMPTS, 4), self.area, self.aspect, *pixels.shape[-2:])
         halves = (draws[:, -2:] * 2**24).long()
-        return erase(pixels, boxes, (halves[:, 0] << 24) + halves[:, 1])
+        return erase(pixels, boxes, (halves[:, 0] << 24) + halves[:, 1], self.noise)
