@@ -23,7 +23,7 @@ from glocal.report import demo
 FAST = [
     "preset=small", "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=8",
     "backbone.image_size=16", "views.global.size=16", "views.local.size=8", "training.batch_size=8", "training.steps=3",
-    "objectives.image.head.prototypes=32", "objectives.patch.head.prototypes=32", "speed.workers=0", "training.log_every=1",
+    "objectives.image.head.prototypes=32", "objectives.patch.head.prototypes=32", "speed.workers=0", "speed.precision=fp32", "training.log_every=1",
 ]  # fmt: skip
 
 

@@ -120,7 +120,13 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     losses = []
     for processes in (1, 2):
         fast = ["training.steps=4", "training.batch_size=8", "training.log_every=1", "probe.enabled=false"]
-        small = ["backbone.embed_dim=32", "backbone.num_heads=2", "backbone.depth=2", "speed.workers=0"]
+        small = [
+            "backbone.embed_dim=32",
+            "backbone.num_heads=2",
+            "backbone.depth=2",
+            "speed.workers=0",
+            "speed.precision=fp32",
+        ]
         more = ["optimiser.kind=muon", f"speed.devices={processes}"]
         config = configure(
             "dino", data="digits", out=str(tmp_path / f"run{processes}"), preset="cifar",

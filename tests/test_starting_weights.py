@@ -18,7 +18,13 @@ from glocal.recipes import configure
 from glocal.training import loop
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
-SETTINGS = ["training.batch_size=8", "training.steps=1", "probe.enabled=false", "speed.workers=0"]
+SETTINGS = [
+    "training.batch_size=8",
+    "training.steps=1",
+    "probe.enabled=false",
+    "speed.workers=0",
+    "speed.precision=fp32",
+]
 
 
 def weights(folder: Path, **settings: object) -> Path:

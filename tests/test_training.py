@@ -28,7 +28,7 @@ FAST = [
     "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=8", "backbone.image_size=16",
     "backbone.drop_path=0.2", "views.global.size=16", "views.local.size=8", "training.batch_size=8", "training.log_every=2",
     "objectives.image.head.hidden=32", "objectives.image.head.bottleneck=16", "objectives.image.head.prototypes=32",
-    "speed.workers=0", "probe.enabled=false",
+    "speed.workers=0", "speed.precision=fp32", "probe.enabled=false",
 ]  # fmt: skip
 
 

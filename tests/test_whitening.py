@@ -94,7 +94,13 @@ def test_too_few_images_are_refused(tmp_path):
 
 
 def test_a_run_starts_whitened(tmp_path):
-    fast = ["training.steps=1", "training.batch_size=8", "probe.enabled=false", "speed.workers=0"]
+    fast = [
+        "training.steps=1",
+        "training.batch_size=8",
+        "probe.enabled=false",
+        "speed.workers=0",
+        "speed.precision=fp32",
+    ]
     more = ["backbone.patch_embed_init=whitened", "optimiser.learning_rate=1e-12"]
     config = configure("dino", data="digits", out=str(tmp_path), preset="cifar", overrides=[*fast, *more])
     pretrain(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,8 +16,15 @@ from glocal.training.network import SelfDistillation
 FORMAT = 1
 
 
+class Position(NamedTuple):
+    """How far a run has come: optimiser steps, and seconds of all processes that worked on it."""
+
+    step: int
+    seconds: float
+
+
 def save_checkpoint(
-    path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, step: int, images: int
+    path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, at: Position, images: int
 ) -> None:
     """Write everything the next step depends on. Every process calls it; the first writes.
 
@@ -29,7 +36,8 @@ def save_checkpoint(
         return
     state = {
         "format": FORMAT,
-        "step": step,
+        "step": at.step,
+        "seconds": at.seconds,
         "images_of_data": images,
         "student": model.student.state_dict(),
         "teacher": model.teacher.state_dict(),
@@ -42,8 +50,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, images: int
-) -> int:
-    """Restore in place and return the number of steps done.
+) -> Position:
+    """Restore in place and return how far the run had come.
 
     Order matters: (1) weights, (2) objectives, (3) optimiser, (4) generators last, since building anything draws.
 
@@ -72,7 +80,7 @@ def load_checkpoint(
     generators = state["generators"]
     if len(generators) == world_size():
         restore_generators(generators[rank()], _device(model))
-    return int(state["step"])
+    return Position(int(state["step"]), float(state.get("seconds", 0.0)))
 
 
 def _gather_objects(value: Any) -> list[Any]:

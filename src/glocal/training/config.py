@@ -59,8 +59,16 @@ class TrainingConfig(Config):
     batch_size: Positive = 256
     """Source images an optimiser step, over all processes and micro-batches."""
     epochs: Annotated[float, Field(gt=0)] = 100.0
+    """How long, in passes over the images, unless one of the next four says it otherwise."""
     steps: Positive | None = None
-    """Optimiser steps instead of epochs."""
+    """How long, in optimiser steps."""
+    images: Positive | None = None
+    """How long, in source images seen."""
+    flops: Annotated[float, Field(gt=0)] | None = None
+    """How long, in floating-point operations: all products of both networks, heads, losses and optimiser."""
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    """How long, by the clock, from the start to the last step. Schedules follow the time, so that they end with it; how
+    many steps that is depends on the machine and what else it does, so two such runs are not equal bit for bit."""
     stop: Literal["never", "auto"] = "never"
     """auto: end the run when its label-free score has stood still for a quarter of it."""
     accumulate: Positive = 1
@@ -71,6 +79,15 @@ class TrainingConfig(Config):
     """Steps between writes of `checkpoints/last.pt`; also written at the end and on SIGTERM."""
     keep_every: Positive | None = None
     """Steps between checkpoints that stay."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        given = [n for n in ("steps", "images", "flops", "minutes") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} both say how long the run is; give one, and set the other to null"
+            )
+        return self
 
 
 class ProbeConfig(Config):
@@ -97,8 +114,9 @@ class SpeedConfig(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Positive = 1
     """Processes on this machine, one a device; ignored under torchrun, which decides."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: matrix products in bfloat16 under autocast; weights, norms, softmax and averages stay float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16: matrix products in bfloat16 under autocast; weights, norms, softmax and averages stay float32. auto: that where
+    the processor has the instructions and a short measurement before the run shows it faster; a continued run keeps it."""
     matmul: Literal["highest", "high", "medium"] = "medium"
     """Float32 matrix products. On CPUs without bfloat16 matrix units, `medium` picks a faster true-float32 kernel;
     with such units, and on GPUs, it may round inputs (TF32 or bfloat16). `highest` never rounds."""

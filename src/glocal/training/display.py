@@ -29,9 +29,10 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
 
-    def advance(self, step: int) -> None:
-        """One step is done."""
-        self._progress.update(self._task, completed=step)
+    def advance(self, step: int, total: int) -> None:
+        """One step is done, of as many as are planned by now."""
+        self.total = total
+        self._progress.update(self._task, completed=step, total=total)
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the bar."""

@@ -60,6 +60,8 @@ def train(run: Run) -> None:
             records.examine(step)
         batches = iter(load_batches(run))
         while step < run.steps:
+            run.follow_clock(step)
+
             # ---- data
             with records.watch.wait():
                 loaded = next(batches)
@@ -92,7 +94,8 @@ def train(run: Run) -> None:
             records.examine(step)
             if watched:
                 values = {"learning_rate": learning_rate, "weight_decay": decay, "teacher_momentum": momentum}
-                records.write(step, scalars, values)
+                used = run.cost.so_far(step, config.training.batch_size)
+                records.write(step, scalars, values | used)
             records.probe(step)
 
             # ---- saving and stopping

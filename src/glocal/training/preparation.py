@@ -15,10 +15,13 @@ from glocal.models.device import choose_device
 from glocal.models.encoder import LoadReport
 from glocal.schedules import Progress
 from glocal.training.checkpoint import load_checkpoint
+from glocal.training.compute import UNBOUNDED, Clock, StepCost, cost_of_step, number_of_steps
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation, build_distillation
 from glocal.training.optimiser import build_optimiser
+from glocal.training.precision import Precision, choose_precision
 from glocal.training.run_folder import RunFolder
+from glocal.training.trial import TrialStep
 from glocal.training.weights import load_start
 from glocal.training.whitening import start_whitened
 from glocal.views.loader import ViewLoader, make_loader
@@ -36,6 +39,9 @@ class Run:
     optimiser: torch.optim.Optimizer
     steps: int
     steps_per_epoch: int
+    clock: Clock
+    cost: StepCost
+    precision: Precision
     done: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     start: LoadReport | None = None
@@ -49,6 +55,13 @@ class Run:
         """Where step `step` lies."""
         return Progress(step, self.steps, self.steps_per_epoch)
 
+    def follow_clock(self, step: int) -> None:
+        """With `training.minutes`, plan anew how many steps there are; several processes do so at every record, as one."""
+        several = self.fabric.world_size > 1
+        if self.clock.limit is not None and not (several and step % self.config.training.log_every):
+            steps = self.clock.steps(step, self.steps)
+            self.steps = self.fabric.broadcast(steps) if several else steps
+
 
 def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
     """Build everything; with `resume`, in the state of the last checkpoint.
@@ -56,6 +69,8 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
     Raises:
         GlocalError: when data, folder or settings don't fit.
     """
+    minutes = config.training.minutes
+    clock = Clock(None if minutes is None else 60 * minutes)
     torch.set_float32_matmul_precision(config.speed.matmul)
     choose_device(config.speed.device, "speed.device")
     source = open_source(config.data)
@@ -66,16 +81,29 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
             f"Set training.batch_size to at most {images}."
         )
     fabric = _launch(config)
-    model = _build(config, fabric)
+    trial = TrialStep(config, source, fabric)
+    precision = choose_precision(config.speed.precision, trial)
+    trial.model.autocast = precision.autocast
+    cost = cost_of_step(trial, config.training)
+    del trial
+    config = config.model_copy(
+        update={"speed": config.speed.model_copy(update={"precision": precision.name})}
+    )
+    model = _build(config, fabric, precision)
     report = load_start(model, config) if config.init is not None and not resume else None
     if config.backbone.patch_embed_init == "whitened" and config.init is None and not resume:
         start_whitened(model, source, config)
     optimiser = build_optimiser(model, len(model.student.backbone.blocks), config.optimiser)
     steps_per_epoch = images // batch
-    steps = config.training.steps or max(1, round(config.training.epochs * steps_per_epoch))
-    run = Run(config, folder, fabric, source, model, optimiser, steps, steps_per_epoch, start=report)
+    steps = number_of_steps(config.training, images, cost)
+    run = Run(
+        config, folder, fabric, source, model, optimiser, steps, steps_per_epoch, clock, cost, precision,
+        start=report,
+    )  # fmt: skip
     if resume:
-        run.done = load_checkpoint(folder.last, model, optimiser, images)
+        run.done, clock.spent = load_checkpoint(folder.last, model, optimiser, images)
+        if clock.limit is not None:
+            run.steps = run.done + max(0, round((clock.limit - clock.spent) / cost.seconds))
     else:
         if run.first:
             folder.write_start(config)
@@ -97,7 +125,7 @@ def load_batches(run: Run) -> ViewLoader:
         seed=config.seed,
         workers=workers,
         start_step=run.done,
-        total_steps=run.steps,
+        total_steps=run.steps if run.clock.limit is None else UNBOUNDED,
         rank=run.fabric.global_rank,
         world_size=run.fabric.world_size,
         shared=config.crops,
@@ -125,10 +153,10 @@ def _launch(config: RunConfig) -> Fabric:
     return fabric
 
 
-def _build(config: RunConfig, fabric: Fabric) -> SelfDistillation:
+def _build(config: RunConfig, fabric: Fabric, precision: Precision) -> SelfDistillation:
     """Both networks and the objectives, on their device."""
     speed = config.speed
-    model = build_distillation(config, torch.bfloat16 if speed.precision == "bf16" else None)
+    model = build_distillation(config, precision.autocast)
     model.student.backbone.checkpoint_blocks = speed.checkpoint_blocks
     model.to(fabric.device)
     model.teacher.to(fabric.device)

@@ -60,7 +60,7 @@ class Records:
                 self.sums[name] = self.sums.get(name, 0.0) + scalars[name]
         self.summed += 1
         self.watch.images += self.run.config.training.batch_size
-        self.display.advance(step)
+        self.display.advance(step, self.run.steps)
 
     def write(self, step: int, scalars: dict[str, Tensor], values: Mapping[str, float]) -> None:
         """Write one record: this step's scalars, with mean losses, and `values` that are known without the device."""
@@ -149,6 +149,10 @@ class Records:
             f"{config.recipe} on {run.source.name}: {len(run.source):,} images, {run.steps:,} steps of "
             f"{config.training.batch_size}, {parameters / 1e6:.1f} M parameters, "
             f"{run.fabric.world_size} process(es) on {run.fabric.device.type} → {run.folder.path}"
+        )
+        self.display.say(
+            f"{run.cost.flops:.3g} FLOPs a step, {run.cost.flops * run.steps:.3g} in all. Precision {run.precision.name}: "
+            f"{run.precision.reason}."
         )
         if run.start is not None:
             self.display.say(run.start.summary())

@@ -3,6 +3,7 @@
 config.yaml        the resolved configuration
 environment.json   versions, device, command line
 metrics.jsonl      one record a line
+summary.json       how far it has come, in steps, images, FLOPs and seconds, and in which precision
 unreadable.txt     images that could not be decoded, with the reason
 checkpoints/       last.pt, and step-N.pt where asked for
 export/            the teacher's backbone: model.safetensors, config.json
@@ -39,6 +40,7 @@ class RunFolder:
 
     config = property(lambda self: self.path / "config.yaml")
     metrics = property(lambda self: self.path / "metrics.jsonl")
+    summary = property(lambda self: self.path / "summary.json")
     unreadable = property(lambda self: self.path / "unreadable.txt")
     last = property(lambda self: self.path / "checkpoints" / "last.pt")
     export = property(lambda self: self.path / "export")

@@ -77,7 +77,7 @@ def patch_moments(source: ImageSource, config: RunConfig, embed: PatchEmbed) -> 
     products = torch.zeros(numbers, numbers, dtype=torch.float64, device=device)
     count = 0
     for loaded in loader:
-        views = augment(loaded.views.to(device), whole, config.backbone.patch_size)
+        views = augment(loaded.views.to(device), whole, config.backbone.patch_size, config.mean, config.std)
         piece = embed.cut(views.groups["whole"].pixels.flatten(0, 1)).flatten(0, 1).double()
         total += piece.sum(dim=0)
         products += piece.T @ piece
