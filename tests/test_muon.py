@@ -119,7 +119,13 @@ def test_state_round_trips_and_the_next_update_is_equal(tmp_path):
 def test_two_processes_give_the_losses_of_one(tmp_path):
     losses = []
     for processes in (1, 2):
-        fast = ["training.steps=4", "training.batch_size=8", "training.log_every=1", "probe.enabled=false"]
+        fast = [
+            "training.steps=4",
+            "training.batch_size=8",
+            "training.log_every=1",
+            "probe.enabled=false",
+            "verdict.enabled=false",
+        ]
         small = [
             "backbone.embed_dim=32",
             "backbone.num_heads=2",
