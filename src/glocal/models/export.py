@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
+from glocal.models.adaptation import merge_adapters
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
 from glocal.models.vit import BackboneConfig, VisionTransformer
@@ -30,7 +31,7 @@ def export_backbone(
     """Write `model.safetensors` (timm names) and `config.json`; return the folder.
 
     Each file is written beside its place, flushed to disk and renamed, so an interrupted export leaves the old one.
-    The folder is then loaded again and must give the same features within 1e-5. timm loads it by
+    The folder is then loaded again and must give the same features within 1e-5; low-rank adapters are merged. timm loads it by
     `timm.create_model("local-dir:FOLDER")` when the model is one of timm's (class token and a position table).
 
     Args:
@@ -55,7 +56,8 @@ def export_backbone(
         "extra": dict(extra or {}),
     }
     text = json.dumps({"glocal": own, **_timm_fields(backbone.config, own)}, indent=2) + "\n"
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    ordinary = merge_adapters(backbone)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in ordinary.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))

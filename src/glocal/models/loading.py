@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glocal.errors import ModelError
+from glocal.models.adapter_files import is_adapter, load_adapter
 from glocal.models.encoder import Encoder, shorten
 from glocal.models.model_folders import load_folder
 from glocal.models.position import resample_table
@@ -22,9 +23,10 @@ def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder
     """Load a frozen backbone in float32 on the CPU.
 
     Args:
-        spec: a glocal run folder, one of its checkpoints, an exported folder, a transformers or timm folder, a weight
-            file (.pth, .pt, .bin, .safetensors) in a layout of `glocal.models.layouts`, or `timm:NAME` (needs the timm
-            extra). A run's export goes before its checkpoints, and of a checkpoint's networks the teacher is taken.
+        spec: a glocal run folder, one of its checkpoints, an exported folder, an adapter file that `adapt=lora` left, a
+            transformers or timm folder, a weight file (.pth, .pt, .bin, .safetensors) in a layout of
+            `glocal.models.layouts`, or `timm:NAME` (needs the timm extra). A run's export goes before its checkpoints,
+            and of a checkpoint's networks the teacher is taken.
         settings: `BackboneConfig` values that shapes don't show, such as {"num_heads": 8}; not for what glocal wrote,
             which says itself what it is.
 
@@ -75,6 +77,8 @@ def _load(spec: str, settings: Mapping[str, Any]) -> Encoder:
             f"There is no model at '{spec}'. Give a run folder, an exported folder, a checkpoint file "
             f"({', '.join(FILE_SUFFIXES)}) or timm:NAME."
         )
+    if path.suffix == ".safetensors" and is_adapter(path):
+        return load_adapter(path, load)
     return load_file(path, settings)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from glocal.config import validate
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
+from glocal.models.adaptation import AdaptConfig, fold_adapters
 from glocal.models.vit import BackboneConfig
 
 _BACKBONE = "backbone."
@@ -60,6 +61,9 @@ def read_own_checkpoint(raw: Mapping[str, Any], path: Path) -> OwnModel:
     backbone = validate(BackboneConfig, config["backbone"])
     sides = [side for group in config["views"].values() for side in _sides(group["size"])]
     state = {n.removeprefix(_BACKBONE): t for n, t in raw["teacher"].items() if n.startswith(_BACKBONE)}
+    if any(name.endswith(".down") for name in state):
+        adapted = validate(AdaptConfig, config["adapt"])
+        state = fold_adapters(state, adapted.alpha / adapted.rank)
     return OwnModel(
         backbone,
         state,

@@ -39,8 +39,9 @@ class MovingAverage:
                     f"The teacher's parameter {name} {tuple(parameter.shape)} can't follow the student, which {seen}. "
                     "Build both networks from one configuration."
                 )
-            self._teacher.append(parameter)
-            self._student.append(other)
+            if other is not parameter:  # frozen weights are one tensor in both (see `adaptation.adapt`)
+                self._teacher.append(parameter)
+                self._student.append(other)
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from glocal.config import Config
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from glocal.models.adaptation import AdaptConfig
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import AnyObjective
 from glocal.schedules import Schedule
@@ -150,6 +151,8 @@ class RunConfig(Config):
     """What is subtracted from each channel of the pixels (0 to 1)."""
     std: tuple[Above0, Above0, Above0] = IMAGENET_STD
     """What they are then divided by."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Which of the weights of `init` training moves: full, last:N, norms, lora or lora:RANK."""
     crops: Literal["image", "batch"] = "image"
     """Crops, flips and colours drawn for every image, or once a batch (the PW-Self reference)."""
     views: dict[str, ViewGroup]
@@ -166,6 +169,10 @@ class RunConfig(Config):
     def _check(self) -> RunConfig:
         if not self.views or not self.active_objectives():
             raise ValueError("a run needs at least one view group and one objective with a weight above 0")
+        if self.adapt.method != "full" and self.init is None:
+            raise ValueError(
+                f"adapt={self.adapt.method} keeps most weights as they are, so it needs trained ones: give init=MODEL"
+            )
         for name, group in self.views.items():
             height, width = group.height_width
             if height % self.backbone.patch_size or width % self.backbone.patch_size:

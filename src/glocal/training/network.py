@@ -159,7 +159,7 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
     objectives: dict[str, Objective] = {}
     students: dict[str, nn.Module] = {}
     teachers: dict[str, nn.Module] = {}
-    backbone = _seeded(config, "backbone", lambda: VisionTransformer(config.backbone))
+    backbone = seeded(config, "backbone", lambda: VisionTransformer(config.backbone))
     teacher_backbone = VisionTransformer(config.backbone.model_copy(update={"drop_path": 0.0}))
     for name, settings in config.active_objectives().items():
         shared = settings.head_of
@@ -173,9 +173,7 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
                 f"objectives.{name}.head_of is '{shared}'; it must name a term that comes before it: {', '.join(students) or 'none'}."
             )
         students[name] = (
-            students[shared]
-            if shared
-            else _seeded(config, name, lambda o=objective: o.build_heads("student"))
+            students[shared] if shared else seeded(config, name, lambda o=objective: o.build_heads("student"))
         )
         teachers[name] = teachers[shared] if shared else objective.build_heads("teacher")
     student, teacher = Network(backbone, students), Network(teacher_backbone, teachers)
@@ -196,7 +194,7 @@ def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
 
 
-def _seeded(config: RunConfig, part: str, build):  # type: ignore[no-untyped-def]
+def seeded(config: RunConfig, part: str, build):  # type: ignore[no-untyped-def]
     """Build under the seed of this part, leaving the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_seed(config.seed, *part.encode()) & (2**63 - 1))

@@ -12,12 +12,13 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from glocal.data import ImageSource, open_source
 from glocal.errors import TrainingError
 from glocal.models.device import choose_device
+from glocal.models.adaptation import adapt
 from glocal.models.encoder import LoadReport
 from glocal.schedules import Progress
 from glocal.training.checkpoint import load_checkpoint
 from glocal.training.compute import UNBOUNDED, Clock, StepCost, cost_of_step, number_of_steps
 from glocal.training.config import RunConfig
-from glocal.training.network import SelfDistillation, build_distillation
+from glocal.training.network import SelfDistillation, build_distillation, seeded
 from glocal.training.optimiser import build_optimiser
 from glocal.training.precision import Precision, choose_precision
 from glocal.training.run_folder import RunFolder
@@ -93,6 +94,7 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool) -> Run:
     report = load_start(model, config) if config.init is not None and not resume else None
     if config.backbone.patch_embed_init == "whitened" and config.init is None and not resume:
         start_whitened(model, source, config)
+    seeded(config, "adapt", lambda: adapt(model.student.backbone, model.teacher.backbone, config.adapt))
     optimiser = build_optimiser(model, len(model.student.backbone.blocks), config.optimiser)
     steps_per_epoch = images // batch
     steps = number_of_steps(config.training, images, cost)

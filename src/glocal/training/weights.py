@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glocal.errors import ConfigError, ModelError
+from glocal.models.adapter_files import save_adapter
 from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
 from glocal.models.loading import load, load_into
@@ -71,11 +72,16 @@ def load_start(model: SelfDistillation, config: RunConfig) -> LoadReport:
 
 
 def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:
-    """Write the teacher's backbone so that `glocal.load` and timm read it."""
+    """Write the teacher's backbone so that `glocal.load` and timm read it, and a low-rank adapter also by itself."""
     export_backbone(
         backbone, folder, mean=config.mean, std=config.std, image_size=view_side(config),
         extra={"recipe": config.recipe, "step": step},
     )  # fmt: skip
+    if config.adapt.method == "lora" and config.init is not None:
+        start = Path(config.init).expanduser()
+        save_adapter(
+            folder / "adapter.safetensors", backbone, str(start.resolve()) if start.exists() else config.init
+        )
 
 
 def as_encoder(config: RunConfig, backbone: VisionTransformer) -> Encoder:
