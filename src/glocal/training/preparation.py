@@ -11,8 +11,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from glocal.data import ImageSource, open_source
 from glocal.errors import TrainingError
-from glocal.models.device import choose_device
 from glocal.models.adaptation import adapt
+from glocal.models.device import choose_device
 from glocal.models.encoder import LoadReport
 from glocal.schedules import Progress
 from glocal.training.checkpoint import load_checkpoint
