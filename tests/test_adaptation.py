@@ -19,7 +19,14 @@ from glocal.recipes import configure, continue_run
 from glocal.training import loop
 
 CONFIG = BackboneConfig(size="micro", embed_dim=64, depth=3, num_heads=4, patch_size=8, image_size=32)
-QUICK = ["training.batch_size=8", "training.steps=2", "probe.enabled=false", "speed.workers=0"]
+QUICK = [
+    "training.batch_size=8",
+    "training.steps=2",
+    "probe.enabled=false",
+    "verdict.enabled=false",
+    "speed.workers=0",
+    "speed.precision=fp32",
+]
 
 
 def pair(short: str, **settings: object) -> tuple[VisionTransformer, VisionTransformer]:

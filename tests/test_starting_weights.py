@@ -22,6 +22,7 @@ SETTINGS = [
     "training.batch_size=8",
     "training.steps=1",
     "probe.enabled=false",
+    "verdict.enabled=false",
     "speed.workers=0",
     "speed.precision=fp32",
 ]
@@ -179,12 +180,12 @@ def test_a_checkpoint_says_itself_what_it_is_or_is_read_through_its_run(tmp_path
     [
         ("config.json", "[1, 2]", "holds a list, where a mapping"),
         ("config.json", "{", "can't be read as JSON"),
-        ("config.json", '{"glocal": {}}', "can't be read as a model: KeyError"),
+        ("config.json", '{"glocal": {}}', "can't be read as a model: .* is missing"),
         ("config.json", '{"glocal": {"backbone": {"dept": 3}}}', "no such setting"),
-        ("config.json", '{"model_type": "vit"}', "can't be read as a model: KeyError"),
+        ("config.json", '{"model_type": "vit"}', "can't be read as a model: .* is missing"),
         ("config.json", '{"pretrained_cfg": {"input_size": [3, 64, 32]}}', "only tables of square images"),
         ("config.json", '{"pretrained_cfg": {"std": [0, 0, 0]}}', "can't be divided by"),
-        ("config.json", '{"pretrained_cfg": {"mean": "x"}}', "can't be read as a model: ValueError"),
+        ("config.json", '{"pretrained_cfg": {"mean": "x"}}', "can't be read as a model: "),
     ],
 )
 def test_a_broken_folder_ends_in_one_sentence(tmp_path: Path, name: str, text: str, message: str) -> None:

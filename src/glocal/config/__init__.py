@@ -50,19 +50,12 @@ def apply_overrides(config: ConfigT, overrides: Sequence[str]) -> ConfigT:
     >>> apply_overrides(Small(), ["rate=2"]).rate
     2.0
     """
-    tree: Any = config
-    for override in overrides:
-        path, separator, text = override.partition("=")
-        if not separator or not path:
-            raise ConfigError(
-                f"'{override}' is no override. Write key=value, for example training.epochs=10."
-            )
-        tree = place(tree, type(config), path.split("."), Text(text), path)
-    return validate(type(config), tree) if overrides else config
+    return apply_settings(config, overrides=overrides) if overrides else config
 
 
-def apply_settings(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
-    """Return a copy of `config` with nested settings, such as a file's, laid over it and validated as one whole.
+def apply_settings(config: ConfigT, *settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> ConfigT:
+    """Return a copy of `config` with nested settings, such as a file's, and then overrides laid over it, validated as one
+    whole: only the end result must fit together.
 
     Raises:
         ConfigError: as `apply_overrides`.
@@ -72,7 +65,17 @@ def apply_settings(config: ConfigT, settings: Mapping[str, Any]) -> ConfigT:
     >>> apply_settings(Small(), {"rate": 2}).rate
     2.0
     """
-    return validate(type(config), merge(config, type(config), settings, ""))
+    tree: Any = config
+    for layer in settings:
+        tree = merge(tree, type(config), layer, "")
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise ConfigError(
+                f"'{override}' is no override. Write key=value, for example training.epochs=10."
+            )
+        tree = place(tree, type(config), path.split("."), Text(text), path)
+    return validate(type(config), tree)
 
 
 def set_words(kind: type[ConfigT], words: Mapping[str, str]) -> ConfigT:

@@ -142,8 +142,8 @@ def configure(
         built = _build(recipe, entry, preset, str(data), out)
         start = init if init is not None else laid.get("init")
         adopted = built if start is None else adopt_weights(built, str(start))
-    config = apply_settings(adopted, (laid if _WHOLE - laid.keys() else {}) | given)
-    config = apply_overrides(apply_settings(config, settings or {}), overrides)
+    laid_over = (laid if _WHOLE - laid.keys() else {}) | given
+    config = apply_settings(adopted, laid_over, settings or {}, overrides=overrides)
     if config.init is not None:
         refuse_contradictions(config, adopted)
     return config
