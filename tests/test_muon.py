@@ -1,23 +1,17 @@
-"""Muon: one update against a slow NumPy twin, who is moved by what, state, and one process equal to two."""
+"""Muon: one update against a slow NumPy twin, who is moved by what, and its state."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_views, small_config
 
-from glocal.recipes import configure
 from glocal.schedules import Progress, Schedule
-from glocal.training import muon, run_folder
+from glocal.training import muon
 from glocal.training.config import OptimiserConfig
-from glocal.training.loop import pretrain
 from glocal.training.muon import MuonWithAdamW, orthogonalise
 from glocal.training.network import StepInput, build_distillation
 from glocal.training.optimiser import build_optimiser, clip_gradients, set_schedules
@@ -114,45 +108,3 @@ def test_state_round_trips_and_the_next_update_is_equal(tmp_path):
         train(number, 2)
     for (name, a), b in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b), name
-
-
-def test_two_processes_give_the_losses_of_one(tmp_path):
-    losses = []
-    for processes in (1, 2):
-        fast = [
-            "training.steps=4",
-            "training.batch_size=8",
-            "training.log_every=1",
-            "probe.enabled=false",
-            "verdict.enabled=false",
-        ]
-        small = [
-            "backbone.embed_dim=32",
-            "backbone.num_heads=2",
-            "backbone.depth=2",
-            "speed.workers=0",
-            "speed.precision=fp32",
-        ]
-        more = ["optimiser.kind=muon", f"speed.devices={processes}"]
-        config = configure(
-            "dino", data="digits", out=str(tmp_path / f"run{processes}"), preset="cifar",
-            overrides=[*fast, *small, *more],
-        )  # fmt: skip
-        if processes == 1:
-            pretrain(config)
-        else:
-            _pretrain_elsewhere(config, tmp_path)
-        lines = (tmp_path / f"run{processes}" / "metrics.jsonl").read_text().splitlines()
-        losses.append([json.loads(line)["loss"] for line in lines])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def _pretrain_elsewhere(config, folder) -> None:
-    """In a Python of its own: processes of a run are started by running its command again."""
-    (folder / "config.yaml").write_text(run_folder.to_yaml(config))
-    code = "import sys; from glocal.training.run_folder import read_run_config as r; from glocal.training.loop import pretrain; pretrain(r(sys.argv[1]))"
-    (folder / "go.py").write_text(code)
-    subprocess.run(
-        [sys.executable, str(folder / "go.py"), str(folder)],
-        check=True, timeout=120, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip

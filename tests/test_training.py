@@ -146,7 +146,13 @@ def test_two_processes_give_the_loss_of_one(folder, tmp_path):
         plan, out = tmp_path / f"plan{processes}", tmp_path / f"run{processes}"
         plan.mkdir()
         config = config_for(
-            folder, out, "training.steps=6", "backbone.drop_path=0", f"speed.devices={processes}"
+            folder,
+            out,
+            "training.steps=6",
+            "backbone.drop_path=0",
+            "optimiser.kind=muon",
+            "views.global.keep_patches=0.5",
+            f"speed.devices={processes}",
         )
         (plan / "config.yaml").write_text(run_folder.to_yaml(config))
         (tmp_path / "go.py").write_text(code)

@@ -213,7 +213,7 @@ def training(tmp_path, name: str, **verdict: object):
     config = small_config(out=str(tmp_path / name), verdict=VerdictConfig(images=32, **verdict))
     settings = {"batch_size": 32, "steps": 6, "log_every": 2}
     probe = config.probe.model_copy(update={"enabled": False})
-    speed = config.speed.model_copy(update={"workers": 0, "device": "cpu"})
+    speed = config.speed.model_copy(update={"workers": 0, "precision": "fp32", "device": "cpu"})
     return config.model_copy(
         update={"training": config.training.model_copy(update=settings), "probe": probe, "speed": speed}
     )
