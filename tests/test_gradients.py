@@ -68,7 +68,7 @@ def test_random_draws_are_replayed_and_the_generator_goes_on(autocast):
     backward(repeated, step, micro_batches=2)
     after = torch.rand(1)
     torch.manual_seed(5)
-    passes = [kept.student_features(part) for part in views.split(2)]
+    passes = [kept.student_features(part, PROGRESS) for part in views.split(2)]
     after_kept = torch.rand(1)
     joined = {
         name: dataclasses.replace(

@@ -17,6 +17,8 @@ from glocal.objectives import (
     InstanceConfig,
     LocalGlobalReferenceConfig,
     LocalGroupConfig,
+    MaskedAlignmentConfig,
+    MaskedPatchesConfig,
     MatchedContrastConfig,
     MatchedPatchesConfig,
     RelationsConfig,
@@ -26,6 +28,7 @@ from glocal.objectives import (
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.by_contrast.relation_block import ImageToken
+from glocal.objectives.masks import MaskConfig
 from glocal.objectives.over_prototypes.centring import CentringConfig
 from glocal.schedules import Progress
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
@@ -93,6 +96,13 @@ TERMS |= {
     "spread-koleo": SpreadConfig(form="koleo"),
     "characteristic": CharacteristicConfig(projections=16),
     "characteristic-patches": CharacteristicConfig(projections=16, tokens="patches"),
+    "masked": MaskedPatchesConfig(head=SMALL_HEAD),
+    "masked-sinkhorn": MaskedPatchesConfig(
+        head=SMALL_HEAD,
+        masks=MaskConfig(share=0.9, shape="random"),
+        centring=CentringConfig(method="sinkhorn"),
+    ),
+    "masked-alignment": MaskedAlignmentConfig(head=_PROJECTION),
 }
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 

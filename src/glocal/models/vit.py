@@ -17,7 +17,7 @@ from glocal.config import Config
 from glocal.errors import ModelError
 from glocal.models.aggregator import Aggregator
 from glocal.models.blocks import Block, Rotary, attention_weights
-from glocal.models.features import Features, layer_number
+from glocal.models.features import Features, Masks, layer_number
 from glocal.models.initialisation import initialise
 from glocal.models.position import resample_table, rotary_table, rotate
 
@@ -205,22 +205,24 @@ class VisionTransformer(nn.Module):
         self,
         pixels: Float[Tensor, "batch channels height width"],
         kept: Int64[Tensor, "batch kept"] | None = None,
+        masks: Masks | None = None,
     ) -> Features:
         """Embed normalised pixels; height and width are any multiples of the patch size.
 
         With `kept` (patch numbers, on the CPU) every image goes on with these patches only, at their own positions, and
-        the features hold only them; the prefix tokens always stay.
+        the features hold only them; the prefix tokens always stay. Patches under `masks` are replaced by its vector
+        before they get their positions.
 
         Raises:
             ModelError: when the patch size does not divide a side or the channels differ.
         """
         grid = self.grid(pixels)
-        x, rotary = self._embed(pixels, grid)
+        x, rotary = self._embed(pixels, grid, masks)
         if kept is not None:
             x, rotary = self._keep(x, rotary, kept)
         for block in self.blocks:
             x = self._run(block, x, rotary)
-        return replace(self._features(x, grid), kept=kept)
+        return replace(self._features(x, grid), kept=kept, masked=None if masks is None else masks.hidden)
 
     def intermediate(
         self, pixels: Float[Tensor, "batch channels height width"], layers: Sequence[int]
@@ -280,9 +282,14 @@ class VisionTransformer(nn.Module):
             )
         return height // side, width // side
 
-    def _embed(self, pixels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Rotary | None]:
+    def _embed(
+        self, pixels: Tensor, grid: tuple[int, int], masks: Masks | None = None
+    ) -> tuple[Tensor, Rotary | None]:
         """Tokens that enter the first block, class token first, then registers, then patches; and the rotation."""
         x = self.patch_embed(pixels)
+        if masks is not None:
+            hidden = masks.hidden.to(x.device, non_blocking=True)
+            x = torch.where(hidden[..., None], masks.vector.to(x.dtype), x)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.pos_embed is None:
             head_dim = self.embed_dim // self.num_heads

@@ -14,12 +14,14 @@ from glocal.objectives.by_contrast.matched_contrast import MatchedContrast, Matc
 from glocal.objectives.by_relation.relations import Relations, RelationsConfig
 from glocal.objectives.by_spread.characteristic import Characteristic, CharacteristicConfig
 from glocal.objectives.by_spread.coding_rate import CodingRate, CodingRateConfig
+from glocal.objectives.by_spread.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
 from glocal.objectives.by_spread.spread import Spread, SpreadConfig
 from glocal.objectives.over_prototypes.image_level import ImageLevel, ImageLevelConfig
 from glocal.objectives.over_prototypes.local_global_reference import (
     LocalGlobalReference,
     LocalGlobalReferenceConfig,
 )
+from glocal.objectives.over_prototypes.masked_patches import MaskedPatches, MaskedPatchesConfig
 from glocal.objectives.over_prototypes.matched_patches import MatchedPatches, MatchedPatchesConfig
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.objectives.over_prototypes.self_patch import SelfPatch, SelfPatchConfig
@@ -36,7 +38,9 @@ AnyObjective = Annotated[
     | RelationsConfig
     | CodingRateConfig
     | SpreadConfig
-    | CharacteristicConfig,
+    | CharacteristicConfig
+    | MaskedPatchesConfig
+    | MaskedAlignmentConfig,
     Field(discriminator="kind"),
 ]
 
@@ -58,6 +62,10 @@ __all__ = [
     "LocalGlobalReferenceConfig",
     "LocalGroup",
     "LocalGroupConfig",
+    "MaskedAlignment",
+    "MaskedAlignmentConfig",
+    "MaskedPatches",
+    "MaskedPatchesConfig",
     "MatchedContrast",
     "MatchedContrastConfig",
     "MatchedPatches",

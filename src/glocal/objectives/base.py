@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -84,6 +84,9 @@ class ObjectiveConfig(Config):
 class Objective(nn.Module, ABC):
     """One term of the loss. Buffers are its state and are saved; parameters live in its heads, never here."""
 
+    hides_patches: ClassVar[bool] = False
+    """Whether the term masks patches of the student's views, which then has a learnt vector in their place."""
+
     @property
     def needs_teacher(self) -> bool:
         """Whether the term reads the teacher's features. When no term does, the teacher sees no images: it follows the
@@ -107,6 +110,12 @@ class Objective(nn.Module, ABC):
         """The term on one (micro-)batch. `watch` asks for the statistics that cost something; they must not change the
         loss. Statistics for the state are gathered here and applied in `finish_step`.
         """
+
+    def student_masks(self, views: Views) -> Mapping[str, Bool[Tensor, "batch views patches"]]:
+        """Patches of the grid that the student must do without in this step, by view group, on the CPU; a function of
+        the images' seeds. Asked for only where `hides_patches`.
+        """
+        return {}
 
     def frozen(self, heads: nn.Module, progress: Progress) -> Iterable[nn.Parameter]:
         """Parameters of the student's heads that get no gradient in this step (prototypes in the first epochs)."""

@@ -141,6 +141,21 @@ def refuse_moved_pixels(term: str, groups: Mapping[str, ViewGroup]) -> None:
                 )
 
 
+def refuse_moved_student(term: str, groups: Mapping[str, ViewGroup]) -> None:
+    """For terms that compare patches of equal position in one view, which both networks must see alike.
+
+    Raises:
+        ConfigError: naming the group and the operation.
+    """
+    for name, group in groups.items():
+        for operation in (o for pipeline in (*group.photometric, group.strong or ()) for o in pipeline):
+            if operation.moves_pixels and operation.seen_by == "student":
+                raise ConfigError(
+                    f"The term '{term}' compares patches of equal position, but views.{name} uses '{operation.op}', which "
+                    "moves the student's pixels and not the teacher's. Set its seen_by to both, or leave the term out."
+                )
+
+
 def refuse_dropped_patches(term: str, groups: Mapping[str, ViewGroup]) -> None:
     """For terms that need every patch of the teacher's views, whatever the student sees.
 

@@ -41,7 +41,7 @@ def backward(model: SelfDistillation, step: StepInput, micro_batches: int = 1) -
     with torch.set_grad_enabled(micro_batches == 1):
         for views in portions:
             drawn.append(generator_state(device))
-            passes.append(model.student_features(views))
+            passes.append(model.student_features(views, step.progress))
     leaves = {name: _leaf(features) for name, features in _joined(passes).items()}
     loss, scalars = model.loss(leaves, teacher, step)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -65,7 +65,7 @@ def _repeat(
     for number, (views, state) in enumerate(zip(portions, drawn, strict=True)):
         restore_generators(state, device)
         rows = slice(number * len(views), (number + 1) * len(views))
-        _pull(model.student_features(views), leaves, rows)
+        _pull(model.student_features(views, step.progress), leaves, rows)
     restore_generators(afterwards, device)
 
 

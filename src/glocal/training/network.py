@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from glocal.errors import ConfigError
-from glocal.models.features import Features
+from glocal.models.features import Features, Masks
 from glocal.models.teacher import freeze
 from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, Role
@@ -26,14 +26,24 @@ from glocal.views.randomness import hash_seed
 class Network(nn.Module):
     """A backbone and, by name of the objective, the heads that its features go through."""
 
-    def __init__(self, backbone: VisionTransformer, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, backbone: VisionTransformer, heads: Mapping[str, nn.Module], hides_patches: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.heads = nn.ModuleDict(heads)
+        # Here, not in the backbone: only training needs it, so it is neither the teacher's nor exported.
+        self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim)) if hides_patches else None
 
-    def features(self, views: Views, groups: Mapping[str, ViewGroup], role: Role) -> dict[str, Features]:
-        """One backbone pass for each view group that this role sees, on the patches that it keeps; leading axes
-        (batch, views).
+    def features(
+        self,
+        views: Views,
+        groups: Mapping[str, ViewGroup],
+        role: Role,
+        masks: Mapping[str, Bool[Tensor, "batch views patches"]] | None = None,
+    ) -> dict[str, Features]:
+        """One backbone pass for each view group that this role sees, on the patches that it keeps, without those under
+        `masks`; leading axes (batch, views).
         """
         features = {}
         for number, (name, group) in enumerate(groups.items()):
@@ -46,7 +56,10 @@ class Network(nn.Module):
                 if role == "student" or group.keep_patches_of == "both":
                     rows, columns = self.backbone.grid(pixels)
                     kept = kept_patches(views.seed, number, group, rows * columns)
-                features[name] = self.backbone(pixels, kept).unflatten(group.count)
+                hidden = None
+                if masks and name in masks and self.mask_token is not None:
+                    hidden = Masks(masks[name].flatten(0, 1), self.mask_token)
+                features[name] = self.backbone(pixels, kept, hidden).unflatten(group.count)
         return features
 
 
@@ -92,12 +105,17 @@ class SelfDistillation(nn.Module):
     def forward(self, given: StepInput) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of one batch with its whole graph, and detached scalars (see `loss`)."""
         teacher = self.teacher_features(given.views)
-        return self.loss(self.student_features(given.views), teacher, given)
+        return self.loss(self.student_features(given.views, given.progress), teacher, given)
 
-    def student_features(self, views: Views) -> dict[str, Features]:
-        """What the student's backbone makes of the groups that it sees."""
+    def student_features(self, views: Views, progress: Progress) -> dict[str, Features]:
+        """What the student's backbone makes of the groups that it sees, with the masks of all terms that count now."""
+        masks: dict[str, Tensor] = {}
+        for name, objective in self.terms().items():
+            if objective.hides_patches and value_at(self.weights[name], progress) != 0:  # type: ignore[arg-type]
+                for group, mask in objective.student_masks(views).items():
+                    masks[group] = masks[group] | mask if group in masks else mask
         with self._precision(views):
-            return self.student.features(views, self.groups, "student")
+            return self.student.features(views, self.groups, "student", masks)
 
     @torch.no_grad()
     def teacher_features(self, views: Views) -> dict[str, Features]:
@@ -176,7 +194,8 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
             students[shared] if shared else seeded(config, name, lambda o=objective: o.build_heads("student"))
         )
         teachers[name] = teachers[shared] if shared else objective.build_heads("teacher")
-    student, teacher = Network(backbone, students), Network(teacher_backbone, teachers)
+    hides_patches = any(objective.hides_patches for objective in objectives.values())
+    student, teacher = Network(backbone, students, hides_patches), Network(teacher_backbone, teachers)
     start = student.state_dict()
     teacher.load_state_dict({name: start[name] for name in teacher.state_dict()})
     freeze(teacher)

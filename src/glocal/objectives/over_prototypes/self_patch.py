@@ -28,7 +28,7 @@ from glocal.objectives.over_prototypes.prototype_term import (
 )
 from glocal.objectives.over_prototypes.self_patch_positives import taking_part, weighted_mean, wrapped
 from glocal.objectives.pairs import Pairs
-from glocal.objectives.patch_pairs import refuse_dropped_patches
+from glocal.objectives.patch_pairs import refuse_dropped_patches, refuse_moved_student
 from glocal.objectives.view_pairs import pair_table, repeat_over_batch
 from glocal.schedules import Progress, Schedule
 from glocal.views.batch import Views
@@ -313,13 +313,7 @@ def _same_views(config: SelfPatchConfig, groups: Mapping[str, ViewGroup]) -> dic
             "seen_by to both, or views=all, which runs the teacher on the student's views for this term."
         )
     refuse_dropped_patches("self_patch", chosen)
-    for name, group in chosen.items():
-        for operation in (o for pipeline in (*group.photometric, group.strong or ()) for o in pipeline):
-            if operation.moves_pixels and operation.seen_by == "student":
-                raise ConfigError(
-                    f"self_patch compares patches of equal position, but views.{name} uses '{operation.op}', which "
-                    "moves the student's pixels and not the teacher's. Set its seen_by to both, or leave the term out."
-                )
+    refuse_moved_student("self_patch", chosen)
     return chosen
 
 
