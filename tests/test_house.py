@@ -15,6 +15,7 @@ ROOT = Path(glocal.__file__).parent
 FLOORS = [
     "cli",
     "report",
+    "ladder",
     "recipes",
     "training",
     "verdict",

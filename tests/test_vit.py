@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from glocal.config import validate
 from glocal.errors import ConfigError, ModelError
 from glocal.models.blocks import Block, attention_weights
+from glocal.models.initialisation import mimic_trained_attention
 from glocal.models.position import resample_table, rotary_table, rotate
 from glocal.models.vit import BackboneConfig, VisionTransformer
 
@@ -223,3 +224,32 @@ def test_wrong_input_is_explained() -> None:
 def test_wrong_settings_are_explained(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(BackboneConfig, settings)
+
+
+def test_mimetic_attention_looks_like_trained_attention() -> None:
+    """One head's product of queries and keys is 0.7 (Z + I) whole; narrower heads take its strongest directions."""
+    torch.manual_seed(0)
+    dim = 48
+    qkv, projection = torch.zeros(3 * dim, dim), torch.zeros(dim, dim)
+    mimic_trained_attention(qkv, projection, 1)
+    query, key, value = qkv.chunk(3)
+    assert abs(float((query.T @ key).trace()) / dim - 0.7) < 0.1
+    assert abs(float((projection @ value).trace()) / dim + 0.4) < 0.1
+    off_diagonal = (query.T @ key - 0.7 * torch.eye(dim)) / 0.7
+    assert abs(float(off_diagonal.std()) * dim**0.5 - 1) < 0.1
+    mimic_trained_attention(qkv, projection, 4)
+    query, key, _ = qkv.chunk(3)
+    for head in range(4):
+        rows = slice(12 * head, 12 * head + 12)
+        product = query[rows].T @ key[rows]
+        strengths = torch.linalg.svdvals(product)
+        assert torch.linalg.matrix_rank(product) == 12
+        # The strongest of 48 directions of I + Z are far above the mean strength of the whole.
+        assert float(strengths[11]) > 0.7
+
+
+def test_a_mimetic_backbone_trains_and_loads() -> None:
+    model = micro(attention_init="mimetic")
+    assert not torch.equal(model.blocks[0].attn.qkv.weight, micro().blocks[0].attn.qkv.weight)
+    with torch.device("meta"):
+        VisionTransformer(model.config).load_state_dict(model.state_dict(), assign=True)

@@ -89,6 +89,28 @@ def cache(action: Annotated[str, typer.Argument(help="clear")], folder: str) -> 
 
 
 @app.command()
+def reproduce(row: Annotated[str, typer.Argument()], settings: Settings = None) -> None:
+    """Run one row of the ladder and hold it against the record.
+
+    glocal reproduce ROW data=FOLDER [scale=short] [ground=cifar10]
+    """
+    from glocal.cli.reproduce import reproduce as run
+
+    run(row, settings or [])
+
+
+@app.command()
+def ladder(settings: Settings = None) -> None:
+    """Run what is missing of the ladder, then write its page.
+
+    glocal ladder data=FOLDER [scale=cpu] ["rows=dino;glocal"] [grounds=cifar10] [seeds=0,1,2]
+    """
+    from glocal.cli.reproduce import ladder as run
+
+    run(settings or [])
+
+
+@app.command()
 def embed(settings: Settings = None) -> None:
     """Write the embeddings of images to a file.
 

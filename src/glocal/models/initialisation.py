@@ -12,6 +12,8 @@ from torch import Tensor, nn
 _FAN_IN_POSITION_STD = 0.3
 # Directions with less than this share of the largest variance are mostly noise, which whitening would blow up.
 _WHITENING_FLOOR = 0.01
+# Trockman and Kolter's values for vision: weight of the identity and of the noise in W_q^T W_k and in W_proj W_v.
+_QUERY_KEY, _VALUE_PROJECTION = 0.7, 0.4
 
 
 @torch.no_grad()
@@ -59,3 +61,34 @@ def whiten(
     projection.weight.copy_(weight.view_as(projection.weight))
     if projection.bias is not None:
         projection.bias.copy_(-weight @ mean.double().cpu())
+
+
+@torch.no_grad()
+def mimic_trained_attention(
+    qkv: Float[Tensor, "three_dim dim"], projection: Float[Tensor, "dim dim"], num_heads: int
+) -> None:
+    """Draw attention's weights as those of trained transformers look: tokens attend to their like, and lessen it.
+
+    Trockman and Kolter 2023 (arXiv 2305.09828), section 3: for each head W_q^T W_k is the closest product of its width
+    to 0.7 (Z + I), and W_proj W_v of all heads is 0.4 (Z - I), with Z normal of variance 1/dim, each factored evenly by an
+    SVD. Departure: positions stay learnt, where the paper sets them to sines. Cost: `num_heads` + 1 SVDs a block.
+
+    Args:
+        qkv: weight of the joint projection, overwritten.
+        projection: weight of the output projection, overwritten.
+        num_heads: heads, each of dim / num_heads rows of `qkv`.
+    """
+    dim = projection.shape[0]
+    width = dim // num_heads
+    identity = torch.eye(dim)
+    for head in range(num_heads):
+        noise = torch.randn(dim, dim) * dim**-0.5
+        left, strengths, right = torch.linalg.svd(_QUERY_KEY * (noise + identity))
+        root = strengths[:width].sqrt()
+        rows = slice(head * width, (head + 1) * width)
+        qkv[:dim][rows] = (left[:, :width] * root).T
+        qkv[dim : 2 * dim][rows] = right[:width] * root[:, None]
+    noise = torch.randn(dim, dim) * dim**-0.5
+    left, strengths, right = torch.linalg.svd(_VALUE_PROJECTION * (noise - identity))
+    qkv[2 * dim :] = right * strengths.sqrt()[:, None]
+    projection.copy_(left * strengths.sqrt())

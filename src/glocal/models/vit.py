@@ -18,7 +18,7 @@ from glocal.errors import ModelError
 from glocal.models.aggregator import Aggregator
 from glocal.models.blocks import Block, Rotary, attention_weights
 from glocal.models.features import Features, Masks, layer_number
-from glocal.models.initialisation import initialise
+from glocal.models.initialisation import initialise, mimic_trained_attention
 from glocal.models.position import resample_table, rotary_table, rotate
 
 Positive = Annotated[int, Field(ge=1)]
@@ -73,6 +73,9 @@ class BackboneConfig(Config):
     init: Literal["auto", "trunc_normal", "fan_in"] = "auto"
     """`trunc_normal`: std 0.02 (the DINO family). `fan_in`: std 1/sqrt(fan in). `auto`: fan_in below width 384, where
     std 0.02 gives random features that are nearly constant and training that stalls."""
+    attention_init: Literal["drawn", "mimetic"] = "drawn"
+    """`drawn`: as `init` says. `mimetic`: as trained attention looks (Trockman and Kolter 2023): tokens attend to their
+    like from the first step, which short runs gain from."""
     patch_embed_init: Literal["drawn", "whitened"] = "drawn"
     """`drawn`: as `init` says. `whitened`: computed from the run's own images before the first step, so that outputs are
     uncorrelated over their patches; without effect where `init=` gives weights. One linear layer either way."""
@@ -195,6 +198,9 @@ class VisionTransformer(nn.Module):
             self.aggregator = None
             self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.final_norm else nn.Identity()
         initialise(self, "fan_in" if config.init == "auto" and dim < 384 else config.init)
+        if config.attention_init == "mimetic":
+            for block in self.blocks:
+                mimic_trained_attention(block.attn.qkv.weight, block.attn.proj.weight, heads)
 
     @property
     def prefix_tokens(self) -> int:

@@ -12,6 +12,7 @@ import yaml
 from glocal.config import apply_overrides, apply_settings, read_settings_file, validate
 from glocal.data import ImageSource, open_source
 from glocal.errors import ConfigError, nearest_name
+from glocal.recipes import contrast as _contrast
 from glocal.recipes import dino as _dino
 from glocal.recipes import local_global as _local_global
 from glocal.recipes import mugs as _mugs
@@ -64,6 +65,8 @@ _SCALED = tuple(SCALES)
 _REFERENCE = tuple(_local_global.REFERENCE_PRESETS)
 
 RECIPES: dict[str, Recipe] = {
+    "glocal": Recipe(_contrast.glocal, _SCALED),
+    "simclr": Recipe(_contrast.simclr, _SCALED),
     "dino": Recipe(_dino.dino, _SCALED),
     "local-global": Recipe(_local_global.local_global, _SCALED),
     "pw-self": Recipe(_local_global.pw_self, _SCALED),

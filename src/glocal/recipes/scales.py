@@ -31,6 +31,17 @@ class Scale:
     training: TrainingConfig
 
 
+# What lifts every recipe at small scale (docs/ladder.md). A tenth of the run is warm-up.
+MUON = OptimiserConfig(
+    kind="muon",
+    muon_learning_rate=0.02,
+    learning_rate=2e-3,
+    scaling="none",
+    warmup_epochs=1e6,
+    weight_decay=0.04,
+)
+
+
 def imagenet() -> Scale:
     """ImageNet-like: a hundred thousand images and more, of a few hundred pixels; ViT-S/16 on GPUs (DINO, section 1)."""
     return Scale(
@@ -63,18 +74,24 @@ def cifar() -> Scale:
             "because small batches give the moving centre and the slow teacher too little to go by."
         ),
         backbone=BackboneConfig(
-            size="micro", embed_dim=96, depth=3, patch_size=4, image_size=32, drop_path=0.0
+            size="micro",
+            embed_dim=96,
+            depth=3,
+            patch_size=4,
+            image_size=32,
+            attention_init="mimetic",
+            patch_embed_init="whitened",
         ),
-        views=multi_crop(32, 16, 0, global_area=(0.35, 1.0), local_area=(0.15, 0.4), blur=False),
+        views=multi_crop(32, 16, 0, global_area=(0.35, 1.0), local_area=(0.15, 0.4), blur=False, keep=0.5),
         image_head=HeadConfig(
-            hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"
+            hidden=256, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"
         ),
         patch_head=HeadConfig(
             hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0, init="fan_in"
         ),
         teacher_temperature=0.04,
         centring=CentringConfig(method="sinkhorn"),
-        optimiser=OptimiserConfig(learning_rate=2e-3, scaling="none", warmup_epochs=1.0, weight_decay=0.04),
+        optimiser=MUON,
         teacher=TeacherConfig(momentum=Schedule(start=0.97, end=1.0)),
         training=TrainingConfig(batch_size=128, epochs=5),
     )
@@ -88,18 +105,24 @@ def small() -> Scale:
             "1,024 prototypes. Thousands of steps matter more than large batches."
         ),
         backbone=BackboneConfig(
-            size="micro", embed_dim=128, depth=4, patch_size=8, image_size=64, drop_path=0.0
+            size="micro",
+            embed_dim=128,
+            depth=4,
+            patch_size=8,
+            image_size=64,
+            attention_init="mimetic",
+            patch_embed_init="whitened",
         ),
-        views=multi_crop(64, 32, 4, global_area=(0.35, 1.0), local_area=(0.08, 0.35)),
+        views=multi_crop(64, 32, 4, global_area=(0.35, 1.0), local_area=(0.08, 0.35), keep=0.5),
         image_head=HeadConfig(
-            hidden=512, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"
+            hidden=256, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"
         ),
         patch_head=HeadConfig(
             hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0, init="fan_in"
         ),
         teacher_temperature=0.04,
         centring=CentringConfig(method="sinkhorn"),
-        optimiser=OptimiserConfig(learning_rate=2e-3, scaling="none", warmup_epochs=5.0, weight_decay=0.04),
+        optimiser=MUON,
         teacher=TeacherConfig(momentum=Schedule(start=0.98, end=1.0)),
         training=TrainingConfig(batch_size=64, epochs=100),
     )
@@ -114,7 +137,7 @@ def choose_scale(source: ImageSource) -> tuple[str, str]:
     step = max(1, count // 16)
     sides = sorted(min(first_readable(source, i, source.read)[1].size) for i in range(0, count, step))
     median = sides[len(sides) // 2]
-    if median <= 64:
+    if median <= 40:
         return "cifar", f"images are {median} pixels on the shorter side"
     if count < 100_000:
         return "small", f"there are {count:,} images of about {median} pixels"
@@ -130,15 +153,19 @@ def multi_crop(
     local_area: tuple[float, float],
     blur: bool = True,
     jitter: photometric.Form = "affine",
+    keep: float = 1.0,
 ) -> dict[str, ViewGroup]:
-    """DINO's views: two large ones for both networks and some small ones for the student, with DINO's colours."""
+    """DINO's views: two large ones for both networks and some small ones for the student, with DINO's colours.
+
+    The student sees a share `keep` of the large views' patches.
+    """
 
     def pipeline(full: Pipeline) -> Pipeline:
         return full if blur else tuple(operation for operation in full if operation.op != "gaussian_blur")
 
     groups = {
         "global": ViewGroup(
-            count=2, size=global_size, area=global_area,
+            count=2, size=global_size, area=global_area, keep_patches=keep,
             photometric=(pipeline(photometric.dino_global_1(jitter)), pipeline(photometric.dino_global_2(jitter))),
         )
     }  # fmt: skip

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from glocal.data import ImageSource
-from glocal.errors import TrainingError
 from glocal.models.initialisation import whiten
 from glocal.models.vit import PatchEmbed
 from glocal.training.config import RunConfig
@@ -38,18 +37,10 @@ def start_whitened(model: SelfDistillation, source: ImageSource, config: RunConf
 
     The sample is a function of the run's seed, so every process computes the same weights. Costs one reading of up to
     4,000 images (fewer of large ones, 2**18 patches in all): two seconds for CIFAR-10.
-
-    Raises:
-        TrainingError: when there are not more patches than numbers in a patch.
+    With fewer patches than a patch has numbers, directions that no patch shows take the least variance that is raised.
     """
     embed = model.student.backbone.patch_embed
     moments = patch_moments(source, config, embed)
-    numbers = len(moments.mean)
-    if moments.patches <= numbers:
-        raise TrainingError(
-            f"backbone.patch_embed_init=whitened needs more patches than the {numbers} numbers of one; {len(source)} images "
-            f"of {config.data} give {moments.patches}. Give more images, or set backbone.patch_embed_init=drawn."
-        )
     generator = torch.Generator().manual_seed(_seed(config))
     whiten(embed.proj, moments.mean, moments.covariance, generator)
     model.teacher.backbone.patch_embed.load_state_dict(embed.state_dict())

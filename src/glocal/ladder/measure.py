@@ -1,0 +1,54 @@
+"""What the ladder measures of a trained model: the same protocols at the same settings for every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from glocal.data import ImageSource, hold_out, open_source
+from glocal.evaluation.base import protocol_class
+from glocal.extraction.work import Work
+from glocal.ladder.rows import Ground
+from glocal.models.encoder import Encoder
+
+HELD_OUT = 0.1
+"""Share of the training images that tuning is measured on, so that no test image decides a setting."""
+
+
+def measure(encoder: Encoder, ground: Ground, data: Path, *, tuning: bool = False) -> dict[str, float]:
+    """Figures in per cent, by name. With `tuning`, k-NN and correspondence on a held-out part of the training images."""
+    work = Work(progress=False)
+    train = open_source(data / ground.train)
+    if tuning:
+        rest, queries = hold_out(train, round(HELD_OUT * len(train)), seed=0)
+        return _labelled(encoder, rest, queries, work, linear=False)
+    figures: dict[str, float] = {}
+    if ground.test is not None:
+        figures |= _labelled(encoder, train, open_source(data / ground.test), work, linear=True)
+    if ground.camvid:
+        segmentation = protocol_class("knn-seg")(size=128, neighbours=(10,), distances=("cosine",))
+        figures["camvid"] = segmentation.run(encoder, data / "camvid", work).numbers["mIoU"]
+    if ground.copies:
+        copies = protocol_class("copy_detection")(references=str(data / "imagenet_sample_1k"))
+        figures["copies"] = copies.run(encoder, data / "copydetect_mini", work).numbers["recall@1"]
+        figures["correspondence"] = _correspondence(encoder, open_source(data / "copydetect_mini"), work)
+    return figures
+
+
+def _labelled(
+    encoder: Encoder, bank: ImageSource, queries: ImageSource, work: Work, *, linear: bool
+) -> dict[str, float]:
+    splits = {"train": bank, "test": queries}
+    figures = {"correspondence": _correspondence(encoder, queries, work)}
+    if bank.labels is not None:
+        figures["knn"] = protocol_class("knn")(ks=(20,)).run(encoder, splits, work).numbers["k20_top1"]
+        if linear:
+            probe: Any = protocol_class("linear")(inputs=("cls", "cls+mean"))
+            figures["linear"] = probe.run(encoder, splits, work).numbers["top1"]
+    return figures
+
+
+def _correspondence(encoder: Encoder, images: ImageSource, work: Work) -> float:
+    protocol: Any = protocol_class("correspondence")(images=min(1000, len(images)))
+    accuracy: float = protocol.run(encoder, {"test": images}, work).numbers["accuracy"]
+    return accuracy
