@@ -94,7 +94,7 @@ def reproduce(row: Annotated[str, typer.Argument()], settings: Settings = None) 
 
     glocal reproduce ROW data=FOLDER [scale=short] [ground=cifar10]
     """
-    from glocal.cli.reproduce import reproduce as run
+    from glocal.cli.reproduce import run
 
     run(row, settings or [])
 
@@ -103,9 +103,9 @@ def reproduce(row: Annotated[str, typer.Argument()], settings: Settings = None) 
 def ladder(settings: Settings = None) -> None:
     """Run what is missing of the ladder, then write its page.
 
-    glocal ladder data=FOLDER [scale=cpu] ["rows=dino;glocal"] [grounds=cifar10] [seeds=0,1,2]
+    glocal ladder data=FOLDER [scale=cpu] ["rows=[dino, glocal]"] ["grounds=[cifar10]"] ["seeds=[0, 1, 2]"]
     """
-    from glocal.cli.reproduce import ladder as run
+    from glocal.cli.ladder import run
 
     run(settings or [])
 

@@ -1,87 +1,55 @@
-"""glocal reproduce ROW and glocal ladder: the ladder's runs, made again or made at all."""
+"""glocal reproduce ROW data=FOLDER [scale=short] [ground=cifar10]: one row of the ladder, held against its record."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from glocal.cli.settings import split_settings
-from glocal.errors import ConfigError
-from glocal.ladder.band import compare
-from glocal.ladder.page import write_page
-from glocal.ladder.rows import BUDGETS, GROUNDS, ROWS
-from glocal.ladder.study import read_records, run_ladder, run_row
-
-RECORDS = Path("benchmarks/ladder.jsonl")
-_OPTIONS = ("data", "out", "scale", "ground", "grounds", "rows", "seeds", "seed", "rate", "records", "tune")
+from glocal.cli.ladder import RECORDS
+from glocal.cli.screen import say, screen
+from glocal.cli.settings import read_words
+from glocal.config import Config
 
 
-def reproduce(row: str, words: Sequence[str]) -> None:
+class ReproduceSettings(Config):
+    """What `glocal reproduce` takes."""
+
+    data: str = "data"
+    """The folder in which the grounds' data sets lie."""
+    ground: str = "cifar10"
+    """The data set."""
+    scale: str = "short"
+    """FLOPs of the run: smoke 2e10, short 1e13, medium 1e14, cpu 1e15, gpu 1e18."""
+    seed: int = 100
+    """None of the recorded ones, so that the run is a new draw."""
+    records: str = RECORDS
+    """The file of kept records."""
+    out: str = "runs/reproduce"
+    """Where the run lies while it is made."""
+
+
+def run(row: str, words: Sequence[str]) -> None:
     """Run one row and say whether it lies where the recorded runs lie, and from which tenth on it does not.
 
     Raises:
-        ConfigError: for a setting that is none.
-        DataError: when nothing is recorded for that row, ground and scale.
+        DataError: when nothing is recorded for that row, ground and scale; before anything is trained.
     """
-    options = _options(words)
-    data, out, records = _paths(options)
-    ground, scale = options.get("ground", "cifar10"), _scale(options)
-    recorded = [r for r in read_records(records) if r["row"] == row]
-    rates = [r["rate"] for r in recorded if (r["ground"], r["scale"], r["kind"]) == (ground, scale, "run")]
-    rate = float(options.get("rate", rates[0] if rates else 1.0))
+    settings = read_words(ReproduceSettings, words)
+    from glocal.ladder.band import compare, peers_of
+    from glocal.ladder.rows import find_ground, find_row, find_scale
+    from glocal.ladder.study import read_records, run_row
+
+    find_row(row), find_ground(settings.ground), find_scale(settings.scale)
+    peers = peers_of(read_records(Path(settings.records)), row, settings.ground, settings.scale)
     record = run_row(
-        row, ground, scale=scale, data=data, out=out, seed=int(options.get("seed", "100")), rate=rate
-    )
-    verdict = compare(record, recorded)
-    console = Console()
+        row, settings.ground, scale=settings.scale, data=Path(settings.data), out=Path(settings.out),
+        seed=settings.seed, rate=peers[0]["rate"],
+    )  # fmt: skip
+    verdict, console = compare(record, peers), screen()
     for name, value in record["figures"].items():
         beyond = verdict.outside.get(name)
         expected = f"outside {beyond[1].low:.1f} to {beyond[1].high:.1f}" if beyond else "in the band"
-        console.print(f"{name}: {value:.1f}, {expected}", highlight=False)
+        say(console, f"{name}: {value:.1f}, {expected}")
     if verdict.leaves_at is not None:
-        console.print(f"The loss leaves its band at {verdict.leaves_at:.0%} of the run.", highlight=False)
-    console.print("It agrees with the record." if verdict.agrees else "It does not agree with the record.")
-
-
-def ladder(words: Sequence[str]) -> None:
-    """Run what is missing of the ladder and write its page.
-
-    Raises:
-        ConfigError: for a setting that is none.
-    """
-    options = _options(words)
-    data, out, records = _paths(options)
-    rows = options["rows"].split(";") if "rows" in options else list(ROWS)
-    grounds = options["grounds"].split(",") if "grounds" in options else list(GROUNDS)
-    seeds = [int(seed) for seed in options.get("seeds", "0,1,2").split(",")]
-    if options.get("tune") != "page":
-        run_ladder(
-            rows, grounds, seeds, scale=_scale(options), data=data, out=out, records=records,
-            tune=options.get("tune", "true") != "false",
-        )  # fmt: skip
-    for path in write_page(read_records(records), Path("docs")):
-        Console().print(f"wrote {path}", highlight=False)
-
-
-def _options(words: Sequence[str]) -> dict[str, str]:
-    options, others = split_settings(words, _OPTIONS)
-    if others:
-        raise ConfigError(f"'{others[0]}' is no setting of the ladder. Allowed: {', '.join(_OPTIONS)}.")
-    return options
-
-
-def _paths(options: dict[str, str]) -> tuple[Path, Path, Path]:
-    return (
-        Path(options.get("data", "data")),
-        Path(options.get("out", "runs/ladder")),
-        Path(options.get("records", str(RECORDS))),
-    )
-
-
-def _scale(options: dict[str, str]) -> str:
-    scale = options.get("scale", "cpu")
-    if scale not in BUDGETS:
-        raise ConfigError(f"scale={scale} is none of {', '.join(BUDGETS)}.")
-    return scale
+        say(console, f"The loss leaves its band at {verdict.leaves_at:.0%} of the run.")
+    say(console, "It agrees with the record." if verdict.agrees else "It does not agree with the record.")

@@ -51,28 +51,33 @@ def band(values: Sequence[float], least: float) -> Band:
     return Band(centre - half, centre + half)
 
 
-def compare(run: Record, recorded: Sequence[Record]) -> Verdict:
-    """Hold a run against the recorded ones of its row, ground and scale.
+def peers_of(records: Sequence[Record], row: str, ground: str, scale: str) -> list[Record]:
+    """The recorded runs of a row on a ground at a scale.
 
     Raises:
-        DataError: when there is no record to hold it against.
+        DataError: when there is none, so nothing to hold a run against.
     """
     peers = [
-        r for r in recorded
-        if r["kind"] == "run" and all(r[key] == run[key] for key in ("row", "ground", "scale"))
-    ]  # fmt: skip
+        r for r in records if (r["kind"], r["row"], r["ground"], r["scale"]) == ("run", row, ground, scale)
+    ]
     if not peers:
         raise DataError(
-            f"No run of '{run['row']}' on {run['ground']} at scale {run['scale']} is recorded, so there is no band. "
-            "Run `make ladder` for it first, or choose a row and a scale of docs/ladder.md."
+            f"No run of '{row}' on {ground} at scale {scale} is recorded, so there is no band. Run it by "
+            f"`glocal ladder` first, or choose a row and a scale that docs/ladder.md shows."
         )
+    return peers
+
+
+def compare(run: Record, peers: Sequence[Record]) -> Verdict:
+    """Hold a run against the recorded ones of its row, ground and scale."""
     outside = {}
     for name, value in run["figures"].items():
         expected = band([r["figures"][name] for r in peers if name in r["figures"]], LEAST["figures"])
         if not expected.holds(value):
             outside[name] = (value, expected)
-    for share, losses in zip(SHARES, zip(*(r["loss"] for r in peers), strict=True), strict=True):
+    for number, share in enumerate(SHARES):
+        losses = [r["loss"][number] for r in peers]
         expected = band(losses, LEAST["loss"] * abs(statistics.fmean(losses)))
-        if not expected.holds(run["loss"][SHARES.index(share)]):
+        if not expected.holds(run["loss"][number]):
             return Verdict(outside, share)
     return Verdict(outside, None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from glocal.data import ImageSource, hold_out, open_source
-from glocal.evaluation.base import protocol_class
+from glocal.evaluation.classification.knn import KnnConfig
+from glocal.evaluation.classification.linear import LinearProbe
+from glocal.evaluation.correspondence import Correspondence
+from glocal.evaluation.retrieval.copy_detection import CopyDetection
+from glocal.evaluation.segmentation.knn_segmentation import KnnSegmentation
 from glocal.extraction.work import Work
 from glocal.ladder.rows import Ground
 from glocal.models.encoder import Encoder
@@ -26,10 +29,10 @@ def measure(encoder: Encoder, ground: Ground, data: Path, *, tuning: bool = Fals
     if ground.test is not None:
         figures |= _labelled(encoder, train, open_source(data / ground.test), work, linear=True)
     if ground.camvid:
-        segmentation = protocol_class("knn-seg")(size=128, neighbours=(10,), distances=("cosine",))
+        segmentation = KnnSegmentation(size=128, neighbours=(10,), distances=("cosine",))
         figures["camvid"] = segmentation.run(encoder, data / "camvid", work).numbers["mIoU"]
     if ground.copies:
-        copies = protocol_class("copy_detection")(references=str(data / "imagenet_sample_1k"))
+        copies = CopyDetection(references=str(data / "imagenet_sample_1k"))
         figures["copies"] = copies.run(encoder, data / "copydetect_mini", work).numbers["recall@1"]
         figures["correspondence"] = _correspondence(encoder, open_source(data / "copydetect_mini"), work)
     return figures
@@ -41,14 +44,13 @@ def _labelled(
     splits = {"train": bank, "test": queries}
     figures = {"correspondence": _correspondence(encoder, queries, work)}
     if bank.labels is not None:
-        figures["knn"] = protocol_class("knn")(ks=(20,)).run(encoder, splits, work).numbers["k20_top1"]
+        figures["knn"] = KnnConfig(ks=(20,)).run(encoder, splits, work).numbers["k20_top1"]
         if linear:
-            probe: Any = protocol_class("linear")(inputs=("cls", "cls+mean"))
+            probe = LinearProbe(inputs=("cls", "cls+mean"))
             figures["linear"] = probe.run(encoder, splits, work).numbers["top1"]
     return figures
 
 
 def _correspondence(encoder: Encoder, images: ImageSource, work: Work) -> float:
-    protocol: Any = protocol_class("correspondence")(images=min(1000, len(images)))
-    accuracy: float = protocol.run(encoder, {"test": images}, work).numbers["accuracy"]
-    return accuracy
+    protocol = Correspondence(images=min(1000, len(images)))
+    return protocol.run(encoder, {"test": images}, work).numbers["accuracy"]

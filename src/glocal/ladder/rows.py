@@ -72,8 +72,8 @@ GROUNDS: dict[str, Ground] = {
     "photographs": Ground("imagenet_sample_1k", None, "small", camvid=True, copies=True),
 }
 
-BUDGETS = {"smoke": 2e10, "short": 1e13, "cpu": 1e15, "gpu": 1e18}
-"""FLOPs a run, by scale: seconds, minutes, an hour or two of two cores, an hour of a large GPU."""
+BUDGETS = {"smoke": 2e10, "short": 1e13, "medium": 1e14, "cpu": 1e15, "gpu": 1e18}
+"""FLOPs a run, by scale: seconds, minutes, a quarter and two hours of two cores, an hour of a large GPU."""
 
 RATES = (0.5, 1.0, 2.0)
 """Factors of both learning rates that every row tries at a tenth of the budget."""
@@ -119,6 +119,15 @@ def find_ground(name: str) -> Ground:
             f"There is no ground '{name}'.{nearest_name(name, GROUNDS)} Grounds: {', '.join(GROUNDS)}."
         )
     return GROUNDS[name]
+
+
+def find_scale(name: str) -> float:
+    """The FLOPs of this scale."""
+    if name not in BUDGETS:
+        raise ConfigError(
+            f"There is no scale '{name}'.{nearest_name(name, BUDGETS)} Scales: {', '.join(BUDGETS)}."
+        )
+    return BUDGETS[name]
 
 
 def _with_patch_operations(config: RunConfig, kind: str) -> RunConfig:

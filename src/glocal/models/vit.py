@@ -200,6 +200,7 @@ class VisionTransformer(nn.Module):
         initialise(self, "fan_in" if config.init == "auto" and dim < 384 else config.init)
         if config.attention_init == "mimetic":
             for block in self.blocks:
+                assert isinstance(block, Block)
                 mimic_trained_attention(block.attn.qkv.weight, block.attn.proj.weight, heads)
 
     @property
