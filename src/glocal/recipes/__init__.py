@@ -17,6 +17,7 @@ from glocal.recipes import dino as _dino
 from glocal.recipes import local_global as _local_global
 from glocal.recipes import mugs as _mugs
 from glocal.recipes import self_patch as _self_patch
+from glocal.recipes import today as _today
 from glocal.recipes.scales import SCALES, choose_scale
 from glocal.training.config import RunConfig
 from glocal.training.run_folder import read_run_config
@@ -68,6 +69,10 @@ RECIPES: dict[str, Recipe] = {
     "glocal": Recipe(_contrast.glocal, _SCALED),
     "simclr": Recipe(_contrast.simclr, _SCALED),
     "dino": Recipe(_dino.dino, _SCALED),
+    "ibot": Recipe(_today.ibot, _SCALED),
+    "dinov2-short": Recipe(_today.dinov2_short, _SCALED),
+    "simdino": Recipe(_today.simdino, _SCALED),
+    "simdinov2": Recipe(_today.simdinov2, _SCALED),
     "local-global": Recipe(_local_global.local_global, _SCALED),
     "pw-self": Recipe(_local_global.pw_self, _SCALED),
     "local-global-reference": Recipe(_local_global.local_global_reference, _REFERENCE),

@@ -1,7 +1,10 @@
 """SimCLR, and glocal's own recipe: contrast of images and of matched patches, with no teacher in the loss.
 
-glocal pretrain glocal data=photos/ out=runs/mine
-glocal pretrain simclr data=photos/ out=runs/simclr
+SimCLR: Chen et al. 2020, "A simple framework for contrastive learning of visual representations", arXiv 2002.05709.
+Published for ResNets; the views here are the preset's. What each part of `glocal` is worth stands in docs/ladder.md.
+
+    glocal pretrain glocal data=photos/ out=runs/mine
+    glocal pretrain simclr data=photos/ out=runs/simclr
 """
 
 from __future__ import annotations
@@ -12,17 +15,28 @@ from glocal.recipes.dino import dino
 from glocal.recipes.scales import SCALES
 from glocal.training.config import RunConfig
 
+AREA = (0.2, 1.0)
+"""Smaller crops than DINO's large ones: without small views of their own, these must show parts too."""
+
 
 def simclr(preset: str, data: str, out: str) -> RunConfig:
     """SimCLR: an image's views are told from those of all other images of the step."""
     scale = SCALES[preset]()
-    views = {"global": scale.views["global"]}
-    update = {"recipe": "simclr", "views": views, "objectives": {"image": ContrastConfig()}}
+    views = {"global": scale.views["global"].model_copy(update={"area": AREA})}
+    training = scale.training.model_copy(update={"batch_size": max(256, scale.training.batch_size)})
+    update = {
+        "recipe": "simclr",
+        "views": views,
+        "objectives": {"image": ContrastConfig()},
+        "training": training,
+    }
     return dino(preset, data, out).model_copy(update=update)
 
 
 def glocal(preset: str, data: str, out: str) -> RunConfig:
-    """The flagship: SimCLR's contrast of images and the same of matched patches."""
+    """The flagship: images told apart by SimCLR's contrast, and places within and between them by that of matched
+    patches.
+    """
     config = simclr(preset, data, out)
-    objectives = config.objectives | {"patch": MatchedContrastConfig(weight=0.2)}
+    objectives = config.objectives | {"patch": MatchedContrastConfig(weight=0.5)}
     return config.model_copy(update={"recipe": "glocal", "objectives": objectives})

@@ -63,7 +63,7 @@ def weak_and_strong(
     """
     large = views["global"]
     groups = {
-        "teacher": large.model_copy(update={"seen_by": "teacher"}),
+        "teacher": large.model_copy(update={"seen_by": "teacher", "keep_patches": 1.0}),
         "global": large.model_copy(update={"seen_by": "student", "strong": strong, "strong_coin": "image"}),
     }
     if "local" in views:
