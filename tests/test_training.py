@@ -177,7 +177,12 @@ def test_starting_from_weights(folder, tmp_path):
         out=str(tmp_path / "second"),
         preset="small",
         init=str(first),
-        overrides=[*FAST, "training.steps=1", "optimiser.learning_rate=1e-12", "optimiser.muon_learning_rate=1e-12"],
+        overrides=[
+            *FAST,
+            "training.steps=1",
+            "optimiser.learning_rate=1e-12",
+            "optimiser.muon_learning_rate=1e-12",
+        ],
     )
     second = pretrain(config)
     start, end = weights(first), weights(second)
