@@ -15,6 +15,7 @@ from glocal.models.adaptation import AdaptConfig, LowRankLinear, adapt, adapters
 from glocal.models.export import export_backbone
 from glocal.models.teacher import MovingAverage
 from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.objectives import RelationsConfig
 from glocal.recipes import configure, continue_run
 from glocal.training import loop
 
@@ -174,3 +175,10 @@ def test_a_wrong_word_is_explained(tmp_path, value, message):
 def test_adapting_needs_weights():
     with pytest.raises(ConfigError, match=r"adapt=lora keeps most weights as they are.*give init=MODEL"):
         configure("dino", data="digits", out="x", preset="small", overrides=["adapt=lora"])
+
+
+def test_an_earlier_self_of_an_adapted_model_is_an_ordinary_one(tmp_path):
+    config = start(tmp_path)
+    terms = {"same": RelationsConfig(form="gram", targets="earlier", refresh_steps=1)}
+    config = config.model_copy(update={"adapt": AdaptConfig.model_validate("lora"), "objectives": terms})
+    assert glocal.load(loop.pretrain(config)).backbone.config == CONFIG

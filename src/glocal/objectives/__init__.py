@@ -11,6 +11,7 @@ from glocal.objectives.by_contrast.contrast import Contrast, ContrastConfig
 from glocal.objectives.by_contrast.instance import Instance, InstanceConfig
 from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupConfig
 from glocal.objectives.by_contrast.matched_contrast import MatchedContrast, MatchedContrastConfig
+from glocal.objectives.by_regression.distil import Distil, DistilConfig
 from glocal.objectives.by_relation.relations import Relations, RelationsConfig
 from glocal.objectives.by_spread.characteristic import Characteristic, CharacteristicConfig
 from glocal.objectives.by_spread.coding_rate import CodingRate, CodingRateConfig
@@ -36,6 +37,7 @@ AnyObjective = Annotated[
     | ContrastConfig
     | MatchedContrastConfig
     | RelationsConfig
+    | DistilConfig
     | CodingRateConfig
     | SpreadConfig
     | CharacteristicConfig
@@ -53,6 +55,8 @@ __all__ = [
     "CodingRateConfig",
     "Contrast",
     "ContrastConfig",
+    "Distil",
+    "DistilConfig",
     "HeadConfig",
     "ImageLevel",
     "ImageLevelConfig",

@@ -94,6 +94,18 @@ class Objective(nn.Module, ABC):
         """
         return True
 
+    @property
+    def needs_frozen(self) -> bool:
+        """Whether the term reads the features of `teacher.frozen` in place of the moving average's."""
+        return False
+
+    def meet_frozen(self, embed_dim: int | None) -> None:
+        """Take note of the frozen teacher's width; None where there is none. Called once, before heads are built.
+
+        Raises:
+            ConfigError: when the term needs one.
+        """
+
     @abstractmethod
     def build_heads(self, role: Role) -> nn.Module:
         """New heads for one network. The teacher's start as a copy of the student's parameters of the same name;

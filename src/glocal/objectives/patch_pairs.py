@@ -58,6 +58,7 @@ def match_view_groups(
     max_scale_ratio: float | None = None,
     bilinear: bool = False,
     share: float = 1.0,
+    same_view: bool = False,
 ) -> MatchedTokens:
     """Match every teacher view with every other student view.
 
@@ -72,6 +73,7 @@ def match_view_groups(
         max_scale_ratio: likewise.
         bilinear: read the teacher at the student's exact position: up to four teacher patches a student patch.
         share: use this share of student patches, the same ones for all teacher views, drawn anew every batch.
+        same_view: match a view with itself too, for two networks that see it differently.
     """
     found: dict[tuple[str, str], _GroupMatches] = {}
     view_pairs = 0
@@ -80,7 +82,7 @@ def match_view_groups(
             used = _used_patches(views, name_s, student[name_s], share)
             matches, new = _match_groups(
                 views, (name_t, teacher[name_t]), (name_s, student[name_s]), used,
-                rule, weight, max_scale_ratio, bilinear,
+                rule, weight, max_scale_ratio, bilinear, same_view,
             )  # fmt: skip
             found[name_t, name_s] = matches._replace(view_pair=matches.view_pair + view_pairs)
             view_pairs += new
@@ -179,6 +181,7 @@ def _match_groups(
     weight: Weight,
     max_scale_ratio: float | None,
     bilinear: bool,
+    same_view: bool,
 ) -> tuple[_GroupMatches, int]:
     (name_t, features_t), (name_s, features_s) = teacher, student
     a, b = views.groups[name_t], views.groups[name_s]
@@ -190,7 +193,7 @@ def _match_groups(
     _, views_t, views_s, _ = matched.shape
     other = (
         ~torch.eye(views_t, dtype=torch.bool)
-        if name_t == name_s
+        if name_t == name_s and not same_view
         else torch.ones(views_t, views_s, dtype=torch.bool)
     )
     matched &= other[None, :, :, None]

@@ -14,6 +14,7 @@ from glocal.data import ImageSource, open_source
 from glocal.errors import ConfigError, nearest_name
 from glocal.recipes import contrast as _contrast
 from glocal.recipes import dino as _dino
+from glocal.recipes import distil as _distil
 from glocal.recipes import local_global as _local_global
 from glocal.recipes import mugs as _mugs
 from glocal.recipes import self_patch as _self_patch
@@ -80,6 +81,7 @@ RECIPES: dict[str, Recipe] = {
     "selfpatch": Recipe(_self_patch.selfpatch, _SCALED),
     "pw-self-selfpatch": Recipe(_self_patch.pw_self_selfpatch, _SCALED),
     "selfpatch-reference": Recipe(_self_patch.selfpatch_reference, tuple(_self_patch.REFERENCE_PRESETS)),
+    "distil": Recipe(_distil.distil, _SCALED),
     "mugs": Recipe(_mugs.mugs, _SCALED),
     "mugs-reference": Recipe(_mugs.mugs_reference, tuple(_mugs.REFERENCE_PRESETS)),
 }

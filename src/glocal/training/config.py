@@ -49,9 +49,13 @@ class OptimiserConfig(Config):
 
 
 class TeacherConfig(Config):
-    """The moving average that makes the targets. Changes results."""
+    """The moving average that makes the targets, and a frozen model beside it. Changes results."""
 
     momentum: float | Schedule = Schedule(start=0.996, end=1.0)
+    frozen: str | None = None
+    """A model that `distil` terms learn from: anything `glocal.load` reads, of any width and patch size."""
+    frozen_size: Positive | None = None
+    """Pixels of a view's longer side as the frozen model sees it; null: the view's own, or near it."""
 
 
 class TrainingConfig(Config):

@@ -38,12 +38,13 @@ def backward(model: SelfDistillation, step: StepInput, micro_batches: int = 1) -
     drawn: list[dict[str, Tensor]] = []
     passes: list[GroupFeatures] = []
     teacher = _joined([model.teacher_features(views) for views in portions])
+    frozen = _joined([model.frozen_features(views) for views in portions])
     with torch.set_grad_enabled(micro_batches == 1):
         for views in portions:
             drawn.append(generator_state(device))
             passes.append(model.student_features(views, step.progress))
     leaves = {name: _leaf(features) for name, features in _joined(passes).items()}
-    loss, scalars = model.loss(leaves, teacher, step)
+    loss, scalars = model.loss(leaves, teacher, step, frozen)
     loss.backward()  # type: ignore[no-untyped-call]
     if micro_batches == 1:
         _pull(passes[0], leaves, slice(None))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from glocal.errors import ConfigError
 from glocal.models.features import Features, Masks
+from glocal.models.frozen_teacher import FrozenTeacher, load_frozen
 from glocal.models.teacher import freeze
 from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, Role
@@ -49,10 +50,8 @@ class Network(nn.Module):
         for number, (name, group) in enumerate(groups.items()):
             if group.seen_by in (role, "both"):
                 batch = views.groups[name]
-                pixels = batch.pixels
-                if role == "teacher" and batch.teacher_pixels is not None:
-                    pixels = batch.teacher_pixels
-                pixels, kept = pixels.flatten(0, 1), None
+                pixels = (batch.for_teacher if role == "teacher" else batch.pixels).flatten(0, 1)
+                kept = None
                 if role == "student" or group.keep_patches_of == "both":
                     rows, columns = self.backbone.grid(pixels)
                     kept = kept_patches(views.seed, number, group, rows * columns)
@@ -86,9 +85,11 @@ class SelfDistillation(nn.Module):
         groups: Mapping[str, ViewGroup],
         weights: Mapping[str, object],
         autocast: torch.dtype | None = None,
+        frozen_teacher: FrozenTeacher | None = None,
     ) -> None:
         super().__init__()
         self.student = student
+        self._frozen_teacher = (frozen_teacher,)
         self.objectives = nn.ModuleDict(objectives)
         self._teacher = (teacher,)
         self.groups, self.weights, self.autocast = dict(groups), dict(weights), autocast
@@ -105,7 +106,8 @@ class SelfDistillation(nn.Module):
     def forward(self, given: StepInput) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss of one batch with its whole graph, and detached scalars (see `loss`)."""
         teacher = self.teacher_features(given.views)
-        return self.loss(self.student_features(given.views, given.progress), teacher, given)
+        frozen = self.frozen_features(given.views)
+        return self.loss(self.student_features(given.views, given.progress), teacher, given, frozen)
 
     def student_features(self, views: Views, progress: Progress) -> dict[str, Features]:
         """What the student's backbone makes of the groups that it sees, with the masks of all terms that count now."""
@@ -125,11 +127,25 @@ class SelfDistillation(nn.Module):
         with self._precision(views):
             return self.teacher.features(views, self.groups, "teacher")
 
+    @torch.no_grad()
+    def frozen_features(self, views: Views) -> dict[str, Features]:
+        """What the frozen model makes of the groups that a teacher sees; nothing where there is none."""
+        frozen = self._frozen_teacher[0]
+        if frozen is None:
+            return {}
+        with self._precision(views):
+            return {
+                name: frozen(views.groups[name].for_teacher.flatten(0, 1)).unflatten(group.count)
+                for name, group in self.groups.items()
+                if group.seen_by in ("teacher", "both")
+            }
+
     def loss(
         self,
         student_features: Mapping[str, Features],
         teacher_features: Mapping[str, Features],
         given: StepInput,
+        frozen_features: Mapping[str, Features] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The weighted sum of all terms, and detached scalars by name ("image", "image.target_entropy", ...).
 
@@ -141,7 +157,8 @@ class SelfDistillation(nn.Module):
         with self._precision(given.views):
             for name, objective in self.terms().items():
                 student = Branch(self.student.backbone, self.student.heads[name], student_features)
-                teacher = Branch(self.teacher.backbone, self.teacher.heads[name], teacher_features)
+                targets = (frozen_features or {}) if objective.needs_frozen else teacher_features
+                teacher = Branch(self.teacher.backbone, self.teacher.heads[name], targets)
                 term = objective(student, teacher, given.views, given.progress, given.watch)
                 weighted = value_at(self.weights[name], given.progress) * term.loss  # type: ignore[arg-type]
                 total = total + weighted
@@ -179,12 +196,17 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
     teachers: dict[str, nn.Module] = {}
     backbone = seeded(config, "backbone", lambda: VisionTransformer(config.backbone))
     teacher_backbone = VisionTransformer(config.backbone.model_copy(update={"drop_path": 0.0}))
+    size = config.teacher.frozen_size
+    frozen = (
+        load_frozen(config.teacher.frozen, config.mean, config.std, size) if config.teacher.frozen else None
+    )
     for name, settings in config.active_objectives().items():
         shared = settings.head_of
         if shared in students:
             settings = settings.with_head_of(f"objectives.{name}", config.objectives[shared])
         objective = settings.build(backbone.embed_dim, config.views)
         objective.check_backbone(backbone)
+        objective.meet_frozen(None if frozen is None else frozen.embed_dim)
         objectives[name] = objective
         if shared is not None and shared not in students:
             raise ConfigError(
@@ -200,7 +222,7 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
     teacher.load_state_dict({name: start[name] for name in teacher.state_dict()})
     freeze(teacher)
     weights = {name: settings.weight for name, settings in config.active_objectives().items()}
-    return SelfDistillation(student, teacher, objectives, config.views, weights, autocast)
+    return SelfDistillation(student, teacher, objectives, config.views, weights, autocast, frozen)
 
 
 def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:

@@ -25,6 +25,11 @@ class ViewBatch:
     strong: Bool[Tensor, "batch views"]
     teacher_pixels: Float[Tensor, "batch views 3 height width"] | None = None
 
+    @property
+    def for_teacher(self) -> Float[Tensor, "batch views 3 height width"]:
+        """What a teacher sees: the views without what is meant for the student only."""
+        return self.pixels if self.teacher_pixels is None else self.teacher_pixels
+
     def to(self, device: torch.device) -> ViewBatch:
         """Move the pixels, asynchronously from pinned memory.
 

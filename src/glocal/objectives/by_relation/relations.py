@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from glocal.distributed import all_gather_rows, all_reduce_sum, rank, world_size
 from glocal.errors import ConfigError, ModelError
+from glocal.models.adaptation import merge_adapters
 from glocal.models.features import Features
 from glocal.models.heads import unit_length
 from glocal.models.teacher import freeze
@@ -210,7 +211,7 @@ class Relations(Objective):
             raise ModelError("The earlier self takes its shape from the backbone; call check_backbone first.")
         every = self.config.refresh_steps
         if progress.step == 0 or (every is not None and progress.step % every == 0):
-            self.earlier.load_state_dict(teacher.backbone.state_dict())
+            self.earlier.load_state_dict(merge_adapters(teacher.backbone).state_dict())
         self.earlier.eval()
         features = {}
         for name in self.compared:

@@ -1,0 +1,1 @@
+"""Terms that bring embeddings close to given ones."""

@@ -1,0 +1,19 @@
+"""Distil: a frozen, larger model teaches a smaller backbone on unlabelled images, for the image and for every patch.
+
+    glocal pretrain distil data=photos/ out=runs/small teacher.frozen=runs/large
+    glocal pretrain distil data=photos/ out=runs/small teacher.frozen=timm:NAME teacher.frozen_size=224
+
+Not yet measured here.
+"""
+
+from __future__ import annotations
+
+from glocal.objectives.by_regression.distil import DistilConfig
+from glocal.recipes.dino import dino
+from glocal.training.config import RunConfig
+
+
+def distil(preset: str, data: str, out: str) -> RunConfig:
+    """A frozen model's embeddings of the image and of matched patches, on DINO's views; needs teacher.frozen=MODEL."""
+    objectives = {"distil": DistilConfig()}
+    return dino(preset, data, out).model_copy(update={"recipe": "distil", "objectives": objectives})
