@@ -91,7 +91,7 @@ def _cut(text: str) -> tuple[str, str]:
 
 
 def _learning(scores: Sequence[tuple[int, float]], planned: int) -> list[Finding]:
-    if len(scores) < 3 or scores[0][0] != 0 or scores[-1][0] < planned / 4:
+    if len(scores) < 2 or scores[0][0] != 0 or scores[-1][0] < planned:
         return []
     start, highest = scores[0][1], max(value for _, value in scores)
     if highest >= start + LEARNT:

@@ -1,0 +1,208 @@
+"""What one model makes of a collection: everything of it that the page shows, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from glocal.errors import ModelError
+from glocal.models.encoder import Encoder
+from glocal.report.collection import Collection
+from glocal.report.embedded import bytes_text, map_uri, rounded, sheet
+from glocal.report.patch_store import store_patches
+from glocal.report.projections import (
+    PALETTE,
+    cluster_patches,
+    foreground,
+    heat_colours,
+    patch_colours,
+    plane_map,
+)
+
+ENOUGH_PATCHES = 14
+"""Patches on a side below which small models look at enlarged images, where the images have the pixels."""
+CLUSTERED = 120
+"""Images whose patches are grouped."""
+NEIGHBOURS = 7
+CROP = 64
+PORTION_PATCHES = 8192
+
+
+class NamedEncoder(NamedTuple):
+    """A model and what the page calls it."""
+
+    name: str
+    encoder: Encoder
+
+
+def shown_size(encoder: Encoder, collection: Collection) -> int:
+    """Pixels at which a model looks: its own, doubled while the grid is coarse and the images are that large."""
+    size = encoder.image_size // encoder.patch_size * encoder.patch_size
+    pixels = min(square.width for square in collection.squares)
+    while size // encoder.patch_size < ENOUGH_PATCHES and 2 * size <= pixels:
+        size *= 2
+    return size
+
+
+def embed_images(encoder: Encoder, collection: Collection) -> Float[Tensor, "images dim"]:
+    """Class embeddings of the whole collection at the model's own size."""
+    size = encoder.image_size // encoder.patch_size * encoder.patch_size
+    parts = _portions(encoder, pixels_of(collection.squares, size))
+    return torch.cat([encoder.features(part).cls.float().cpu() for part in parts])
+
+
+def choose_samples(embeddings: Float[Tensor, "images dim"], count: int) -> list[int]:
+    """Images that differ, each followed by the image nearest to it: something to compare, whatever the collection.
+
+    Starts at the image nearest to the mean; each next is the one farthest from all chosen (Gonzalez 1985).
+    """
+    unit = F.normalize(embeddings, dim=1)
+    cosine = unit @ unit.T
+    chosen: list[int] = []
+    nearest = torch.full((len(unit),), -torch.inf)
+    start = int((unit @ unit.mean(0)).argmax())
+    while len(chosen) < min(count, len(unit)):
+        order = nearest.clone()
+        order[chosen] = torch.inf
+        anchor = start if not chosen else int(order.argmin())
+        twin = cosine[anchor].clone()
+        twin[[*chosen, anchor]] = -torch.inf
+        pair = [anchor] if len(unit) == len(chosen) + 1 else [anchor, int(twin.argmax())]
+        chosen += pair
+        nearest = torch.maximum(nearest, cosine[pair].amax(0))
+    return chosen[:count]
+
+
+def look(
+    model: NamedEncoder,
+    collection: Collection,
+    samples: Sequence[int],
+    embeddings: Float[Tensor, "images dim"],
+    size: int | None = None,
+) -> dict[str, Any]:
+    """All that the page shows of one model: patches of the samples, maps of them, neighbours, map and clusters.
+
+    Raises:
+        ModelError: for a model without patch embeddings.
+    """
+    encoder = model.encoder
+    side = size or shown_size(encoder, collection)
+    patches, grid, attention = _sample_features(encoder, [collection.squares[i] for i in samples], side)
+    stored = store_patches(patches, grid)
+    front = foreground(patches, grid)
+    tops = patch_colours(patches, front)
+    return {
+        "name": model.name,
+        "size": side,
+        "grid": list(grid),
+        "patches": bytes_text(stored.values),
+        "directions": stored.values.shape[-1],
+        "dimensions": patches.shape[-1],
+        "kept": round(stored.kept, 4),
+        "colours": [map_uri(c.reshape(*grid, 3)) for c in patch_colours(patches)],
+        "foreground": [map_uri(_with_alpha(c, f, grid)) for c, f in zip(tops, front.numpy(), strict=True)],
+        "attention": attention,
+        "neighbours": _neighbours(embeddings, samples),
+        "map": rounded(plane_map(embeddings)),
+        **_clusters(encoder, collection, side, samples),
+    }
+
+
+def pixels_of(squares: Sequence[Image.Image], size: int) -> UInt8[Tensor, "images 3 size size"]:
+    """Square pictures at a size, as bytes."""
+    scaled = [square.resize((size, size), Image.Resampling.BICUBIC) for square in squares]
+    return (
+        torch.from_numpy(np.stack([np.array(picture) for picture in scaled])).permute(0, 3, 1, 2).contiguous()
+    )
+
+
+def _portions(encoder: Encoder, pixels: UInt8[Tensor, "images 3 size size"]) -> list[Tensor]:
+    """Normalised pixels in portions that bound memory."""
+    images = max(1, PORTION_PATCHES * encoder.patch_size**2 // pixels.shape[-1] ** 2)
+    return [encoder.normalise(part.to(encoder.device)) for part in torch.split(pixels, images)]
+
+
+def _sample_features(
+    encoder: Encoder, squares: Sequence[Image.Image], side: int
+) -> tuple[Float[Tensor, "images patches dim"], tuple[int, int], list[str] | None]:
+    portions = _portions(encoder, pixels_of(squares, side))
+    features = [encoder.features(part) for part in portions]
+    if features[0].patches.shape[1] == 0:
+        raise ModelError(f"{encoder.name} gives no patch embeddings, which the page is about.")
+    grid = features[0].grid
+    try:
+        maps = torch.cat([encoder.attention(part).float().mean(1).cpu() for part in portions])
+        attention = [map_uri(heat_colours(m.view(grid).numpy())) for m in maps]
+    except ModelError:
+        attention = None
+    return torch.cat([f.patches.float().cpu() for f in features]), grid, attention
+
+
+def _with_alpha(
+    colours: UInt8[np.ndarray, "patches 3"], front: np.ndarray, grid: tuple[int, int]
+) -> UInt8[np.ndarray, "rows columns 4"]:
+    """Colours where the foreground is, nothing elsewhere."""
+    whole = np.concatenate([colours, front[:, None].astype(np.uint8) * 255], axis=1)
+    return whole.reshape(*grid, 4)
+
+
+def _neighbours(embeddings: Float[Tensor, "images dim"], samples: Sequence[int]) -> list[list[list[float]]]:
+    """For each sample its nearest other images of the collection, as (image, cosine)."""
+    unit = F.normalize(embeddings, dim=1)
+    cosine = unit[list(samples)] @ unit.T
+    cosine[torch.arange(len(samples)), list(samples)] = -torch.inf
+    best = cosine.topk(min(NEIGHBOURS, len(unit) - 1), dim=1)
+    return [
+        [[i, round(c, 3)] for i, c in zip(where, values, strict=True)]
+        for where, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def _clusters(encoder: Encoder, collection: Collection, side: int, samples: Sequence[int]) -> dict[str, Any]:
+    """Groups of patches over samples and other images: their shares, examples, and where they lie in the samples."""
+    others = [i for i in range(len(collection.squares)) if i not in set(samples)]
+    spread = (
+        np.linspace(0, len(others) - 1, min(CLUSTERED - len(samples), len(others))).astype(int)
+        if others
+        else []
+    )
+    numbers: list[int] = [*samples, *(others[int(i)] for i in spread)]
+    portions = _portions(encoder, pixels_of([collection.squares[i] for i in numbers], side))
+    features = [encoder.features(part) for part in portions]
+    grid = features[0].grid
+    groups = cluster_patches(torch.cat([f.patches.float().cpu() for f in features]))
+    crops = [
+        patch_crop(collection.squares[numbers[image]], patch, grid)
+        for examples in groups.examples
+        for image, patch in examples
+    ]
+    shares = np.bincount(groups.labels.ravel(), minlength=len(groups.examples)) / groups.labels.size
+    segments = PALETTE[groups.labels[: len(samples)] % len(PALETTE)]
+    return {
+        "segments": [map_uri(s.reshape(*grid, 3)) for s in segments],
+        "clusters": {
+            "sheet": sheet(crops, CROP).to_json(),
+            "examples": [len(examples) for examples in groups.examples],
+            "images": [[numbers[image] for image, _ in examples] for examples in groups.examples],
+            "shares": rounded(shares),
+            "colours": [[int(v) for v in PALETTE[i % len(PALETTE)]] for i in range(len(groups.examples))],
+        },
+    }
+
+
+def patch_crop(square: Image.Image, patch: int, grid: tuple[int, int], around: float = 1.0) -> Image.Image:
+    """A patch and what lies around it, `around` patches on each side; the border repeats nothing, it is grey."""
+    cell = square.width / grid[1], square.height / grid[0]
+    column, row = patch % grid[1], patch // grid[1]
+    box = (
+        round((column - around) * cell[0]), round((row - around) * cell[1]),
+        round((column + 1 + around) * cell[0]), round((row + 1 + around) * cell[1]),
+    )  # fmt: skip
+    return square.crop(box)
