@@ -24,6 +24,7 @@ FAST = [
     "preset=small", "backbone.embed_dim=32", "backbone.depth=2", "backbone.num_heads=2", "backbone.patch_size=8",
     "backbone.image_size=16", "views.global.size=16", "views.local.size=8", "training.batch_size=8", "training.steps=3",
     "objectives.image.head.prototypes=32", "objectives.patch.head.prototypes=32", "speed.workers=0", "speed.precision=fp32", "training.log_every=1",
+    "report=false",
 ]  # fmt: skip
 
 
@@ -97,6 +98,22 @@ def test_show_draws_a_picture(photos, tmp_path, what):
     assert one.exit_code == 0, one.output
     sheet = run("show", what, str(photos / "train"), "preset=small", f"out={out}", "images=2")
     assert sheet.exit_code == 0
+
+
+def test_doctor_tells_what_a_run_learnt(trained):
+    shown = run("doctor", str(trained))
+    assert shown.exit_code == 0, shown.output
+    assert "without labels" in shown.output and "retrieval" in shown.output
+    assert run("doctor", str(trained / "nothing")).exit_code != 0
+
+
+def test_report_writes_one_page(trained, tmp_path):
+    shown = run("report", str(trained), f"out={tmp_path / 'page.html'}", "images=8", "samples=4")
+    assert shown.exit_code == 0, shown.output
+    assert "Click a patch" in (tmp_path / "page.html").read_text()
+    live = run("report", str(trained), f"out={tmp_path / 'page.html'}", "images=8", "samples=4", "live=true")
+    assert live.exit_code == 0, live.output  # the run is over, so one page is all
+    assert run("report", "data=x").exit_code != 0
 
 
 def test_recipes_are_listed_and_resolved():

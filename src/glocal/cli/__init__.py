@@ -135,6 +135,31 @@ def show(
 
 
 @app.command()
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]... [KEY=VALUE]...")] = None,
+) -> None:
+    """Write one page that shows a run and what it learnt, beside other models.
+
+    glocal report RUN [MODEL ...] [data=...] [out=FILE.html] [live=true]
+    """
+    from glocal.cli.report import run as write
+
+    write([run, *(words or [])])
+
+
+@app.command()
+def doctor(run: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
+    """Say in plain words whether a run is learning, what is wrong and what to change.
+
+    glocal doctor RUN
+    """
+    from glocal.cli.doctor import run as examine
+
+    examine(run)
+
+
+@app.command()
 def demo(settings: Settings = None) -> None:
     """Pretrain for two minutes and show what was learnt.
 

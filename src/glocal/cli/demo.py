@@ -21,8 +21,8 @@ class DemoSettings(Config):
 
 
 def run(words: Sequence[str]) -> None:
-    """Pretrain for about two minutes; set raw pixels, random weights and the trained model side by side; draw pictures."""
-    from glocal.report.demo import demo_configuration, draw_pictures, free_folder, measure
+    """Pretrain for about two minutes; set raw pixels, random weights and the trained model side by side; write a page."""
+    from glocal.report.demo import TITLE, demo_configuration, free_folder, measure, write_demo_page
     from glocal.training.loop import pretrain
 
     console = screen()
@@ -40,14 +40,12 @@ def run(words: Sequence[str]) -> None:
         f"Trained in {time.perf_counter() - began:.0f} s. Asking raw pixels, random weights and the model ...",
     )
     answers = measure(config)
-    table = Table(
-        "question", *answers.columns, title="What was learnt (per cent right)", title_justify="left"
-    )
+    table = Table("question", *answers.columns, title=TITLE, title_justify="left")
     for question, row in answers.rows:
         table.add_row(question, *(f"{value:.1f}" for value in row))
     console.print(table)
-    for path in draw_pictures(config, answers, out / "pictures"):
-        say(console, f"picture: {path}")
+    say(console, "Drawing the page ...")
+    say(console, f"page: {write_demo_page(config, answers).resolve().as_uri()}")
     say(console, "\nNow on your own images:")
     say(console, "  .venv/bin/glocal pretrain pw-self data=YOUR_FOLDER out=runs/mine")
     say(console, "  .venv/bin/glocal embed model=runs/mine data=YOUR_FOLDER out=embeddings.parquet")

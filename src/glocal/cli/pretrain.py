@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -9,7 +10,7 @@ from rich.table import Table
 from glocal.cli.screen import say, screen
 from glocal.cli.settings import describe, split_words
 from glocal.config import Config
-from glocal.errors import ConfigError
+from glocal.errors import ConfigError, GlocalError
 from glocal.outside import new_folder
 
 
@@ -30,6 +31,8 @@ class PretrainSettings(Config):
     """Weights to start the backbone from: anything `glocal.load` reads."""
     resume: bool = False
     """Continue the run in out=."""
+    report: bool = True
+    """Write report.html, one page to look at, into the run folder at the end."""
 
 
 def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
@@ -51,6 +54,8 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
         recipe, data=data, out=out, preset=own.preset, init=own.init, file=own.config, overrides=overrides
     )
     pretrain(config, at_start=draw_start)
+    if own.report:
+        write_page(out)
 
 
 def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> None:
@@ -64,6 +69,20 @@ def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> N
             )
     data = [] if own.data is None else [f"data={own.data}"]
     pretrain(continue_run(own.out, [*overrides, *data], recipe), resume=True)
+    if own.report:
+        write_page(own.out)
+
+
+def write_page(folder: str) -> None:
+    """Write a finished run's page and say where; what can't be shown is said and spoils nothing."""
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) != 0:
+        return
+    from glocal.report.page import write_report
+
+    try:
+        say(screen(), f"page: {write_report(folder)}")
+    except GlocalError as error:
+        say(screen(), f"no page of this run was written: {error}")
 
 
 def _print_help() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ class Collection(NamedTuple):
     source: ImageSource
     places: Int64[np.ndarray, " images"]
     squares: list[Image.Image]
+
+    def pick(self, numbers: Sequence[int]) -> Collection:
+        """Some of the images, in this order."""
+        return Collection(self.source, self.places[list(numbers)], [self.squares[i] for i in numbers])
 
     def name(self, number: int) -> str:
         """What the source calls the image, its end when that is long."""
@@ -49,9 +54,12 @@ class Collection(NamedTuple):
             "of": len(self.source),
         }
 
-    def picture(self, number: int) -> str:
-        """The image as the page shows it large."""
-        return picture_uri(self.squares[number])
+    def large(self) -> list[dict[str, Any]]:
+        """Every image as the page shows it large, with its name and class."""
+        return [
+            {"name": self.name(i), "label": self.label(i), "picture": picture_uri(square)}
+            for i, square in enumerate(self.squares)
+        ]
 
 
 def collect(source: ImageSource, most: int) -> Collection:

@@ -22,8 +22,7 @@ from glocal.models.encoder import Encoder
 from glocal.models.loading import load
 from glocal.models.vit import VisionTransformer
 from glocal.recipes import configure
-from glocal.report.model_pictures import draw_attention, draw_neighbours, draw_patch_matches
-from glocal.report.views import draw_matches, draw_views
+from glocal.report.page import Shown, write_report
 from glocal.training.config import RunConfig
 from glocal.views.augment import augment
 from glocal.views.groups import ViewGroup
@@ -67,6 +66,10 @@ SETTINGS = (
     "training.log_every=100",
     "probe.enabled=false",
 )
+
+
+SHOWN_PATCHES = 32
+"""Patches on a photograph's side: about the scale at which tiles of 84 pixels were learnt."""
 
 
 def demo_configuration(out: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -115,24 +118,17 @@ def measure(config: RunConfig) -> Answers:
     return Answers(tuple(embeds), rows, queries, tiles, found, trained)
 
 
-def draw_pictures(config: RunConfig, answers: Answers, folder: Path, shown: int = 6) -> list[Path]:
-    """Views, matches, attention, neighbours and patches that find each other; return the files."""
-    source = open_source(config.data)
-    some = np.linspace(0, len(source) - 1, shown).astype(int)
-    example = int(len(source) * 0.05)  # a cat's face
-    ranks = {name: r.nearest[some] for name, r in answers.found.items()}
-    right = {name: r.right[some] for name, r in answers.found.items()}
-    pictures = {
-        "views": draw_views(source, example, config),
-        "matches": draw_matches(source, example, config),
-        "attention": draw_attention(answers.trained, list(answers.tiles[some])),
-        "neighbours": draw_neighbours(list(answers.queries[some]), list(answers.tiles), ranks, right),
-        "patches": draw_patch_matches(answers.trained, answers.tiles[example], answers.queries[example]),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        picture.save(folder / f"{name}.png")
-    return [folder / f"{name}.png" for name in pictures]
+TITLE = "What was learnt (per cent right)"
+
+
+def write_demo_page(config: RunConfig, answers: Answers) -> Path:
+    """One page of the run: whole photographs to click, a map of all tiles, the model before training beside it."""
+    rows = [[question, *(f"{value:.1f}" for value in row)] for question, row in answers.rows]
+    table = {"title": TITLE, "columns": ["question", *answers.columns], "rows": rows}
+    shown = Shown(
+        images=500, samples=12, samples_from="photos", size=SHOWN_PATCHES * config.backbone.patch_size
+    )
+    return write_report(config.out, shown=shown, extra={"table": table})
 
 
 def _random_encoder(config: RunConfig) -> Encoder:

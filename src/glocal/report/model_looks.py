@@ -83,18 +83,27 @@ def choose_samples(embeddings: Float[Tensor, "images dim"], count: int) -> list[
 def look(
     model: NamedEncoder,
     collection: Collection,
-    samples: Sequence[int],
+    queries: Sequence[int],
+    samples: Collection,
     embeddings: Float[Tensor, "images dim"],
     size: int | None = None,
 ) -> dict[str, Any]:
-    """All that the page shows of one model: patches of the samples, maps of them, neighbours, map and clusters.
+    """All that the page shows of one model.
+
+    Args:
+        model: the model.
+        collection: images of the map, the neighbours and, with the samples, of the groups of patches.
+        queries: images of the collection whose neighbours are shown.
+        samples: images whose patches can be clicked, with maps of them.
+        embeddings: of the collection.
+        size: pixels at which the model looks at patches; null: `shown_size`.
 
     Raises:
         ModelError: for a model without patch embeddings.
     """
     encoder = model.encoder
-    side = size or shown_size(encoder, collection)
-    patches, grid, attention = _sample_features(encoder, [collection.squares[i] for i in samples], side)
+    side = size or shown_size(encoder, samples)
+    patches, grid, attention = _sample_features(encoder, samples.squares, side)
     stored = store_patches(patches, grid)
     front = foreground(patches, grid)
     tops = patch_colours(patches, front)
@@ -109,9 +118,9 @@ def look(
         "colours": [map_uri(c.reshape(*grid, 3)) for c in patch_colours(patches)],
         "foreground": [map_uri(_with_alpha(c, f, grid)) for c, f in zip(tops, front.numpy(), strict=True)],
         "attention": attention,
-        "neighbours": _neighbours(embeddings, samples),
+        "neighbours": _neighbours(embeddings, queries),
         "map": rounded(plane_map(embeddings)),
-        **_clusters(encoder, collection, side, samples),
+        **_clusters(encoder, samples, collection, side),
     }
 
 
@@ -165,32 +174,26 @@ def _neighbours(embeddings: Float[Tensor, "images dim"], samples: Sequence[int])
     ]
 
 
-def _clusters(encoder: Encoder, collection: Collection, side: int, samples: Sequence[int]) -> dict[str, Any]:
-    """Groups of patches over samples and other images: their shares, examples, and where they lie in the samples."""
-    others = [i for i in range(len(collection.squares)) if i not in set(samples)]
-    spread = (
-        np.linspace(0, len(others) - 1, min(CLUSTERED - len(samples), len(others))).astype(int)
-        if others
-        else []
-    )
-    numbers: list[int] = [*samples, *(others[int(i)] for i in spread)]
-    portions = _portions(encoder, pixels_of([collection.squares[i] for i in numbers], side))
+def _clusters(encoder: Encoder, samples: Collection, collection: Collection, side: int) -> dict[str, Any]:
+    """Groups of patches over samples and collection: their shares, examples, and where they lie in the samples."""
+    spread = np.linspace(0, len(collection.squares) - 1, min(CLUSTERED, len(collection.squares))).astype(int)
+    names = [samples.name(i) for i in range(len(samples.squares))] + [collection.name(int(i)) for i in spread]
+    squares = [*samples.squares, *(collection.squares[int(i)] for i in spread)]
+    portions = _portions(encoder, pixels_of(squares, side))
     features = [encoder.features(part) for part in portions]
     grid = features[0].grid
     groups = cluster_patches(torch.cat([f.patches.float().cpu() for f in features]))
     crops = [
-        patch_crop(collection.squares[numbers[image]], patch, grid)
-        for examples in groups.examples
-        for image, patch in examples
+        patch_crop(squares[image], patch, grid) for examples in groups.examples for image, patch in examples
     ]
     shares = np.bincount(groups.labels.ravel(), minlength=len(groups.examples)) / groups.labels.size
-    segments = PALETTE[groups.labels[: len(samples)] % len(PALETTE)]
+    segments = PALETTE[groups.labels[: len(samples.squares)] % len(PALETTE)]
     return {
         "segments": [map_uri(s.reshape(*grid, 3)) for s in segments],
         "clusters": {
             "sheet": sheet(crops, CROP).to_json(),
             "examples": [len(examples) for examples in groups.examples],
-            "images": [[numbers[image] for image, _ in examples] for examples in groups.examples],
+            "images": [[names[image] for image, _ in examples] for examples in groups.examples],
             "shares": rounded(shares),
             "colours": [[int(v) for v in PALETTE[i % len(PALETTE)]] for i in range(len(groups.examples))],
         },

@@ -17,7 +17,7 @@ from glocal.errors import DataError, GlocalError
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
 from glocal.models.vit import VisionTransformer
-from glocal.report.collection import Collection, collect
+from glocal.report.collection import collect
 from glocal.report.embedded import script_json
 from glocal.report.evaluation_tables import evaluation_tables
 from glocal.report.model_looks import NamedEncoder, choose_samples, embed_images, look
@@ -38,6 +38,8 @@ class Shown(NamedTuple):
     """Images of the collection: map, neighbours, clusters."""
     samples: int = 12
     """Images in the patch viewer and under the model's lenses."""
+    samples_from: str | None = None
+    """Data of these, taken evenly; null: chosen from the collection, each followed by the image nearest to it."""
     size: int | None = None
     """Pixels at which models look at the samples; null: chosen from model and images."""
 
@@ -101,14 +103,18 @@ def page_data(
     collection = collect(source, shown.images)
     with torch.random.fork_rng(devices=[]):
         embeddings = [embed_images(model.encoder, collection) for model in encoders]
-        samples = choose_samples(embeddings[0], shown.samples)
+        queries = choose_samples(embeddings[0], shown.samples)
+        named = shown.samples_from
+        samples = collection.pick(queries) if named is None else collect(open_source(named), shown.samples)
         looks = [
-            look(m, collection, samples, e, shown.size) for m, e in zip(encoders, embeddings, strict=True)
+            look(m, collection, queries, samples, e, shown.size)
+            for m, e in zip(encoders, embeddings, strict=True)
         ]
     return {
         **content,
         "models": looks,
-        "samples": [_sample(collection, number) for number in samples],
+        "queries": queries,
+        "samples": samples.large(),
         "collection": collection.to_json(),
     }
 
@@ -164,15 +170,6 @@ def _seen(story: RunStory, source: ImageSource, data: str | None) -> list[dict[s
         return seen_images(source if data is None else open_source(story.config.data), story.config)
     except GlocalError:
         return []
-
-
-def _sample(collection: Collection, number: int) -> dict[str, Any]:
-    return {
-        "index": number,
-        "name": collection.name(number),
-        "label": collection.label(number),
-        "picture": collection.picture(number),
-    }
 
 
 def _title(folder: Path, story: RunStory | None) -> str:

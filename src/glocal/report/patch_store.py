@@ -57,4 +57,7 @@ def similarities(stored: StoredPatches, image: int, patch: int) -> Float[np.ndar
     products = values @ asked
     lengths = np.sqrt((values * values).sum(-1).astype(np.float64))
     below = lengths * lengths[image, patch]
-    return np.divide(products, below, out=np.zeros(products.shape), where=below > 0)
+    cosine: Float[np.ndarray, "images patches"] = np.divide(
+        products, below, out=np.zeros(products.shape), where=below > 0
+    )
+    return cosine

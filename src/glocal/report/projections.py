@@ -36,7 +36,8 @@ def principal_directions(rows: Float[Tensor, "rows dim"], count: int = 3) -> Flo
     _, axes = torch.linalg.eigh(centred.T @ centred)
     axes = axes[:, -count:].flip(1)
     largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
-    return axes * largest.sign()
+    signed: Tensor = axes * largest.sign()
+    return signed
 
 
 def patch_colours(

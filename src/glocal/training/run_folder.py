@@ -102,6 +102,19 @@ class RunFolder:
         )
 
 
+def is_alive(path: str | Path) -> bool:
+    """Whether a process holds this run folder."""
+    lock = Path(path).expanduser() / ".lock"
+    if not lock.exists():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def read_run_config(path: str | Path) -> RunConfig:
     """The configuration that a run folder holds."""
     file = Path(path) / "config.yaml"

@@ -185,6 +185,13 @@ def _sentence(
         if done >= planned
         else f"at step {best:,} (the run is at {done:,} of {planned:,})"
     )
+    if best == 0:
+        told = (
+            "it has just begun"
+            if done == 0
+            else f"after {done:,} of {planned:,} steps no score is above the untouched model's"
+        )
+        return f"Nothing can be said yet: {told}."
     before = (
         f" (before training: {first['verdict.retrieval']:.0f} and {first['verdict.correspondence']:.0f})"
         if first["step"] == 0 and best > 0

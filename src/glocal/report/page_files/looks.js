@@ -29,7 +29,7 @@ function lensRow(key, title, model) {
 function neighbourSection() {
   if (!STORED.length || DATA.collection.names.length < 2) return;
   const holder = make("div", { class: "found" });
-  const draw = (m) => holder.replaceChildren(...STORED[m].neighbours.map((found, s) => neighbourLine(DATA.samples[s].index, found)));
+  const draw = (m) => holder.replaceChildren(...STORED[m].neighbours.map((found, s) => neighbourLine(DATA.queries[s], found)));
   draw(0);
   const labelled = DATA.collection.labels.some((label) => label !== null);
   section("neighbours", "Nearest images", `Images whose embedding points most nearly in the same direction, among ${DATA.collection.names.length} of ${DATA.collection.of.toLocaleString("en")} images.${labelled ? " A green frame: the same class; red: another. The model saw no class." : ""}`,
@@ -51,7 +51,7 @@ function clusterSection() {
     const { sheet, examples, images, shares, colours } = STORED[m].clusters;
     let first = 0;
     holder.replaceChildren(...examples.map((count, g) => {
-      const cells = Array.from({ length: count }, (_, k) => cell(sheet, first + k, 60, `A patch of ${imageName(images[g][k])}`));
+      const cells = Array.from({ length: count }, (_, k) => cell(sheet, first + k, 60, `A patch of ${images[g][k]}`));
       first += count;
       return make("div", { class: "group", style: { "--c": `rgb(${colours[g]})` } }, make("h3", {}, `Group ${g + 1} `, make("span", { class: "quiet" }, `${(100 * shares[g]).toFixed(1)} % of patches`)), make("div", { class: "cells" }, ...cells));
     }));
