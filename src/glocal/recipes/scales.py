@@ -75,7 +75,7 @@ def cifar() -> Scale:
         ),
         backbone=BackboneConfig(
             size="micro",
-            embed_dim=96,
+            embed_dim=128,
             depth=3,
             patch_size=4,
             image_size=32,
