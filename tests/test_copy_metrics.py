@@ -15,11 +15,8 @@ from glocal.errors import ConfigError, DataError
 from glocal.evaluation.retrieval.copy_detection import measure
 from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at_precision
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, learn_whitening, whiten
-from glocal.evaluation.retrieval.ranking import (
-    ranks_of_positives,
-    top_candidates,
-    trapezoid_average_precision,
-)
+from glocal.evaluation.retrieval.ranking import ranks_of_positives, trapezoid_average_precision
+from glocal.extraction.nearest import nearest
 from glocal.models.features import Features
 
 # --- metrics -------------------------------------------------------------------------------------------------------
@@ -109,12 +106,12 @@ def test_ranks_equal_a_full_sort(monkeypatch: pytest.MonkeyPatch, block: int, co
         assert ranks.tolist() == slow_ranks(row, set(right.tolist()), set(junk.tolist()))
 
 
-def test_top_candidates_equal_a_full_sort() -> None:
+def test_nearest_rows_equal_a_full_sort() -> None:
     queries, database = F.normalize(torch.randn(9, 5), dim=1), F.normalize(torch.randn(50, 5), dim=1)
-    best = top_candidates(queries, database, 7)
+    best = nearest(queries, database, 7)
     order = (-(queries @ database.T)).argsort(dim=1)[:, :7]
-    assert torch.equal(best.item, order)
-    assert top_candidates(queries, database, 99).item.shape == (9, 50)
+    assert torch.equal(best.rows, order)
+    assert nearest(queries, database, 99).rows.shape == (9, 50)
 
 
 def test_a_collapsed_model_scores_zero_not_the_order_of_files() -> None:
@@ -129,15 +126,17 @@ def test_search_refuses_what_would_give_a_wrong_number() -> None:
     with pytest.raises(DataError, match="aren't finite"):
         ranks_of_positives(good * torch.nan, good, [np.array([0])] * 3)
     with pytest.raises(DataError, match="dimensions"):
-        top_candidates(good, torch.eye(4), 1)
-    with pytest.raises(DataError, match="none of it 0"):
-        top_candidates(good, good[:0], 1)
+        ranks_of_positives(good, torch.eye(4), [np.array([0])] * 3)
+    with pytest.raises(DataError, match="rows of 4"):
+        nearest(good, torch.eye(4), 1)
+    with pytest.raises(DataError, match="among 0 rows"):
+        nearest(good, good[:0], 1)
     with pytest.raises(DataError, match="database item 3"):
         ranks_of_positives(good[:1], good, [np.array([3])])
     with pytest.raises(DataError, match="positive and junk"):
         ranks_of_positives(good[:1], good, [np.array([1])], [np.array([1])])
     with pytest.raises(ConfigError, match="1 or more"):
-        top_candidates(good, good, 0)
+        nearest(good, good, 0)
 
 
 # --- descriptors ---------------------------------------------------------------------------------------------------

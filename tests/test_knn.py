@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.classification import knn
-from glocal.evaluation.classification.knn import (
-    KnnConfig,
-    KnnProbe,
-    knn_classify,
-    largest,
-    nearest_rows,
-    top_accuracies,
-)
+from glocal.evaluation.classification.knn import KnnConfig, KnnProbe, knn_classify, top_accuracies
+from glocal.extraction import nearest as search
+from glocal.extraction.nearest import largest, nearest
 from glocal.extraction.work import Work
 
 QUIET = Work(progress=False)
@@ -84,17 +78,31 @@ def test_predictions_equal_scikit_learn() -> None:
         assert np.array_equal(found[:, 0].numpy(), expected)
 
 
+def test_euclidean_neighbours_vote_as_scikit_learn_has_them() -> None:
+    generator = np.random.default_rng(0)
+    bank, queries = generator.normal(size=(200, 5)) * [1, 2, 3, 4, 5], generator.normal(size=(60, 5))
+    labels = generator.integers(0, 3, 200)
+    expected = KNeighborsClassifier(1, algorithm="brute").fit(bank, labels).predict(queries)
+    found = knn_classify(
+        torch.from_numpy(bank), torch.from_numpy(labels), torch.from_numpy(queries), [1, 7], distance="L2"
+    )
+    assert np.array_equal(found[1][:, 0].numpy(), expected)
+    order = ((queries[:, None] - bank[None]) ** 2).sum(2).argsort(1)[:, :7]
+    votes = np.stack([(labels[order] == c).sum(1) for c in range(3)], 1)
+    assert (np.take_along_axis(votes, found[7][:, :1].numpy(), 1)[:, 0] == votes.max(1)).all()
+
+
 def test_streaming_changes_nothing(monkeypatch) -> None:
     generator = torch.Generator().manual_seed(0)
     bank, queries = torch.randn(1000, 8, generator=generator), torch.randn(333, 8, generator=generator)
     labels = torch.randint(10, (1000,), generator=generator)
     whole = knn_classify(bank, labels, queries, [1, 20, 200])
-    monkeypatch.setattr(knn, "BANK_CHUNK", 170)
-    monkeypatch.setattr(knn, "QUERY_CHUNK", 50)
+    monkeypatch.setattr(search, "BANK_CHUNK", 170)
+    monkeypatch.setattr(search, "QUERY_CHUNK", 50)
     streamed = knn_classify(bank, labels, queries, [1, 20, 200])
     assert all(torch.equal(whole[k], streamed[k]) for k in whole)
-    own = torch.cat([near.rows for near in nearest_rows(bank, bank, 3, leave_one_out=True)])
-    assert not bool((own == torch.arange(1000)[:, None]).any())
+    found = nearest(bank, bank, 3, leave_one_out=True).rows
+    assert not bool((found == torch.arange(1000)[:, None]).any())
 
 
 @pytest.mark.parametrize("order", ["random", "rising", "equal"])

@@ -18,7 +18,7 @@ from glocal.errors import ConfigError, DataError
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig
 from glocal.evaluation.retrieval.image_retrieval import ImageRetrieval, measure
 from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
-from glocal.evaluation.retrieval.ranking import ranks_of_positives, reranked_ranks, top_candidates
+from glocal.evaluation.retrieval.ranking import ranks_of_positives, reranked_ranks
 from glocal.evaluation.retrieval.reranking import RerankingConfig, mutual_match_score
 from glocal.evaluation.retrieval.retrieval_data import (
     BoxCrops,
@@ -26,6 +26,7 @@ from glocal.evaluation.retrieval.retrieval_data import (
     open_pairs,
     open_revisited,
 )
+from glocal.extraction.nearest import nearest
 from glocal.extraction.work import Work
 from glocal.models.features import Features
 
@@ -190,10 +191,10 @@ def test_reranking_in_the_old_order_gives_the_old_ranks() -> None:
     database = F.normalize(torch.from_numpy(rng.normal(size=(40, 5))), dim=1)
     chosen = [rng.permutation(40)[:16] for _ in range(8)]
     positives, junk = [c[:6] for c in chosen], [c[6:] for c in chosen]
-    first = top_candidates(queries, database, 10)
+    first = nearest(queries, database, 10)
     old = ranks_of_positives(queries, database, positives, junk)
-    same = reranked_ranks(queries, database, first.item, first.score, positives, junk)
-    turned = reranked_ranks(queries, database, first.item, -first.score, positives, junk)
+    same = reranked_ranks(queries, database, first.rows, first.similarity, positives, junk)
+    turned = reranked_ranks(queries, database, first.rows, -first.similarity, positives, junk)
     for before, after in zip(old, same, strict=True):
         np.testing.assert_array_equal(before, after)
     for query, found in enumerate(turned):

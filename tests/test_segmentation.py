@@ -11,7 +11,6 @@ from dense_fakes import QUIET, MaskSource, blocks, colour_encoder
 from scipy import stats
 
 from glocal.errors import ConfigError, DataError, ModelError
-from glocal.evaluation.segmentation import knn_segmentation as segmentation_knn
 from glocal.evaluation.segmentation.dense_features import (
     class_shares,
     cut_mask,
@@ -20,7 +19,7 @@ from glocal.evaluation.segmentation.dense_features import (
     upsample,
 )
 from glocal.evaluation.segmentation.hummingbird import Hummingbird, rarity_scores, soft_vote
-from glocal.evaluation.segmentation.knn_segmentation import KnnSegmentation, majority, nearest_entries
+from glocal.evaluation.segmentation.knn_segmentation import KnnSegmentation, majority
 from glocal.evaluation.segmentation.linear_segmentation import (
     LinearHead,
     LinearSegmentation,
@@ -28,6 +27,8 @@ from glocal.evaluation.segmentation.linear_segmentation import (
     warmup_cosine,
 )
 from glocal.evaluation.segmentation.sliding import window_starts
+from glocal.extraction import nearest as search
+from glocal.extraction.nearest import nearest
 from glocal.extraction.work import Work
 
 PROTOCOLS = [
@@ -111,15 +112,15 @@ def test_the_fast_route_is_the_named_form_without_augmentation() -> None:
         assert fast.protocol == protocol().protocol and not fast.augment and protocol().augment
 
 
-def test_nearest_entries_equal_sorting(monkeypatch) -> None:
-    monkeypatch.setattr(segmentation_knn, "CHUNK", 7)
+def test_nearest_rows_equal_sorting(monkeypatch) -> None:
+    monkeypatch.setattr(search, "BANK_CHUNK", 7)
     queries, memory = torch.randn(5, 6), torch.randn(40, 6)
     for distance in ("cosine", "L2"):
-        values, places = nearest_entries(queries, memory, 9, distance)
+        values, places = nearest(queries, memory, 9, distance)
         full = queries @ memory.T if distance == "cosine" else -torch.cdist(queries.double(), memory.double())
         assert torch.equal(places, full.argsort(1, descending=True)[:, :9])
         assert (values.diff(dim=1) <= 0).all()
-    assert nearest_entries(queries, memory[:4], 9)[1].shape == (5, 4)
+    assert nearest(queries, memory[:4], 9)[1].shape == (5, 4)
 
 
 def test_majority_equals_mode() -> None:

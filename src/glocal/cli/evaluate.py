@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,6 +48,8 @@ class EvaluateSettings(Config):
     """Of the model's forward pass."""
     quick: bool | None = None
     """Settings for minutes on a CPU; null: with PROTOCOL all."""
+    baselines: bool = False
+    """Measure what a model must beat as well: raw pixels, random weights, k-means patches."""
 
 
 def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
@@ -68,7 +71,11 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
         say(console, encoder.report.summary())
     work = Work(cache=out / "features" if out is not None else None, workers=own.workers)
     quick = protocol == "all" if own.quick is None else own.quick
-    for found in _results(protocol, encoder, data, overrides, out, work, quick):
+    asked = [(encoder, overrides)]
+    if own.baselines:
+        asked += _baselines(protocol, encoder, data, overrides)
+    every = (_results(protocol, model, data, settings, out, work, quick) for model, settings in asked)
+    for found in itertools.chain.from_iterable(every):
         if isinstance(found, Skip):
             what, colour = ("failed", "red") if found.failed else ("skipped", "yellow")
             say(console, f"{found.protocol} {what}: {_reason(console, found)}", style=colour)
@@ -107,6 +114,17 @@ def _results(
     kind = protocol_class(protocol)
     config = kind.quick(encoder) if quick else kind()
     return [evaluate(config, encoder, data, overrides=overrides, out=out, work=work)]
+
+
+def _baselines(
+    protocol: str, encoder: Encoder, data: DataLike, overrides: list[str]
+) -> Iterator[tuple[Encoder, list[str]]]:
+    """What the model must beat, each with the settings it needs."""
+    from glocal.evaluation.base import open_split
+    from glocal.evaluation.baselines import baselines
+
+    for baseline in baselines(encoder, open_split(data, "train", "all", "test", "val")):
+        yield baseline.encoder, [*overrides, *baseline.overrides_of(protocol)]
 
 
 def _data(own: EvaluateSettings) -> DataLike:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -19,75 +19,14 @@ from glocal.evaluation.classification.labels import LabelPair, align_labels
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import FeatureTransform, device_of
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.nearest import Distance, nearest_chunks
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
-from glocal.models.precision import exact_products
 
-QUERY_CHUNK = 512
-BANK_CHUNK = 65_536
-"""Similarities held at once: 512 x 65,536 floats, 128 MiB. Constants, so that rounding never depends on the caller."""
-BLOCK = 16
-"""Columns a block of `largest`; 8 to 32 are equally fast."""
 TOP = 5
 """Classes ranked per query."""
 UNRANKED = -1
 """In place of a class: no neighbour had another one."""
-
-
-class Neighbours(NamedTuple):
-    """The nearest bank rows of some queries, nearest first."""
-
-    similarity: Float[Tensor, "queries k"]
-    rows: Int64[Tensor, "queries k"]
-
-
-def nearest_rows(
-    bank: Float[Tensor, "rows dim"],
-    queries: Float[Tensor, "queries dim"],
-    k: int,
-    leave_one_out: bool = False,
-) -> Iterator[Neighbours]:
-    """Yield the k most similar bank rows (dot product) a chunk of queries at a time, never holding the whole matrix.
-
-    With `leave_one_out`, query i is bank row i and never its own neighbour. Ties at the k-th place fall to either.
-    """
-    for start in range(0, len(queries), QUERY_CHUNK):
-        chunk = queries[start : start + QUERY_CHUNK]
-        best: Neighbours | None = None
-        for first in range(0, len(bank), BANK_CHUNK):
-            part = bank[first : first + BANK_CHUNK]
-            with exact_products():
-                similarity = chunk @ part.T
-            if leave_one_out:
-                own = torch.arange(start, start + len(chunk), device=bank.device) - first
-                inside = (own >= 0) & (own < len(part))
-                similarity[inside.nonzero()[:, 0], own[inside]] = -torch.inf
-            top = largest(similarity, min(k, len(part)))
-            found = Neighbours(top.similarity, top.rows + first)
-            best = found if best is None else _merge(best, found, k)
-        if best is not None:
-            yield best
-
-
-def largest(values: Float[Tensor, "queries rows"], k: int) -> Neighbours:
-    """The k largest of each row of a wide matrix and their columns, largest first; equal to `topk` but for ties.
-
-    On a CPU, topk keeps a heap, and a bank sorted by class makes it up to ten times slower. Here columns are dealt to
-    blocks; the k blocks with the largest maxima hold the k largest values, since each block beaten by k others is
-    beaten by k values. Two selections among a sixteenth of the columns remain.
-    """
-    queries, columns = values.shape
-    blocks = columns // BLOCK
-    if values.device.type != "cpu" or blocks < 2 * k:
-        top = values.topk(k, dim=1)
-        return Neighbours(top.values, top.indices)
-    dealt = values[:, : blocks * BLOCK].view(queries, BLOCK, blocks)
-    near = dealt.amax(1).topk(k, dim=1, sorted=False).indices[:, None, :].expand(-1, BLOCK, -1)
-    places = (near + blocks * torch.arange(BLOCK)[:, None]).flatten(1)
-    rest = torch.arange(blocks * BLOCK, columns).expand(queries, -1)
-    candidates = torch.cat([dealt.gather(2, near).flatten(1), values[:, blocks * BLOCK :]], dim=1)
-    top = candidates.topk(k, dim=1)
-    return Neighbours(top.values, torch.cat([places, rest], dim=1).gather(1, top.indices))
 
 
 def knn_classify(
@@ -98,6 +37,7 @@ def knn_classify(
     temperature: float = 0.07,
     num_classes: int | None = None,
     leave_one_out: bool = False,
+    distance: Distance = "cosine",
 ) -> dict[int, Int64[Tensor, "queries top"]]:
     """Classify each query by its k nearest bank rows, each voting with weight exp(cosine / temperature).
 
@@ -113,6 +53,8 @@ def knn_classify(
         temperature: of the weights.
         num_classes: labels are below this; null: as many as the bank has.
         leave_one_out: keep query i from finding bank row i.
+        distance: `cosine`; or `L2` of the embeddings as they are, whose neighbours have one vote each (ties of votes go
+            to the nearer neighbours).
 
     Returns:
         For each k the best classes of each query, best first (at most 5 columns); column 0 is the prediction.
@@ -131,11 +73,13 @@ def knn_classify(
             "be looked up, and a temperature above 0."
         )
     classes = num_classes if num_classes is not None else int(bank_labels.max()) + 1
-    unit_bank = normalize(bank, dim=1)
-    unit_queries = unit_bank if queries is bank else normalize(queries, dim=1)
+    if distance == "cosine":
+        bank, queries = normalize(bank, dim=1), normalize(queries, dim=1)
     parts: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for near in nearest_rows(unit_bank, unit_queries, max(ks), leave_one_out):
+    for near in nearest_chunks(queries, bank, max(ks), distance, leave_one_out):
         weights = ((near.similarity - near.similarity[:, :1]) / temperature).exp()
+        if distance == "L2":
+            weights = (1 - 1e-6 * torch.arange(max(ks), device=bank.device)).expand_as(weights)
         for k, ranked in _vote(weights, bank_labels[near.rows], sorted(set(ks)), classes):
             parts[k].append(ranked)
     empty = torch.empty(0, min(TOP, classes), dtype=torch.int64, device=bank.device)
@@ -152,6 +96,8 @@ class KnnConfig(ProtocolConfig):
     features: str = "cls"
     """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last."""
     transform: FeatureTransform = FeatureTransform()
+    distance: Distance = "cosine"
+    """cosine, with weighted votes; L2 of the embeddings as they are, with one vote a neighbour."""
     leave_one_out: bool = False
     """Classify the training images by each other; no test split is opened."""
 
@@ -178,7 +124,7 @@ class KnnConfig(ProtocolConfig):
             transform=transform.model_dump(),
             resolution=transform.size,
             layer=self.features.partition("@")[2] or "-1",
-            norm="final norm, then unit length",
+            norm="final norm" + (", then unit length" if self.distance == "cosine" else ""),
         )
 
     def measure(
@@ -198,7 +144,14 @@ class KnnConfig(ProtocolConfig):
                 f"No k of {list(self.ks)} fits {available} labelled images. Set ks=[1] or add images."
             )
         ranked = knn_classify(
-            bank_rows, known, query_rows, ks, self.temperature, labels.classes, self.leave_one_out
+            bank_rows,
+            known,
+            query_rows,
+            ks,
+            self.temperature,
+            labels.classes,
+            self.leave_one_out,
+            self.distance,
         )
         return {
             name: value for k in ks for name, value in top_accuracies(ranked[k], asked, f"k{k}_").items()
@@ -260,12 +213,6 @@ class KnnProbe:
         numbers, notes = self.config.measure(bank, queries, self.labels, device_of(encoder))
         self.notes = [*notes, *bank.skipped.notes(), *queries.skipped.notes()]
         return {f"knn_{name}": value / 100 for name, value in numbers.items()}
-
-
-def _merge(one: Neighbours, other: Neighbours, k: int) -> Neighbours:
-    similarity = torch.cat([one.similarity, other.similarity], dim=1)
-    top = similarity.topk(min(k, similarity.shape[1]), dim=1)
-    return Neighbours(top.values, torch.cat([one.rows, other.rows], dim=1).gather(1, top.indices))
 
 
 def _vote(

@@ -28,12 +28,9 @@ from glocal.evaluation.retrieval.descriptors import (
     whiten,
 )
 from glocal.evaluation.retrieval.ground_truth import read_ground_truth
-from glocal.evaluation.retrieval.ranking import (
-    ranks_of_positives,
-    top_candidates,
-    trapezoid_average_precision,
-)
+from glocal.evaluation.retrieval.ranking import ranks_of_positives, trapezoid_average_precision
 from glocal.extraction.feature_stream import device_of
+from glocal.extraction.nearest import nearest
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
@@ -177,10 +174,10 @@ def measure(
 def _one_ranking(
     queries: Tensor, database: Tensor, positives: list[NDArray[np.int64]], candidates: int
 ) -> dict[str, float]:
-    best = top_candidates(queries, database, candidates)
-    index = best.item.cpu().numpy()
+    best = nearest(queries, database, candidates)
+    index = best.rows.cpu().numpy()
     is_match = np.stack([np.isin(row, right) for row, right in zip(index, positives, strict=True)])
-    scores, matches = best.score.cpu().numpy(), sum(map(len, positives))
+    scores, matches = best.similarity.cpu().numpy(), sum(map(len, positives))
     return {
         "micro_ap": 100 * micro_average_precision(scores, is_match, matches),
         "recall_at_precision_90": 100 * recall_at_precision(scores, is_match, matches, 0.9),

@@ -22,7 +22,6 @@ from glocal.evaluation.retrieval.ranking import (
     precision_at,
     ranks_of_positives,
     reranked_ranks,
-    top_candidates,
     trapezoid_average_precision,
 )
 from glocal.evaluation.retrieval.reranking import RerankingConfig, rerank
@@ -36,6 +35,7 @@ from glocal.evaluation.retrieval.retrieval_data import (
 )
 from glocal.extraction.feature_stream import device_of
 from glocal.extraction.image_embeddings import Embeddings
+from glocal.extraction.nearest import nearest
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
@@ -133,11 +133,11 @@ class ImageRetrieval(ProtocolConfig):
             }
         if len(vectors) > len(base.indices):
             raise ConfigError("reranking= can't look at distractors yet; leave one of the two out.")
-        first = top_candidates(asked, vectors, self.reranking.count)
+        first = nearest(asked, vectors, self.reranking.count)
         images = (queries.subset(found.indices.tolist()), database.subset(base.indices.tolist()))
         scores = rerank(encoder, *images, first, self.descriptor, self.reranking, work)
         return {
-            name: reranked_ranks(asked, vectors, first.item, scores, judged.positives, judged.ignored)
+            name: reranked_ranks(asked, vectors, first.rows, scores, judged.positives, judged.ignored)
             for name, judged in judgements.items()
         }
 

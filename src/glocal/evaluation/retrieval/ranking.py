@@ -8,7 +8,6 @@ instead of whatever the order of the files gives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,42 +15,12 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from glocal.errors import ConfigError, DataError
+from glocal.errors import DataError
 from glocal.models.precision import exact_products
 
 # Cosines in float32 are exact to about 1e-7 and depend that much on the shape of the product; closer is a tie.
 TIE = 1e-6
 _BLOCK_ELEMENTS = 2**25  # scores held at once: 128 MB
-
-
-class Candidates(NamedTuple):
-    """The best database items of every query, best first."""
-
-    score: Float[Tensor, "queries count"]
-    item: Int64[Tensor, "queries count"]
-
-
-def top_candidates(
-    queries: Float[Tensor, "queries dim"], database: Float[Tensor, "database dim"], count: int
-) -> Candidates:
-    """Return the `count` database items of highest dot product for every query (all items when there are fewer).
-
-    Cost: one product in blocks, 128 MB of scores at a time.
-
-    Raises:
-        ConfigError: for a count below 1.
-        DataError: when there is no query or no database item, widths differ or a value isn't finite.
-
-    >>> top_candidates(torch.eye(3)[:1], torch.eye(3), 1).item.tolist()
-    [[0]]
-    """
-    if count < 1:
-        raise ConfigError(f"The number of candidates is {count}; ask for 1 or more.")
-    check_descriptors(queries, database)
-    count = min(count, database.shape[0])
-    with exact_products():
-        best = [torch.topk(block @ database.T, count, dim=1) for block in _query_blocks(queries, database)]
-    return Candidates(torch.cat([b.values for b in best]), torch.cat([b.indices for b in best]))
 
 
 def ranks_of_positives(
@@ -73,7 +42,7 @@ def ranks_of_positives(
 
     Raises:
         DataError: for an index outside the database, one that is positive and ignored at once, or descriptors as in
-            `top_candidates`.
+            `check_descriptors`.
 
     >>> ranks_of_positives(torch.eye(3)[:1], torch.eye(3), [np.array([1])])[0].tolist()
     [2]

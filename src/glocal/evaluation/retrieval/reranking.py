@@ -17,7 +17,6 @@ from torch import Tensor
 from glocal.config import Config
 from glocal.data.source import ImageSource
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, at_size
-from glocal.evaluation.retrieval.ranking import Candidates
 from glocal.extraction.feature_stream import (
     FeatureTransform,
     Skipped,
@@ -25,6 +24,7 @@ from glocal.extraction.feature_stream import (
     device_of,
     iterate_features,
 )
+from glocal.extraction.nearest import Neighbours
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -65,7 +65,7 @@ def rerank(
     encoder: Encoder,
     queries: ImageSource,
     database: ImageSource,
-    first: Candidates,
+    first: Neighbours,
     descriptor: DescriptorConfig,
     config: RerankingConfig,
     work: Work,
@@ -77,7 +77,7 @@ def rerank(
     Args:
         encoder: the frozen model.
         queries: one image a row of `first`.
-        database: the images that `first.item` counts.
+        database: the images that `first.rows` counts.
         first: the candidates by descriptor.
         descriptor: decides the resolution.
         config: how patches decide.
@@ -86,8 +86,8 @@ def rerank(
     size = descriptor.sizes(encoder)[0]
     query_images, transform = at_size(queries, descriptor, size)
     database_images, _ = at_size(database, descriptor, size)
-    index, device = first.item.cpu().numpy(), device_of(encoder)
-    local = torch.zeros(first.score.shape, device=device)
+    index, device = first.rows.cpu().numpy(), device_of(encoder)
+    local = torch.zeros(first.similarity.shape, device=device)
     with progress_bar("re-ranking by patches", len(queries), work.progress, unit="queries") as advance:
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             block = np.arange(start, min(start + _QUERIES_AT_ONCE, len(queries)))
@@ -101,7 +101,7 @@ def rerank(
                 for query, column in asked_by[item]:
                     local[query, column] = mutual_match_score(patches[query], candidate)
             advance(len(block))
-    return (1 - config.local_weight) * first.score.to(device) + config.local_weight * local
+    return (1 - config.local_weight) * first.similarity.to(device) + config.local_weight * local
 
 
 def _patches(

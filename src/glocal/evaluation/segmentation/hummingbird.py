@@ -30,10 +30,10 @@ from glocal.evaluation.segmentation.dense_features import (
     score_confusion,
     upsample,
 )
-from glocal.evaluation.segmentation.knn_segmentation import nearest_entries
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import confusion_matrix
 from glocal.extraction.feature_stream import FeatureTransform
+from glocal.extraction.nearest import nearest
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -101,7 +101,7 @@ class Hummingbird(DenseConfig):
         confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
         for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="retrieval"):
             queries = F.normalize(image.patches, dim=1)
-            similarity, places = nearest_entries(queries, memory.features, self.neighbours)
+            similarity, places = nearest(queries, memory.features, self.neighbours)
             shares = soft_vote(similarity, memory.shares[places], self.temperature)
             predicted = best_class(upsample(shares, image.grid, image.mask.shape)).cpu()
             confusion += confusion_matrix(torch.from_numpy(image.mask), predicted, test.num_classes)

@@ -6,7 +6,7 @@ The protocol of CAPI (Darcet et al. 2025, section 4): no training, no augmentati
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -27,52 +27,10 @@ from glocal.evaluation.segmentation.dense_features import (
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix, segmentation_score
 from glocal.extraction.feature_stream import FeatureTransform
+from glocal.extraction.nearest import Distance, nearest
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
-from glocal.models.precision import exact_products
-
-Distance = Literal["cosine", "L2"]
-
-CHUNK = 65536
-"""Memory entries compared at a time: 196 queries against them take 51 MB."""
-
-
-def nearest_entries(
-    queries: Float[Tensor, "queries dim"],
-    memory: Float[Tensor, "entries dim"],
-    neighbours: int,
-    distance: Distance = "cosine",
-) -> tuple[Float[Tensor, "queries k"], Int64[Tensor, "queries k"]]:
-    """Find the nearest memory entries exactly, without ever holding all similarities.
-
-    Args:
-        queries: for `cosine` already of unit length, as is `memory`.
-        memory: the entries.
-        neighbours: how many; no more than there are entries.
-        distance: `cosine` gives similarities, `L2` the negative squared distances up to a constant of the query.
-
-    Returns:
-        Similarities, highest first, and places in the memory.
-    """
-    best: Tensor | None = None
-    where: Tensor | None = None
-    for start in range(0, len(memory), CHUNK):
-        chunk = memory[start : start + CHUNK]
-        with exact_products():
-            similarity = queries @ chunk.T
-        if distance == "L2":
-            similarity = similarity.mul_(2).sub_(chunk.square().sum(1))
-        values, places = similarity.topk(min(neighbours, len(chunk)), dim=1)
-        places += start
-        if best is not None and where is not None:
-            values, places = torch.cat([best, values], 1), torch.cat([where, places], 1)
-            values, order = values.topk(min(neighbours, values.shape[1]), dim=1)
-            places = places.gather(1, order)
-        best, where = values, places
-    if best is None or where is None:
-        raise DataError("The memory holds no patch: no training image could be used.")
-    return best, where
 
 
 def majority(labels: UInt8[Tensor, "queries k pixels"], classes: int) -> UInt8[Tensor, "queries pixels"]:
@@ -133,7 +91,7 @@ class KnnSegmentation(DenseConfig):
             encoder, test, transform, self.layer, work, counted, title="k-NN segmentation"
         ):
             queries = normalised((image.patches - mean) / deviation, distance)
-            _, places = nearest_entries(queries, bank, k, distance)
+            _, places = nearest(queries, bank, k, distance)
             predicted = majority(memory.labels[places], test.num_classes).cpu()
             truth = torch.from_numpy(cut_mask(image.mask, image.grid, encoder.patch_size))
             confusion += confusion_matrix(truth, predicted, test.num_classes)
@@ -169,6 +127,8 @@ class KnnSegmentation(DenseConfig):
             features.append(image.patches[known.to(image.patches.device)])
             labels.append(pixels[known])
             images.append(torch.full((len(known),), image.place))
+        if not features:
+            raise DataError("The memory holds no patch: no training image could be used.")
         memory = torch.cat(features)
         mean, deviation = standardisation(memory)
         memory.sub_(mean).div_(deviation)
@@ -208,7 +168,7 @@ class KnnSegmentation(DenseConfig):
         confusions = [torch.zeros(classes, classes, dtype=torch.long) for _ in self.neighbours]
         for start in range(0, len(queries), 1024):
             part = slice(start, start + 1024)
-            _, places = nearest_entries(queries[part], bank, max(self.neighbours), distance)
+            _, places = nearest(queries[part], bank, max(self.neighbours), distance)
             for number, k in enumerate(self.neighbours):
                 voted = majority(labels[places[:, :k]], classes)
                 confusions[number] += confusion_matrix(truths[part].cpu(), voted.cpu(), classes)
