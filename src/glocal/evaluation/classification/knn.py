@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
@@ -15,7 +14,7 @@ from torch.nn.functional import normalize
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
-from glocal.evaluation.classification.labels import LabelPair, align_labels
+from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import FeatureTransform, device_of
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
@@ -94,7 +93,7 @@ class KnnConfig(ProtocolConfig):
     """Numbers of neighbours; those above the number of training images are left out, with a note."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     features: str = "cls"
-    """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last."""
+    """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last; joined by +."""
     transform: FeatureTransform = FeatureTransform()
     distance: Distance = "cosine"
     """cosine, with weighted votes; L2 of the embeddings as they are, with one vote a neighbour."""
@@ -110,10 +109,10 @@ class KnnConfig(ProtocolConfig):
         train = open_split(data, "train", "all") if self.leave_one_out else open_split(data, "train")
         test = train if self.leave_one_out else open_split(data, "test", "val")
         labels = align_labels(train, test)
-        bank = extract_embeddings(encoder, train, self.transform, [self.features], work)
+        bank = extract_embeddings(encoder, train, self.transform, self.features.split("+"), work)
         queries = bank
         if not self.leave_one_out:
-            queries = extract_embeddings(encoder, test, self.transform, [self.features], work)
+            queries = extract_embeddings(encoder, test, self.transform, self.features.split("+"), work)
         numbers, notes = self.measure(bank, queries, labels, device_of(encoder))
         transform = self.transform.resolve(encoder)
         return self.result(
@@ -123,7 +122,6 @@ class KnnConfig(ProtocolConfig):
             notes=[*notes, *bank.skipped.notes(), *(queries.skipped.notes() if queries is not bank else [])],
             transform=transform.model_dump(),
             resolution=transform.size,
-            layer=self.features.partition("@")[2] or "-1",
             norm="final norm" + (", then unit length" if self.distance == "cosine" else ""),
         )
 
@@ -131,8 +129,10 @@ class KnnConfig(ProtocolConfig):
         self, bank: Embeddings, queries: Embeddings, labels: LabelPair, device: torch.device
     ) -> tuple[dict[str, float], list[str]]:
         """Classify embeddings whose labels are aligned; return numbers and notes."""
-        bank_rows, known = _labelled(bank, labels.train, device)
-        query_rows, asked = (bank_rows, known) if queries is bank else _labelled(queries, labels.test, device)
+        bank_rows, known = labelled_rows(bank, labels.train, device)
+        query_rows, asked = (
+            (bank_rows, known) if queries is bank else labelled_rows(queries, labels.test, device)
+        )
         notes = list(labels.notes)
         available = len(bank_rows) - int(self.leave_one_out)
         ks = [k for k in self.ks if k <= available]
@@ -205,10 +205,10 @@ class KnnProbe:
     def run(self, encoder: Encoder) -> dict[str, float]:
         """Shares of right answers in 0..1 (as figures of training are), by `knn_k20_top1` and so on."""
         bank = extract_embeddings(
-            encoder, self.bank, self.config.transform, [self.config.features], self.work
+            encoder, self.bank, self.config.transform, self.config.features.split("+"), self.work
         )
         queries = extract_embeddings(
-            encoder, self.queries, self.config.transform, [self.config.features], self.work
+            encoder, self.queries, self.config.transform, self.config.features.split("+"), self.work
         )
         numbers, notes = self.config.measure(bank, queries, self.labels, device_of(encoder))
         self.notes = [*notes, *bank.skipped.notes(), *queries.skipped.notes()]
@@ -229,14 +229,3 @@ def _vote(
         done = k
         top = scores.topk(min(TOP, classes), dim=1)
         yield k, torch.where(top.values > 0, top.indices, UNRANKED)
-
-
-def _labelled(
-    embeddings: Embeddings, labels: Int64[np.ndarray, " images"], device: torch.device
-) -> tuple[Float[Tensor, "rows dim"], Int64[Tensor, " rows"]]:
-    """Rows whose image has a label, with it."""
-    own = torch.from_numpy(np.asarray(labels)[embeddings.indices])
-    kept = own >= 0
-    if not bool(kept.any()):
-        raise DataError("None of the readable images has a label.")
-    return embeddings.first[kept].to(device), own[kept].to(device)

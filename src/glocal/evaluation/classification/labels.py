@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int64
+import torch
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
+from torch import Tensor
 
 from glocal.data.source import ImageSource
 from glocal.errors import DataError
+from glocal.extraction.image_embeddings import Embeddings
 
 UNLABELLED = -1
 """Label of an image without one, or of a class that training images lack by name."""
@@ -68,6 +71,22 @@ def labels_of(source: ImageSource) -> NDArray[np.int64]:
             "column; the protocols 'statistics' and 'correspondence' need no labels."
         )
     return np.asarray(source.labels, np.int64)
+
+
+def labelled_rows(
+    embeddings: Embeddings, labels: Int64[np.ndarray, " images"], device: torch.device | None = None
+) -> tuple[Float[Tensor, "rows dim"], Int64[Tensor, " rows"]]:
+    """All readouts side by side, for the readable images that have a label, and their classes.
+
+    Raises:
+        DataError: when none has.
+    """
+    classes = torch.from_numpy(np.asarray(labels)[embeddings.indices])
+    kept = classes >= 0
+    if not bool(kept.any()):
+        raise DataError("None of the readable images has a label.")
+    rows = [vectors[kept].to(device) for vectors in embeddings.vectors.values()]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1), classes[kept].to(device)
 
 
 def split_held_out(

@@ -15,7 +15,7 @@ from torch import Tensor
 from glocal.errors import ConfigError, DataError, TrainingError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.classification.knn import TOP, top_accuracies
-from glocal.evaluation.classification.labels import LabelPair, align_labels, split_held_out
+from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows, split_held_out
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import FeatureTransform, device_of
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
@@ -261,21 +261,6 @@ def readouts_for(inputs: Sequence[InputName]) -> list[str]:
     """All readouts of some choices, the mean patch first: then every choice is one run of columns, a view."""
     needed = dict.fromkeys(item for name in inputs for item in INPUTS[name])
     return sorted(needed, key=lambda item: (not item.startswith("mean"), int(item.rpartition("-")[2])))
-
-
-def labelled_rows(
-    embeddings: Embeddings, labels: Int64[np.ndarray, " images"], device: torch.device
-) -> tuple[Float[Tensor, "rows dim"], Int64[Tensor, " rows"]]:
-    """All readouts side by side, for the rows whose image has a label.
-
-    Raises:
-        DataError: when none has.
-    """
-    own = torch.from_numpy(np.asarray(labels)[embeddings.indices])
-    kept = own >= 0
-    if not bool(kept.any()):
-        raise DataError("None of the readable images has a label.")
-    return torch.cat([v[kept].to(device) for v in embeddings.vectors.values()], dim=1), own[kept].to(device)
 
 
 def _start(dim: int, classes: int, seed: int, like: Tensor) -> Float[Tensor, "classes dim"]:

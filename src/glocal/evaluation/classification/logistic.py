@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -14,7 +13,8 @@ from pydantic import Field
 
 from glocal.errors import DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
-from glocal.evaluation.classification.labels import LabelPair, align_labels, split_held_out
+from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows, split_held_out
+from glocal.evaluation.classification.softmax_regression import Classifier, fit_softmax, whiten_rows
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
@@ -52,7 +52,7 @@ class Fit:
 
 
 class LowShot(ProtocolConfig):
-    """Logistic regression (L-BFGS, L2) on few labelled images, over several draws.
+    """Logistic regression (L-BFGS, L2) on few labelled images, or on all (`shares=[1.0]`), over several draws.
 
     Features are divided by the root of their mean square over the training images, one number, so that the grid of C
     means the same for every model. C is picked for each draw on held-out training images, which no draw contains: that
@@ -60,6 +60,7 @@ class LowShot(ProtocolConfig):
     """
 
     protocol: ClassVar[str] = "logistic"
+    version: ClassVar[int] = 2
     shares: tuple[Share, ...] = (0.01, 0.1)
     """Shares of each class's training images."""
     per_class: tuple[Positive, ...] = (1, 5)
@@ -72,9 +73,10 @@ class LowShot(ProtocolConfig):
     """Share of the training images on which C is picked, at most 5000 images."""
     iterations: Positive = 1000
     """Most steps of L-BFGS."""
-    tolerance: Annotated[float, Field(gt=0)] = 1e-4
-    """A fit has converged when no component of its mean loss's gradient is larger; scikit-learn's own default."""
+    tolerance: Annotated[float, Field(gt=0)] = 1e-5
+    """A fit ends when no component of its mean loss's gradient, along whitened features, is larger."""
     features: str = "cls"
+    """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last; joined by +."""
     transform: FeatureTransform = FeatureTransform()
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
@@ -85,8 +87,8 @@ class LowShot(ProtocolConfig):
         """
         train, test = open_split(data, "train"), open_split(data, "test", "val")
         labels = align_labels(train, test)
-        fitted = extract_embeddings(encoder, train, self.transform, [self.features], work)
-        tested = extract_embeddings(encoder, test, self.transform, [self.features], work)
+        fitted = extract_embeddings(encoder, train, self.transform, self.features.split("+"), work)
+        tested = extract_embeddings(encoder, test, self.transform, self.features.split("+"), work)
         numbers, rows, notes = self.measure(fitted, tested, labels, work.progress)
         transform = self.transform.resolve(encoder)
         return self.result(
@@ -97,7 +99,6 @@ class LowShot(ProtocolConfig):
             notes=[*notes, *fitted.skipped.notes(), *tested.skipped.notes()],
             transform=transform.model_dump(),
             resolution=transform.size,
-            layer=self.features.partition("@")[2] or "-1",
             norm="final norm, divided by the root mean square",
         )
 
@@ -105,21 +106,22 @@ class LowShot(ProtocolConfig):
         self, train: Embeddings, test: Embeddings, labels: LabelPair, progress: bool = False
     ) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
         """Fit on embeddings; return mean and spread by size, one row a draw, and notes."""
-        x, y = _rows(train, labels.train)
-        test_x, test_y = _rows(test, labels.test)
-        scale = max(math.sqrt(float(np.mean(np.square(x)))), np.finfo(np.float64).tiny)
-        x, test_x = x / scale, test_x / scale
+        x, y = (rows.numpy() for rows in labelled_rows(train, labels.train))
+        test_x, test_y = (rows.numpy() for rows in labelled_rows(test, labels.test))
+        scale = max(math.sqrt(float(np.mean(np.square(x), dtype=np.float64))), np.finfo(np.float32).tiny)
+        x, test_x = x / np.float32(scale), test_x / np.float32(scale)
         rest, held = split_held_out(y, self.held_out, seed=0)
         if len(held) == 0:
             raise DataError(
                 "No class of the training images has 2 images, so none can be held out to pick C."
             )
         held = np.sort(np.random.default_rng(0).permutation(held)[:5000])
-        sizes = [*self.shares, *self.per_class]
+        sizes = [(size_name(s, True), s) for s in self.shares]
+        sizes += [(size_name(n, False), n) for n in self.per_class]
         numbers: dict[str, float] = {}
         rows: list[dict[str, Any]] = []
         with progress_bar("logistic regression", len(sizes) * self.seeds, progress, unit="fits") as advance:
-            for name, shots in zip([size_name(s, s in self.shares) for s in sizes], sizes, strict=True):
+            for name, shots in sizes:
                 fits = []
                 for seed in range(self.seeds):
                     # A share of 1 is everything that isn't held out.
@@ -133,7 +135,7 @@ class LowShot(ProtocolConfig):
                 numbers[f"{name}_top1_std"] = float(scores.std(ddof=1)) if len(scores) > 1 else math.nan
         late = sum(not row["converged"] for row in rows)
         slow = (
-            [f"{late} of {len(rows)} fits stopped at {self.iterations} iterations before converging"]
+            [f"{late} of {len(rows)} fits stopped before the gradient fell to {10 * self.tolerance:g}"]
             if late
             else []
         )
@@ -148,23 +150,19 @@ class LowShot(ProtocolConfig):
         test_x: Float[np.ndarray, "test dim"],
         test_y: Int64[np.ndarray, " test"],
     ) -> Fit:
-        """Fit one draw for every C, from strong to weak penalty, each starting from the one before."""
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-
-        model = LogisticRegression(warm_start=True, max_iter=self.iterations, tol=self.tolerance)
-        best: tuple[float, float, bool, Any] | None = None
+        """Fit one draw for every C and keep the best on the held-out images; ties go to the stronger penalty."""
+        rows = whiten_rows(x, y)
+        best: tuple[float, float, Classifier] | None = None
         for strength in sorted(self.strengths):
-            model.set_params(C=strength)
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", ConvergenceWarning)
-                model.fit(x, y)
-            score = float((model.predict(held_x) == held_y).mean())
+            fitted = fit_softmax(rows, strength, self.tolerance, self.iterations)
+            score = float((fitted.predict(held_x) == held_y).mean())
             if best is None or score > best[0]:
-                best = (score, strength, not caught, model.predict(test_x))
+                best = (score, strength, fitted)
         assert best is not None
-        _, strength, converged, predicted = best
-        return Fit(100.0 * float((predicted == test_y).mean()), strength, len(x), converged)
+        _, strength, chosen = best
+        top1 = 100.0 * float((chosen.predict(test_x) == test_y).mean())
+        # A line search that can't go lower in float32 has arrived, too; ten times the tolerance allows for it.
+        return Fit(top1, strength, len(x), chosen.gradient <= 10 * self.tolerance)
 
 
 def size_name(shots: float, share: bool) -> str:
@@ -174,14 +172,3 @@ def size_name(shots: float, share: bool) -> str:
     ('1_percent', '5_per_class')
     """
     return f"{100 * shots:g}_percent" if share else f"{shots:g}_per_class"
-
-
-def _rows(
-    embeddings: Embeddings, labels: Int64[np.ndarray, " images"]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Features in float64 and labels, for images that have one."""
-    own = np.asarray(labels)[embeddings.indices]
-    kept = own >= 0
-    if not kept.any():
-        raise DataError("None of the readable images has a label.")
-    return embeddings.first.numpy()[kept].astype(np.float64), own[kept]
