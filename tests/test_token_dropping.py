@@ -13,6 +13,7 @@ from glocal.objectives import (
     ContrastConfig,
     ImageLevelConfig,
     LocalGlobalReferenceConfig,
+    MatchedContrastConfig,
     MatchedPatchesConfig,
     SelfPatchConfig,
 )
@@ -30,7 +31,6 @@ BACKBONES = {
     "registers": {"registers": 2},
     "rope": {"position": "rope"},
     "class attention": {"pooling": "class_attention"},
-    "rope, stochastic depth": {"position": "rope", "drop_path": 0.5},
 }
 
 
@@ -87,25 +87,6 @@ def test_dropping_equals_masking_by_hand(name):
         slow = model._features(x, (4, 5))
         torch.testing.assert_close(features.cls[number], slow.cls[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(features.patches[number], slow.patches[0], rtol=1e-4, atol=1e-5)
-
-
-def test_stochastic_depth_takes_each_image_with_its_own_rotation():
-    config = BackboneConfig(size="micro", patch_size=8, image_size=32, position="rope", drop_path=0.5)
-    model = VisionTransformer(config).train()
-    kept = kept_patches(torch.arange(4), 0, GROUP, 16)
-    pixels = torch.randn(8, 3, 32, 32)
-    x, rotary = model._keep(*model._embed(pixels, (4, 4)), kept)
-    block = model.blocks[-1]
-    drawn = block.draw_kept(8, x.device)
-    after = block(x, rotary, drawn)
-    untouched = [i for i in range(8) if i not in drawn.attention and i not in drawn.mlp]
-    assert torch.equal(after[untouched], x[untouched])
-    i = int(drawn.attention[0])
-    alone = x[i : i + 1] + 2 * block.attn(
-        block.norm1(x[i : i + 1]), (rotary[0][i : i + 1], rotary[1][i : i + 1])
-    )
-    if i not in drawn.mlp:
-        torch.testing.assert_close(after[i : i + 1], alone)
 
 
 # ------------------------------------------------------------------------------------------------------- the terms
@@ -167,6 +148,7 @@ def test_gathered_rows_are_the_kept_patches():
 TERMS = {
     "image": ImageLevelConfig(head=SMALL_HEAD),
     "contrast": ContrastConfig(),
+    "contrast of patches": MatchedContrastConfig(),
     "patch": MatchedPatchesConfig(head=SMALL_HEAD, share=0.7),
     "neighbours": SelfPatchConfig(head=SMALL_HEAD),
     "neighbours-share": SelfPatchConfig(head=SMALL_HEAD, share=0.5),

@@ -130,25 +130,32 @@ def test_written_out_attention_equals_the_fused_one() -> None:
     torch.testing.assert_close(found, F.scaled_dot_product_attention(query, key, value), atol=1e-6, rtol=1e-5)
 
 
-def test_stochastic_depth_keeps_the_mean_and_a_fixed_share() -> None:
+def test_stochastic_depth_is_drawn_for_every_sample_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
+    block = Block(16, 2, 32, drop_path=0.25)
+    assert block.eval().draw_factors(64, torch.device("cpu")) is None
+    factors = block.train().draw_factors(20_000, torch.device("cpu"))
+    assert factors is not None
+    assert factors.unique().tolist() == pytest.approx([0.0, 4 / 3])
+    torch.testing.assert_close(factors.mean((1, 2, 3)), torch.ones(2), atol=0.02, rtol=0)
+    # The two branches are drawn apart: both are dropped in a sixteenth of the samples.
+    assert float((factors == 0).all(0).float().mean()) == pytest.approx(1 / 16, abs=0.01)
+    # Small batches lose as much: no count is rounded.
+    few = torch.cat([block.draw_factors(2, torch.device("cpu")) for _ in range(2000)], dim=1)
+    assert float((few == 0).float().mean()) == pytest.approx(0.25, abs=0.02)
+
+
+def test_a_dropped_branch_leaves_its_sample_alone() -> None:
     block = Block(16, 2, 32, drop_path=0.5)
-    x = torch.randn(1, 5, 16).expand(64, 5, 16)
+    x = torch.randn(3, 5, 16)
+    factors = torch.tensor([[0.0, 2.0, 2.0], [0.0, 0.0, 2.0]])[:, :, None, None]
     with torch.no_grad():
-        plain = block.eval()(x[:1]) - x[:1]
-        assert block.draw_kept(64, x.device) is None
-        kept = block.train().draw_kept(64, x.device)
-        assert kept is not None and kept.attention.unique().numel() == 32 == kept.mlp.numel()
-        attention = block.ls1(block.attn(block.norm1(x[:1]), None))
-        after = x.index_add(0, kept.attention, attention.expand(32, 5, 16), alpha=2.0)
-        torch.testing.assert_close((after - x).mean(0), attention[0])
-        # The first branch alone: only the kept samples move, by twice the branch.
-        block.mlp.fc2.weight.zero_()
-        block.mlp.fc2.bias.zero_()
-        moved = block(x, None, kept) - x
-    torch.testing.assert_close(moved.mean(0), attention[0], atol=1e-6, rtol=1e-5)
-    assert int((moved.abs().amax((1, 2)) > 0).sum()) == 32
-    assert plain.isfinite().all()
+        after = block(x, None, factors)
+        attended = x + 2 * block.attn(block.norm1(x), None)
+        both = attended + 2 * block.mlp(block.norm2(attended))
+    assert torch.equal(after[0], x[0])
+    torch.testing.assert_close(after[1], attended[1])
+    torch.testing.assert_close(after[2], both[2])
 
 
 def test_drop_path_grows_linearly_and_stops_in_eval_mode() -> None:

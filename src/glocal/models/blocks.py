@@ -1,12 +1,9 @@
-"""The pre-norm transformer block: attention chosen for speed, MLP or SwiGLU, LayerScale, stochastic depth by subset."""
+"""The pre-norm transformer block: attention chosen for speed, MLP or SwiGLU, LayerScale, stochastic depth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,16 +12,12 @@ from glocal.models.position import rotate
 Rotary = tuple[Float[Tensor, "*batch tokens head_dim"], Float[Tensor, "*batch tokens head_dim"]]
 """Cosines and sines: one table for all images, or (batch, 1, tokens, head_dim) when each kept other patches."""
 
+BranchFactors = Float[Tensor, "2 batch 1 1"]
+"""What stochastic depth multiplies the attention branch and the feed-forward branch of every sample with."""
+
 # On a CPU the written-out form is faster forwards and several times faster backwards in float32 "medium" and bfloat16,
 # and equal in float32 "highest". Beyond this length the (tokens x tokens) matrices cost too much memory.
 _EXPLICIT_TOKENS = 640
-
-
-class KeptSamples(NamedTuple):
-    """Which samples run through the two residual branches of one block in this step."""
-
-    attention: Int64[Tensor, " kept"]
-    mlp: Int64[Tensor, " kept"]
 
 
 def attend(
@@ -130,30 +123,27 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch tokens dim"],
         rotary: Rotary | None = None,
-        kept: KeptSamples | None = None,
+        factors: BranchFactors | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Run both branches, on all samples or on those kept (see `draw_kept`)."""
-        if kept is not None and rotary is not None and rotary[0].ndim == 4:
-            rotary = rotary[0][kept.attention], rotary[1][kept.attention]
-        x = _add_branch(x, lambda z: self.ls1(self.attn(self.norm1(z), rotary)), kept and kept.attention)
-        return _add_branch(x, lambda z: self.ls2(self.mlp(self.norm2(z))), kept and kept.mlp)
+        """Run both branches, each sample's times its factor (see `draw_factors`)."""
+        attention, mlp = (None, None) if factors is None else factors
+        x = _add(x, self.ls1(self.attn(self.norm1(x), rotary)), attention)
+        return _add(x, self.ls2(self.mlp(self.norm2(x))), mlp)
 
-    def draw_kept(self, batch: int, device: torch.device) -> KeptSamples | None:
-        """Draw which samples each branch runs on, or None for all: in eval mode, at rate 0, or when rounding keeps all.
+    def draw_factors(self, batch: int, device: torch.device) -> BranchFactors | None:
+        """Stochastic depth: draw for each branch and sample 0 with probability `drop_path`, else 1 / (1 - drop_path).
 
-        How many are kept follows from the batch size and the rate alone, so nothing waits for the device.
+        None in eval mode and at rate 0. Every sample for itself, as published: a fixed number of samples would have to be
+        rounded, and drops nothing at all in small batches. Dropped branches are computed and weighted with 0: leaving
+        their samples out saves `drop_path` of a block, loses as much again to gathering, and gives every block another
+        shape to compile for.
         """
-        kept = max(1, round(batch * (1.0 - self.drop_path)))
-        if not self.training or self.drop_path == 0.0 or kept == batch:
+        if not self.training or self.drop_path == 0.0:
             return None
-        return KeptSamples(
-            torch.randperm(batch, device=device)[:kept], torch.randperm(batch, device=device)[:kept]
-        )
+        keep = 1.0 - self.drop_path
+        return torch.rand(2, batch, 1, 1, device=device).lt(keep).float().div_(keep)
 
 
-def _add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor | None) -> Tensor:
-    """Add a residual branch; on a subset it is scaled by batch / kept, so that its mean is that of the whole."""
-    if kept is None:
-        return x + branch(x)
-    update = branch(x.index_select(0, kept))
-    return x.index_add(0, kept, update.to(x.dtype), alpha=x.shape[0] / kept.shape[0])
+def _add(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+    """x + factor * branch, in one pass."""
+    return x + branch if factor is None else torch.addcmul(x, branch, factor)

@@ -325,11 +325,13 @@ class VisionTransformer(nn.Module):
     def _run(self, block: nn.Module, x: Tensor, rotary: Rotary | None) -> Tensor:
         assert isinstance(block, Block)
         # Drawn outside the checkpoint, so that recomputation needs no saved generator state.
-        kept = block.draw_kept(x.shape[0], x.device)
+        factors = block.draw_factors(x.shape[0], x.device)
         if self.checkpoint_blocks and torch.is_grad_enabled():
-            result: Tensor = checkpoint(block, x, rotary, kept, use_reentrant=False, preserve_rng_state=False)
+            result: Tensor = checkpoint(
+                block, x, rotary, factors, use_reentrant=False, preserve_rng_state=False
+            )
             return result
-        return block(x, rotary, kept)  # type: ignore[no-any-return]
+        return block(x, rotary, factors)  # type: ignore[no-any-return]
 
     def _before_last(self, pixels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Rotary | None]:
         x, rotary = self._embed(pixels, grid)

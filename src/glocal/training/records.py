@@ -96,7 +96,10 @@ class Records:
 
     def examine(self, step: int) -> None:
         """Look at the teacher without labels where that is due: at the start, at the end, and at its period."""
-        if self.verdict is None or not self.verdict.due(step):
+        if self.verdict is None:
+            return
+        self.verdict.steps = self.run.steps
+        if not self.verdict.due(step):
             return
         figures = self.verdict.look(self.run.model.teacher.backbone, step)
         self.log.write({"step": step, **figures})

@@ -27,7 +27,9 @@ class RunVerdict:
 
     def __init__(self, config: RunConfig, source: ImageSource, folder: RunFolder, steps: int) -> None:
         side = view_side(config)
-        self._config, self._folder, self._steps = config, folder, steps
+        self._config, self._folder = config, folder
+        self.steps = steps
+        """Steps of the run as planned; a run by the clock plans them anew."""
         self._examination: Examination = prepare(config.verdict, config.data, source, side)
         self._period = period(config.verdict, config.views, config.training.batch_size, steps, side)
         self._scores = recorded_scores(folder.metrics)
@@ -36,16 +38,16 @@ class RunVerdict:
 
     def due(self, step: int) -> bool:
         """Whether this step is examined: the first, the last, and those at the period."""
-        return step == self._steps or step % self._period == 0
+        return step == self.steps or step % self._period == 0
 
     def look(self, backbone: VisionTransformer, step: int) -> dict[str, float]:
         """Figures as `verdict.*`; the weights are exported when no score was higher."""
         number = step // self._period
-        slow = step == self._steps or number % OVERFITTING_EVERY == 0
+        slow = step == self.steps or number % OVERFITTING_EVERY == 0
         with torch.random.fork_rng(devices=[]):
             figures = self._examination.figures(as_encoder(self._config, backbone), overfitting=slow)
         self._scores.append((step, figures["score"]))
-        self.finished = self._config.training.stop == "auto" and stands_still(self._scores, self._steps)
+        self.finished = self._config.training.stop == "auto" and stands_still(self._scores, self.steps)
         if best_step(self._scores) == step:
             export_teacher(self._folder.export / "best", backbone, self._config, step)
         return {f"verdict.{name}": value for name, value in figures.items()}
