@@ -145,5 +145,5 @@ class Block(nn.Module):
 
 
 def _add(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
-    """x + factor * branch, in one pass."""
+    """Add a residual branch, each sample's times its factor, in one pass."""
     return x + branch if factor is None else torch.addcmul(x, branch, factor)
