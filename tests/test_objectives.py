@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+import functools
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 
 from glocal.errors import ConfigError
+from glocal.models.export import export_backbone
+from glocal.models.vit import BackboneConfig, VisionTransformer
 from glocal.objectives import (
+    KINDS,
     CharacteristicConfig,
     CodingRateConfig,
     ContrastConfig,
+    DistilConfig,
     ImageLevelConfig,
     InstanceConfig,
     LocalGlobalReferenceConfig,
@@ -25,12 +32,14 @@ from glocal.objectives import (
     SelfPatchConfig,
     SpreadConfig,
 )
+from glocal.objectives.base import ObjectiveConfig
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.by_contrast.relation_block import ImageToken
 from glocal.objectives.masks import MaskConfig
 from glocal.objectives.over_prototypes.centring import CentringConfig
 from glocal.schedules import Progress
+from glocal.training.config import TeacherConfig
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
 
 TERMS = {
@@ -104,10 +113,33 @@ TERMS |= {
     ),
     "masked-alignment": MaskedAlignmentConfig(head=_PROJECTION),
 }
+SMALL_HEADS = {type(head): head for head in (SMALL_HEAD, _PROJECTION, _QUEUE["head"])}
+
+
+def small(kind: str) -> ObjectiveConfig:
+    """A term as its defaults make it, with a small head."""
+    term = KINDS[kind]()
+    head = getattr(term, "head", None)
+    return term.model_copy(update={"head": SMALL_HEADS[type(head)]} if type(head) in SMALL_HEADS else {})
+
+
+# Whatever term the package has is in the suite, whether somebody thought of it here or not.
+TERMS |= {kind: small(kind) for kind, term in KINDS.items() if term not in map(type, TERMS.values())}
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 
 
+@functools.cache
+def frozen_model() -> str:
+    """A frozen teacher of another width, for the terms that need one."""
+    torch.manual_seed(0)
+    config = BackboneConfig(size="micro", embed_dim=48, depth=1, num_heads=4, patch_size=16, image_size=32)
+    statistics = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    return str(export_backbone(VisionTransformer(config), Path(tempfile.mkdtemp()), **statistics))
+
+
 def build(name: str, **update: object) -> SelfDistillation:
+    if isinstance(TERMS[name], DistilConfig):
+        update["teacher"] = TeacherConfig(frozen=frozen_model())
     model = build_distillation(small_config(objectives={"term": TERMS[name]}, **update))
     # A teacher that differs from the student, and a centre that is not zero.
     with torch.no_grad():
@@ -226,11 +258,23 @@ def test_image_term_is_the_same_beside_a_patch_term():
     assert torch.equal(alone["image"], both["image"])
 
 
-def test_terms_can_share_a_head():
-    terms = {"image": TERMS["image"], "patch": TERMS["patch"].model_copy(update={"head_of": "image"})}
+SHARING = [
+    name
+    for name, term in TERMS.items()
+    if term.shares_heads and hasattr(term, "head") and name != "neighbours-attention"
+]
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_a_term_can_use_an_earlier_ones_head(name):
+    terms = {"term": TERMS[name], "second": TERMS[name].model_copy(update={"head_of": "term"})}
     model = build_distillation(small_config(objectives=terms))
-    assert model.student.heads["patch"] is model.student.heads["image"]
-    step(model, make_views(2))[0].backward()
+    assert model.student.heads["second"] is model.student.heads["term"]
+    loss, scalars = step(model, make_views(4))
+    assert torch.equal(scalars["second"], scalars["term"])
+    loss.backward()
+    model.finish_step()
+    step(model, make_views(4, seed=1))[0].backward()
 
 
 def test_a_shared_head_brings_its_settings():

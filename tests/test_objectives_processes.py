@@ -30,12 +30,12 @@ def two_steps(name, rank, world):
     return loss, gradients, model.objectives.state_dict()
 
 
-def _work(rank: int, folder: Path) -> None:
+def _work(rank: int, folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meet"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     try:
-        results = {name: two_steps(name, rank, 2) for name in TERMS}
+        results = {name: two_steps(name, rank, 2) for name in names}
         if rank == 0:
             torch.save(results, folder / "results.pt")
     finally:
@@ -43,9 +43,13 @@ def _work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_out(tmp_path_factory):
+def shared_out(tmp_path_factory, request):
+    """What the first of two processes has, for all terms that were asked for, in one start of processes."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.start_processes(_work, (folder,), nprocs=2, start_method="spawn")
+    asked = [
+        item.callspec.params["name"] for item in request.session.items if "shared_out" in item.fixturenames
+    ]
+    torch.multiprocessing.start_processes(_work, (folder, asked), nprocs=2, start_method="spawn")
     return torch.load(folder / "results.pt")
 
 

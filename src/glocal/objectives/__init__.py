@@ -1,87 +1,42 @@
-"""One file a term of the loss. `AnyObjective` is what a configuration's `objectives` may hold, chosen by `kind`."""
+"""One file a term of the loss. Importing a term's configuration here is all it takes to make it a term of every recipe."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import operator
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
-from glocal.objectives.by_contrast.contrast import Contrast, ContrastConfig
-from glocal.objectives.by_contrast.instance import Instance, InstanceConfig
-from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupConfig
-from glocal.objectives.by_contrast.matched_contrast import MatchedContrast, MatchedContrastConfig
-from glocal.objectives.by_regression.distil import Distil, DistilConfig
-from glocal.objectives.by_relation.relations import Relations, RelationsConfig
-from glocal.objectives.by_spread.characteristic import Characteristic, CharacteristicConfig
-from glocal.objectives.by_spread.coding_rate import CodingRate, CodingRateConfig
-from glocal.objectives.by_spread.masked_alignment import MaskedAlignment, MaskedAlignmentConfig
-from glocal.objectives.by_spread.spread import Spread, SpreadConfig
-from glocal.objectives.over_prototypes.image_level import ImageLevel, ImageLevelConfig
+from glocal.objectives.base import ObjectiveConfig
+from glocal.objectives.by_contrast.contrast import ContrastConfig as ContrastConfig
+from glocal.objectives.by_contrast.instance import InstanceConfig as InstanceConfig
+from glocal.objectives.by_contrast.local_group import LocalGroupConfig as LocalGroupConfig
+from glocal.objectives.by_contrast.matched_contrast import MatchedContrastConfig as MatchedContrastConfig
+from glocal.objectives.by_regression.distil import DistilConfig as DistilConfig
+from glocal.objectives.by_relation.relations import RelationsConfig as RelationsConfig
+from glocal.objectives.by_spread.characteristic import CharacteristicConfig as CharacteristicConfig
+from glocal.objectives.by_spread.coding_rate import CodingRateConfig as CodingRateConfig
+from glocal.objectives.by_spread.masked_alignment import MaskedAlignmentConfig as MaskedAlignmentConfig
+from glocal.objectives.by_spread.spread import SpreadConfig as SpreadConfig
+from glocal.objectives.over_prototypes.image_level import ImageLevelConfig as ImageLevelConfig
 from glocal.objectives.over_prototypes.local_global_reference import (
-    LocalGlobalReference,
-    LocalGlobalReferenceConfig,
+    LocalGlobalReferenceConfig as LocalGlobalReferenceConfig,
 )
-from glocal.objectives.over_prototypes.masked_patches import MaskedPatches, MaskedPatchesConfig
-from glocal.objectives.over_prototypes.matched_patches import MatchedPatches, MatchedPatchesConfig
-from glocal.objectives.over_prototypes.prototype_term import HeadConfig
-from glocal.objectives.over_prototypes.self_patch import SelfPatch, SelfPatchConfig
+from glocal.objectives.over_prototypes.masked_patches import MaskedPatchesConfig as MaskedPatchesConfig
+from glocal.objectives.over_prototypes.matched_patches import MatchedPatchesConfig as MatchedPatchesConfig
+from glocal.objectives.over_prototypes.prototype_term import HeadConfig as HeadConfig
+from glocal.objectives.over_prototypes.self_patch import SelfPatchConfig as SelfPatchConfig
 
-AnyObjective = Annotated[
-    ImageLevelConfig
-    | MatchedPatchesConfig
-    | LocalGlobalReferenceConfig
-    | SelfPatchConfig
-    | InstanceConfig
-    | LocalGroupConfig
-    | ContrastConfig
-    | MatchedContrastConfig
-    | RelationsConfig
-    | DistilConfig
-    | CodingRateConfig
-    | SpreadConfig
-    | CharacteristicConfig
-    | MaskedPatchesConfig
-    | MaskedAlignmentConfig,
-    Field(discriminator="kind"),
-]
+KINDS: dict[str, type[ObjectiveConfig]] = {
+    term.model_fields["kind"].default: term
+    for term in list(globals().values())
+    if isinstance(term, type) and issubclass(term, ObjectiveConfig) and "kind" in term.model_fields
+}
+"""The terms by their `kind`."""
 
-__all__ = [
-    "AnyObjective",
-    "Branch",
-    "Characteristic",
-    "CharacteristicConfig",
-    "CodingRate",
-    "CodingRateConfig",
-    "Contrast",
-    "ContrastConfig",
-    "Distil",
-    "DistilConfig",
-    "HeadConfig",
-    "ImageLevel",
-    "ImageLevelConfig",
-    "Instance",
-    "InstanceConfig",
-    "LocalGlobalReference",
-    "LocalGlobalReferenceConfig",
-    "LocalGroup",
-    "LocalGroupConfig",
-    "MaskedAlignment",
-    "MaskedAlignmentConfig",
-    "MaskedPatches",
-    "MaskedPatchesConfig",
-    "MatchedContrast",
-    "MatchedContrastConfig",
-    "MatchedPatches",
-    "MatchedPatchesConfig",
-    "Objective",
-    "ObjectiveConfig",
-    "Relations",
-    "RelationsConfig",
-    "Role",
-    "SelfPatch",
-    "SelfPatchConfig",
-    "Spread",
-    "SpreadConfig",
-    "Term",
-]
+if TYPE_CHECKING:
+    AnyObjective = ObjectiveConfig
+else:
+    # What a configuration's `objectives` may hold: one of the terms above, chosen by its `kind`.
+    AnyObjective = Annotated[functools.reduce(operator.or_, KINDS.values()), Field(discriminator="kind")]

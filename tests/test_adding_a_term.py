@@ -1,0 +1,35 @@
+"""CONTRIBUTING's way to a new term of the loss, followed to the letter on a copy of the package."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import glocal
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_one_file_and_one_line_make_a_term_that_passes_the_suite(tmp_path):
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    section = page[page.index("## Add a term of the loss") :]
+    code, line = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    file, init = re.findall(r"`src/glocal/(\S+\.py)`", section)
+    command = re.search(r"```\npytest (.*?)\n```", section)[1]
+
+    package = tmp_path / "glocal"
+    shutil.copytree(Path(glocal.__file__).parent, package)
+    (package / file).write_text(code)
+    imports = (package / init).read_text()
+    last = imports.rindex("\nfrom glocal.") + 1
+    (package / init).write_text(imports[:last] + line + imports[last:])
+
+    words = [sys.executable, "-m", "pytest", *command.split(), "-p", "no:cacheprovider"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 9
