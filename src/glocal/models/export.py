@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
 from glocal.models.adaptation import merge_adapters
+from glocal.models.backbone import Backbone, BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
-from glocal.models.vit import BackboneConfig, VisionTransformer
 
 
 def export_backbone(
-    backbone: VisionTransformer,
+    backbone: Backbone,
     folder: str | Path,
     *,
     mean: Sequence[float] = IMAGENET_MEAN,
@@ -57,7 +57,9 @@ def export_backbone(
     }
     text = json.dumps({"glocal": own, **_timm_fields(backbone.config, own)}, indent=2) + "\n"
     ordinary = merge_adapters(backbone)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in ordinary.state_dict().items()}
+    # Under timm's own names, which a wrapped model has behind `model.`.
+    within = "model." if backbone.config.timm is not None else ""
+    state = {n.removeprefix(within): t.detach().cpu().contiguous() for n, t in ordinary.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / "model.safetensors", lambda path: save_file(state, path, metadata={"format": "pt"}))
@@ -81,7 +83,7 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _verify(backbone: VisionTransformer, folder: Path, size: int) -> None:
+def _verify(backbone: Backbone, folder: Path, size: int) -> None:
     """Compare features of the reloaded model on one fixed input."""
     size = min(size, 4 * backbone.patch_size)
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +106,15 @@ def _verify(backbone: VisionTransformer, folder: Path, size: int) -> None:
 
 
 def _timm_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What timm reads to rebuild the model; nothing for models that are not timm's VisionTransformer."""
+    """What timm reads to rebuild the model; nothing for models that timm has no class for."""
+    if config.timm is not None:
+        return {
+            "architecture": config.timm,
+            "num_classes": 0,
+            "num_features": config.embed_dim,
+            "model_args": config.timm_arguments,
+            "pretrained_cfg": _pretrained_fields(config, own),
+        }
     if config.pooling != "class_token" or config.position != "table" or config.norm_eps != 1e-6:
         return {}
     dim, depth, heads = config.dimensions
@@ -128,15 +138,18 @@ def _timm_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, An
         "num_features": dim,
         "global_pool": "token",
         "model_args": arguments,
-        "pretrained_cfg": {
-            "num_classes": 0,
-            "input_size": [config.channels, config.image_size, config.image_size],
-            "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 0.875,
-            "mean": own["mean"],
-            "std": own["std"],
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
+        "pretrained_cfg": _pretrained_fields(config, own)
+        | {"first_conv": "patch_embed.proj", "classifier": "head"},
+    }
+
+
+def _pretrained_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "num_classes": 0,
+        "input_size": [config.channels, config.image_size, config.image_size],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "mean": own["mean"],
+        "std": own["std"],
     }

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from glocal.config import validate
 from glocal.errors import ModelError
+from glocal.models.backbone import SIZES, BackboneConfig
 from glocal.models.transformers_layouts import TRANSFORMERS_RULES, TRANSFORMERS_TYPES
-from glocal.models.vit import SIZES, BackboneConfig
 
 State = dict[str, Tensor]
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from glocal.errors import ModelError
 from glocal.models.adapter_files import is_adapter, load_adapter
+from glocal.models.backbone import Backbone, BackboneConfig
 from glocal.models.encoder import Encoder, shorten
 from glocal.models.model_folders import load_folder
 from glocal.models.position import resample_table
-from glocal.models.vit import BackboneConfig, VisionTransformer
 from glocal.models.weight_files import FILE_SUFFIXES, load_file
 from glocal.outside import given_path, reading
 
@@ -25,7 +25,8 @@ def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder
     Args:
         spec: a glocal run folder, one of its checkpoints, an exported folder, an adapter file that `adapt=lora` left, a
             transformers or timm folder, a weight file (.pth, .pt, .bin, .safetensors) in a layout of
-            `glocal.models.layouts`, or `timm:NAME` (needs the timm extra). A run's export goes before its checkpoints,
+            `glocal.models.layouts`, or `timm:NAME` (needs the timm extra; `timm-untrained:NAME` for the
+            architecture alone). A run's export goes before its checkpoints,
             and of a checkpoint's networks the teacher is taken.
         settings: `BackboneConfig` values that shapes don't show, such as {"num_heads": 8}; not for what glocal wrote,
             which says itself what it is.
@@ -41,18 +42,16 @@ def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder
         return _load(str(spec), settings or {})
 
 
-def load_into(backbone: VisionTransformer, encoder: Encoder) -> None:
+def load_into(backbone: Backbone, encoder: Encoder) -> None:
     """Start a backbone from other weights, resizing the position table when its grid differs.
 
     Raises:
         ModelError: when architectures differ, naming what does.
     """
-    if not isinstance(encoder.backbone, VisionTransformer):
-        raise ModelError(
-            f"Training can't start from '{encoder.name}': its model is no glocal Vision Transformer."
-        )
+    if not isinstance(encoder.backbone, Backbone):
+        raise ModelError(f"Training can't start from '{encoder.name}': it is no backbone that glocal trains.")
     state = encoder.backbone.state_dict()
-    if backbone.pos_embed is not None and "pos_embed" in state:
+    if backbone.config.timm is None and backbone.config.position == "table" and "pos_embed" in state:
         state["pos_embed"] = _fit_table(state["pos_embed"], encoder.backbone.config, backbone.config)
     own = backbone.state_dict()
     wrong = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape]
@@ -65,10 +64,11 @@ def load_into(backbone: VisionTransformer, encoder: Encoder) -> None:
 
 
 def _load(spec: str, settings: Mapping[str, Any]) -> Encoder:
-    if spec.startswith("timm:"):
+    source, colon, name = spec.partition(":")
+    if colon and source in ("timm", "timm-untrained"):
         from glocal.models.timm_backbone import load_timm
 
-        return load_timm(spec.removeprefix("timm:"))
+        return load_timm(name, pretrained=source == "timm")
     path = given_path(spec, "model", ModelError)
     if path.is_dir():
         return load_folder(path, settings)

@@ -9,12 +9,12 @@ from typing import Any
 from glocal.config import validate
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.checkpoint_files import RawState, read_folder_state, read_json
 from glocal.models.encoder import Encoder, shorten
 from glocal.models.layouts import convert, detect
 from glocal.models.own_checkpoints import OwnModel, find_checkpoint
 from glocal.models.transformers_layouts import square_side, transformers_layout
-from glocal.models.vit import BackboneConfig
 from glocal.models.weight_files import FILE_SUFFIXES, build_encoder, build_own, load_file
 
 
@@ -63,8 +63,16 @@ def _load_timm_folder(
     if "input_size" in pretrained:
         square_side(list(pretrained["input_size"])[-2:])
     stated = {"num_heads": heads} if (heads := config.get("model_args", {}).get("num_heads")) else {}
-    layout = detect(raw.state, safetensors=True)
-    encoder = build_encoder(convert(raw.state, layout, {**stated, **settings}), name, raw.network)
+    try:
+        layout = detect(raw.state, safetensors=True)
+        encoder = build_encoder(convert(raw.state, layout, {**stated, **settings}), name, raw.network)
+    except ModelError:
+        if "architecture" not in config:
+            raise
+        from glocal.models.timm_backbone import load_timm_state
+
+        arguments = config.get("model_args", {})
+        encoder = load_timm_state(config["architecture"], arguments, raw.state, name)
     encoder.mean, encoder.std = _statistics(pretrained.get("mean"), pretrained.get("std"))
     encoder.provenance = {"architecture": config.get("architecture"), "licence": pretrained.get("license")}
     return encoder

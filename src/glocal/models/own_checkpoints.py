@@ -15,7 +15,7 @@ from glocal.config import validate
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
 from glocal.models.adaptation import AdaptConfig, fold_adapters
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 
 _BACKBONE = "backbone."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 
 from glocal.errors import ModelError
+from glocal.models.backbone import Backbone
+from glocal.models.build import build_backbone
 from glocal.models.checkpoint_files import pick_state, read_pickle, read_state
 from glocal.models.encoder import Encoder, LoadReport, shorten
 from glocal.models.layouts import Converted, convert, detect
 from glocal.models.own_checkpoints import OwnModel, is_own_checkpoint, read_own_checkpoint
-from glocal.models.vit import VisionTransformer
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -44,8 +46,9 @@ def build_encoder(converted: Converted, name: str, network: str) -> Encoder:
         ModelError: for weights of other shapes, missing or left over, by name.
     """
     config = converted.config
-    with torch.device("meta"):
-        backbone = VisionTransformer(config)
+    # timm's models compute with numbers while they are made, which the meta device has none of.
+    with torch.device("meta") if config.timm is None else contextlib.nullcontext():
+        backbone = build_backbone(config)
     report = _compare(converted, backbone, network)
     if report.missing or report.unexpected:
         raise ModelError(f"'{name}' would load only in part, so it is refused. {report.summary()}.")
@@ -58,14 +61,20 @@ def build_encoder(converted: Converted, name: str, network: str) -> Encoder:
 
 def build_own(own: OwnModel, name: str, layout: str) -> Encoder:
     """An encoder of what glocal itself wrote."""
-    state = {key: tensor.float() for key, tensor in own.state.items()}
+    within = "model." if own.config.timm is not None else ""
+    state = {
+        key if key.startswith(within) else within + key: tensor.float()
+        if tensor.is_floating_point()
+        else tensor
+        for key, tensor in own.state.items()
+    }
     encoder = build_encoder(Converted(layout, own.config, state), name, "")
     encoder.mean, encoder.std, encoder.image_size = own.mean, own.std, own.image_size
     encoder.provenance = dict(own.extra)
     return encoder
 
 
-def _compare(converted: Converted, backbone: VisionTransformer, network: str) -> LoadReport:
+def _compare(converted: Converted, backbone: Backbone, network: str) -> LoadReport:
     wanted, given = backbone.state_dict(), converted.state
     wrong = [f"{n} {tuple(given[n].shape)}, not {tuple(wanted[n].shape)}" for n in wanted
              if n in given and given[n].shape != wanted[n].shape]  # fmt: skip

@@ -18,8 +18,8 @@ from typing_extensions import Self
 
 from glocal.config import Config
 from glocal.errors import ConfigError
+from glocal.models.backbone import Backbone
 from glocal.models.features import Features
-from glocal.models.vit import VisionTransformer
 from glocal.schedules import Progress, Schedule
 from glocal.views.batch import Views
 
@@ -36,7 +36,7 @@ class Branch:
     Features have leading axes (batch, views). `features` holds the groups this network saw, in the recipe's order.
     """
 
-    backbone: VisionTransformer
+    backbone: Backbone
     heads: nn.Module
     features: Mapping[str, Features]
 
@@ -112,7 +112,7 @@ class Objective(nn.Module, ABC):
         what only the student has (a predictor) is simply absent from the teacher's.
         """
 
-    def check_backbone(self, backbone: VisionTransformer) -> None:
+    def check_backbone(self, backbone: Backbone) -> None:
         """Raise ConfigError when this backbone can't serve the term. Called once, before anything starts."""
 
     @abstractmethod

@@ -9,7 +9,7 @@ photometric augmentation drawn anew for every patch.
 
 from __future__ import annotations
 
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 from glocal.objectives.over_prototypes.local_global_reference import LocalGlobalReferenceConfig
 from glocal.objectives.over_prototypes.matched_patches import MatchedPatchesConfig
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig

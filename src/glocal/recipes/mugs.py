@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 from glocal.objectives.by_contrast.instance import InstanceConfig
 from glocal.objectives.by_contrast.local_group import LocalGroupConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig

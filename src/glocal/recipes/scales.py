@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from glocal.data import ImageSource
 from glocal.data.readable import first_readable
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 from glocal.objectives.over_prototypes.centring import CentringConfig
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.schedules import Schedule

@@ -12,7 +12,7 @@ and others' figures; not yet reproduced here).
 
 from __future__ import annotations
 
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.objectives.over_prototypes.self_patch import SelfPatchConfig

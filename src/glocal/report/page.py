@@ -14,9 +14,9 @@ import torch
 from glocal.atomic_files import write_atomically
 from glocal.data import ImageSource, open_source
 from glocal.errors import DataError, GlocalError
+from glocal.models.backbone import Backbone
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
-from glocal.models.vit import VisionTransformer
 from glocal.report.collection import collect
 from glocal.report.embedded import script_json
 from glocal.report.evaluation_tables import evaluation_tables
@@ -158,7 +158,7 @@ def untouched_encoder(config: RunConfig, like: Encoder) -> Encoder:
     """The model that a run started from: its `init`, or its random weights."""
     if config.init is not None:
         return load(config.init)
-    backbone: VisionTransformer = build_distillation(config).teacher.backbone
+    backbone: Backbone = build_distillation(config).teacher.backbone
     return Encoder(
         "before training", backbone, backbone.embed_dim, like.patch_size, like.image_size, like.mean, like.std
     )

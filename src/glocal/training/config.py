@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from glocal.config import Config
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.models.adaptation import AdaptConfig
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 from glocal.objectives import AnyObjective
 from glocal.schedules import Schedule
 from glocal.verdict.config import VerdictConfig
@@ -173,6 +173,16 @@ class RunConfig(Config):
     def _check(self) -> RunConfig:
         if not self.views or not self.active_objectives():
             raise ValueError("a run needs at least one view group and one objective with a weight above 0")
+        if self.backbone.timm is not None:
+            dropping = [
+                f"views.{name}.keep_patches=1" for name, g in self.views.items() if g.keep_patches < 1
+            ]
+            whitened = self.backbone.patch_embed_init == "whitened"
+            cures = dropping + ["backbone.patch_embed_init=drawn"] * whitened
+            if cures:
+                raise ValueError(
+                    f"timm's {self.backbone.timm} sees whole images only; set {', '.join(cures)}"
+                )
         if self.adapt.method != "full" and self.init is None:
             raise ValueError(
                 f"adapt={self.adapt.method} keeps most weights as they are, so it needs trained ones: give init=MODEL"

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from glocal.errors import ConfigError
+from glocal.models.backbone import Backbone
+from glocal.models.build import build_backbone
 from glocal.models.features import Features, Masks
 from glocal.models.frozen_teacher import FrozenTeacher, load_frozen
 from glocal.models.teacher import freeze
-from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, Role
 from glocal.schedules import Progress, value_at
 from glocal.training.config import RunConfig
@@ -28,7 +29,7 @@ class Network(nn.Module):
     """A backbone and, by name of the objective, the heads that its features go through."""
 
     def __init__(
-        self, backbone: VisionTransformer, heads: Mapping[str, nn.Module], hides_patches: bool = False
+        self, backbone: Backbone, heads: Mapping[str, nn.Module], hides_patches: bool = False
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -194,8 +195,8 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
     objectives: dict[str, Objective] = {}
     students: dict[str, nn.Module] = {}
     teachers: dict[str, nn.Module] = {}
-    backbone = seeded(config, "backbone", lambda: VisionTransformer(config.backbone))
-    teacher_backbone = VisionTransformer(config.backbone.model_copy(update={"drop_path": 0.0}))
+    backbone = seeded(config, "backbone", lambda: build_backbone(config.backbone))
+    teacher_backbone = build_backbone(config.backbone.model_copy(update={"drop_path": 0.0}))
     size = config.teacher.frozen_size
     frozen = (
         load_frozen(config.teacher.frozen, config.mean, config.std, size) if config.teacher.frozen else None

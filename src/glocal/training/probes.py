@@ -12,13 +12,13 @@ from glocal.errors import ConfigError
 from glocal.evaluation.base import ProtocolConfig, protocol_class
 from glocal.evaluation.classification.knn import KnnProbe
 from glocal.extraction.work import Work
-from glocal.models.vit import VisionTransformer
+from glocal.models.backbone import Backbone
 from glocal.objectives.by_contrast.local_group import LocalGroup, neighbour_purity
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
 from glocal.training.weights import as_encoder
 
-Probe = Callable[[VisionTransformer], dict[str, float]]
+Probe = Callable[[Backbone], dict[str, float]]
 """From the teacher's backbone to named figures."""
 
 
@@ -56,7 +56,7 @@ def _knn_probe(config: RunConfig, source: ImageSource) -> Probe | None:
     bank, _ = hold_out(rest, max(0, len(rest) - settings.bank), seed=config.seed)
     probe = KnnProbe(bank, queries, ks=(settings.neighbours,), workers=0)
 
-    def run(backbone: VisionTransformer) -> dict[str, float]:
+    def run(backbone: Backbone) -> dict[str, float]:
         numbers = probe.run(as_encoder(config, backbone))
         return {name: value for name, value in numbers.items() if name.endswith("top1")}
 
@@ -66,7 +66,7 @@ def _knn_probe(config: RunConfig, source: ImageSource) -> Probe | None:
 def _protocol_probe(config: RunConfig, protocol: type[ProtocolConfig], data: str) -> Probe:
     """A protocol at its quick settings, as `evaluate all` runs it; figures as the command prints them."""
 
-    def run(backbone: VisionTransformer) -> dict[str, float]:
+    def run(backbone: Backbone) -> dict[str, float]:
         encoder = as_encoder(config, backbone)
         result = protocol.quick(encoder).run(encoder, data, Work(progress=False))
         return {f"{protocol.protocol}.{key}": value for key, value in result.numbers.items()}
@@ -75,7 +75,7 @@ def _protocol_probe(config: RunConfig, protocol: type[ProtocolConfig], data: str
 
 
 def _leaving_generators(probe: Probe) -> Probe:
-    def run(backbone: VisionTransformer) -> dict[str, float]:
+    def run(backbone: Backbone) -> dict[str, float]:
         with torch.random.fork_rng(devices=[]):
             return probe(backbone)
 

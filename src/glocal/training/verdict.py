@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from glocal.data import ImageSource
-from glocal.models.vit import VisionTransformer
+from glocal.models.backbone import Backbone
 from glocal.training.config import RunConfig
 from glocal.training.run_folder import RunFolder
 from glocal.training.weights import as_encoder, export_teacher, view_side
@@ -40,7 +40,7 @@ class RunVerdict:
         """Whether this step is examined: the first, the last, and those at the period."""
         return step == self.steps or step % self._period == 0
 
-    def look(self, backbone: VisionTransformer, step: int) -> dict[str, float]:
+    def look(self, backbone: Backbone, step: int) -> dict[str, float]:
         """Figures as `verdict.*`; the weights are exported when no score was higher."""
         number = step // self._period
         slow = step == self.steps or number % OVERFITTING_EVERY == 0

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from glocal.errors import ConfigError, ModelError
 from glocal.models.adapter_files import save_adapter
+from glocal.models.backbone import Backbone
 from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
 from glocal.models.loading import load, load_into
-from glocal.models.vit import VisionTransformer
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
 
 # What weights leave open: how training treats them, and the side that their position table is resized to.
-_OPEN = ("drop_path", "init", "patch_embed_init", "image_size")
+_OPEN = ("drop_path", "init", "attention_init", "patch_embed_init", "image_size")
 
 
 def adopt_weights(config: RunConfig, spec: str) -> RunConfig:
@@ -71,7 +73,7 @@ def load_start(model: SelfDistillation, config: RunConfig) -> LoadReport:
     return replace(report, note="; ".join(note for note in notes if note))
 
 
-def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig, step: int) -> None:
+def export_teacher(folder: Path, backbone: Backbone, config: RunConfig, step: int) -> None:
     """Write the teacher's backbone so that `glocal.load` and timm read it, and a low-rank adapter also by itself."""
     export_backbone(
         backbone, folder, mean=config.mean, std=config.std, image_size=view_side(config),
@@ -84,7 +86,7 @@ def export_teacher(folder: Path, backbone: VisionTransformer, config: RunConfig,
         )
 
 
-def as_encoder(config: RunConfig, backbone: VisionTransformer) -> Encoder:
+def as_encoder(config: RunConfig, backbone: Backbone) -> Encoder:
     """A backbone of this run as evaluation takes it."""
     return Encoder(
         name=config.out,
@@ -103,12 +105,17 @@ def view_side(config: RunConfig) -> int:
     return max(max(group.height_width) for group in config.views.values())
 
 
-def _trainable(encoder: Encoder) -> VisionTransformer:
+def _trainable(encoder: Encoder) -> Backbone:
     backbone = encoder.backbone
-    if not isinstance(backbone, VisionTransformer):
+    if not isinstance(backbone, Backbone):
         kind = type(backbone).__name__
         raise ModelError(
-            f"Training can't start from '{encoder.name}': {kind} is no glocal Vision Transformer."
+            f"Training can't start from '{encoder.name}': {kind} is neither a Vision Transformer of glocal's nor timm's."
+        )
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules()):
+        raise ModelError(
+            f"Training can't start from '{encoder.name}': it keeps running statistics (BatchNorm), which a moving-average "
+            "teacher doesn't follow. Choose a model with LayerNorm or GroupNorm, such as ConvNeXt, Swin or a ViT."
         )
     if backbone.config.channels != 3:
         raise ModelError(

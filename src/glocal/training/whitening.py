@@ -39,11 +39,12 @@ def start_whitened(model: SelfDistillation, source: ImageSource, config: RunConf
     4,000 images (fewer of large ones, 2**18 patches in all): two seconds for CIFAR-10.
     With fewer patches than a patch has numbers, directions that no patch shows take the least variance that is raised.
     """
-    embed = model.student.backbone.patch_embed
+    embed, theirs = model.student.backbone.patch_embed, model.teacher.backbone.patch_embed
+    assert isinstance(embed, PatchEmbed)
     moments = patch_moments(source, config, embed)
     generator = torch.Generator().manual_seed(_seed(config))
     whiten(embed.proj, moments.mean, moments.covariance, generator)
-    model.teacher.backbone.patch_embed.load_state_dict(embed.state_dict())
+    theirs.load_state_dict(embed.state_dict())
 
 
 def patch_moments(source: ImageSource, config: RunConfig, embed: PatchEmbed) -> PatchMoments:

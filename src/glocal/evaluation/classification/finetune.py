@@ -175,7 +175,7 @@ def parameter_groups(backbone: nn.Module, head: nn.Module, config: FineTune) -> 
     The final norm, class attention and whatever else lies above the blocks go with the head (`depth_of`).
     """
     names = dict(backbone.named_parameters())
-    depth = int(getattr(backbone, "depth", 0))
+    depth = len(getattr(backbone, "blocks", ()))
     top = depth + 1
     groups: dict[_Place, list[nn.Parameter]] = {}
     for name, parameter in names.items():

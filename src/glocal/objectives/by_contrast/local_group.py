@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from glocal.errors import ConfigError, ModelError
+from glocal.models.backbone import Backbone, BackboneConfig
 from glocal.models.features import Features
-from glocal.models.vit import BackboneConfig, VisionTransformer
 from glocal.objectives.base import Branch, Role, Term
 from glocal.objectives.by_contrast.gathered_memory import GatheredMemory
 from glocal.objectives.by_contrast.queue_contrast import (
@@ -116,7 +116,7 @@ class LocalGroup(QueueContrast):
         )  # fmt: skip
         self.found: FoundNeighbours | None = None
 
-    def check_backbone(self, backbone: VisionTransformer) -> None:
+    def check_backbone(self, backbone: Backbone) -> None:
         """The relation block takes the backbone's shape; what asks for the class token needs one.
 
         Raises:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from glocal.config import Config
+from glocal.models.backbone import BackboneConfig
 from glocal.models.blocks import Block
 from glocal.models.features import Features
 from glocal.models.initialisation import initialise
-from glocal.models.vit import BackboneConfig
 
 
 class ImageToken(Config):

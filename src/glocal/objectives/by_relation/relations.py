@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from glocal.distributed import all_gather_rows, all_reduce_sum, rank, world_size
 from glocal.errors import ConfigError, ModelError
 from glocal.models.adaptation import merge_adapters
+from glocal.models.backbone import Backbone
 from glocal.models.features import Features
 from glocal.models.heads import unit_length
 from glocal.models.teacher import freeze
-from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.by_relation.comparisons import (
     centred_kernel_alignment,
@@ -102,7 +102,7 @@ class Relations(Objective):
     def __init__(self, config: RelationsConfig, groups: Mapping[str, ViewGroup]) -> None:
         super().__init__()
         self.config, self.groups = config, dict(groups)
-        self.earlier: VisionTransformer | None = None
+        self.earlier: Backbone | None = None
         self.compared = [name for name, group in groups.items() if group.seen_by == "both"]
         if config.targets == "teacher":
             refuse_moved_pixels("relations", groups)
@@ -117,7 +117,7 @@ class Relations(Objective):
         """Only for its patches as targets; an earlier self takes over its weights, not its features."""
         return self.config.targets == "teacher"
 
-    def check_backbone(self, backbone: VisionTransformer) -> None:
+    def check_backbone(self, backbone: Backbone) -> None:
         """Make room for the earlier self."""
         if self.config.targets == "earlier":
             self.earlier = freeze(copy.deepcopy(backbone))

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from glocal.models.backbone import Backbone
 from glocal.models.heads import ProjectionHead
-from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.masks import MaskConfig, masked_groups, masked_tokens, masks_of_views
@@ -57,7 +57,7 @@ class MaskedAlignment(Objective):
         self.masked = masked_groups("masked_alignment", groups)
         self.patch_size = 1
 
-    def check_backbone(self, backbone: VisionTransformer) -> None:
+    def check_backbone(self, backbone: Backbone) -> None:
         """Masks lie on the backbone's grid."""
         self.patch_size = backbone.patch_size
 

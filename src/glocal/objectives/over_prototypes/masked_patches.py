@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from glocal.models.vit import VisionTransformer
+from glocal.models.backbone import Backbone
 from glocal.objectives.base import Branch, Term
 from glocal.objectives.masks import MaskConfig, masked_groups, masked_tokens, masks_of_views
 from glocal.objectives.over_prototypes.cross_entropy import prototype_cross_entropy
@@ -65,7 +65,7 @@ class MaskedPatches(PrototypeTerm):
         self.masked = masked_groups("masked_patches", groups)
         self.patch_size = 1
 
-    def check_backbone(self, backbone: VisionTransformer) -> None:
+    def check_backbone(self, backbone: Backbone) -> None:
         """Masks lie on the backbone's grid."""
         self.patch_size = backbone.patch_size
 

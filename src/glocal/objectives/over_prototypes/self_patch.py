@@ -13,10 +13,10 @@ from torch import Tensor
 from glocal.errors import ConfigError, ModelError
 from glocal.matching.similar_patches import Border, SimilarPatches, similar_patches
 from glocal.models.aggregator import Aggregator, KeysValues
+from glocal.models.backbone import Backbone
 from glocal.models.features import Features
 from glocal.models.heads import PrototypeHead
 from glocal.models.initialisation import initialise
-from glocal.models.vit import VisionTransformer
 from glocal.objectives.base import Branch, Role, Term
 from glocal.objectives.over_prototypes.centring import TeacherCentre
 from glocal.objectives.over_prototypes.cross_entropy import Prototypes, prototype_cross_entropy
@@ -125,7 +125,7 @@ class SelfPatch(PrototypeTerm):
             self.summary_pairs = pair_table(self.summary_views, self.summary_views, groups, "flat")
             self.summary_centre = TeacherCentre(config.head.prototypes, config.centring)
 
-    def check_backbone(self, backbone: VisionTransformer) -> None:
+    def check_backbone(self, backbone: Backbone) -> None:
         """Try matching on the grid of every group, and see that the class attention asked for is there.
 
         Raises:
