@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -11,8 +12,10 @@ from typing import IO
 from glocal.errors import TrainingError
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, keep: Path | None = None) -> None:
     """Write a file so that at any moment, power cut included, `path` holds either the old content or the new.
+
+    The file as it was before stays as `keep`, where that is given.
 
     Raises:
         TrainingError: when the disk is full or refuses; the old file is untouched.
@@ -25,6 +28,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            link_or_copy(path, keep)
         temporary.replace(path)
         with _directory(path.parent) as descriptor:
             os.fsync(descriptor)
@@ -36,6 +41,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             f"{path} could not be written ({error}). The file as it was before is untouched. "
             "Free some space and run the same command again, a training run with resume=true."
         ) from error
+
+
+def link_or_copy(path: Path, other: Path) -> None:
+    """Give a file a second name, in place of whatever has that name; a copy where the file system has no links."""
+    temporary = other.with_name(f".{other.name}.writing")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    temporary.replace(other)
 
 
 @contextlib.contextmanager

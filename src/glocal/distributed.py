@@ -61,6 +61,15 @@ def all_gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows *
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Every process's (small, picklable) value, in rank order."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows * rest]:
     """Concatenate the rows of all processes in rank order, with gradient; every process must give equally many.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 
@@ -29,8 +29,8 @@ class PretrainSettings(Config):
     """A YAML file of settings, or a run's config.yaml; what the command says beats it."""
     init: str | None = None
     """Weights to start the backbone from: anything `glocal.load` reads."""
-    resume: bool = False
-    """Continue the run in out=."""
+    resume: bool | str = False
+    """Continue the run in out=: true from its last checkpoint, or the path of one that was kept."""
     report: bool = True
     """Write report.html, one page to look at, into the run folder at the end."""
 
@@ -67,17 +67,21 @@ def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> N
             raise ConfigError(
                 f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with."
             )
+    if isinstance(own.resume, str) and not Path(own.resume).expanduser().is_file():
+        raise ConfigError(f"resume: got '{own.resume}'. Give true, false or the path of a checkpoint.")
     data = [] if own.data is None else [f"data={own.data}"]
-    pretrain(continue_run(own.out, [*overrides, *data], recipe), resume=True)
+    pretrain(continue_run(own.out, [*overrides, *data], recipe), resume=own.resume)
     if own.report:
         write_page(own.out)
 
 
 def write_page(folder: str) -> None:
     """Write a finished run's page and say where; what can't be shown is said and spoils nothing."""
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) != 0:
-        return
     from glocal.report.page import write_report
+    from glocal.training.processes import is_first
+
+    if not is_first():
+        return
 
     try:
         say(screen(), f"page: {write_report(folder)}")

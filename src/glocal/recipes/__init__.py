@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,27 @@ from glocal.training.config import RunConfig
 from glocal.training.run_folder import read_run_config
 from glocal.training.weights import adopt_weights, refuse_contradictions
 
-# What a continued run may change: where its data lies now, and how fast, how often and how long it goes.
+# What a continued run may change: where its data lies now, how fast and how often; and, since it may be the cure for a
+# run that went wrong, how fast it learns from there on. All of it is recorded in resumes.jsonl.
 _MAY_CHANGE = (
     "data",
-    "speed.",
-    "probe.",
-    "verdict.",
+    "speed.*",
+    "probe.*",
+    "verdict.*",
     "training.stop",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_every",
+    "training.accumulate",
+    "optimiser.learning_rate",
+    "optimiser.muon_learning_rate",
+    "optimiser.final_learning_rate",
+    "optimiser.weight_decay",
+    "optimiser.clip",
+    "optimiser.clip_by",
+    "teacher.momentum",
+    "objectives.*.teacher_temperature",
+    "objectives.*.student_temperature",
 )
 
 
@@ -171,10 +183,10 @@ def _build(recipe: str, entry: Recipe, preset: str | None, data: str, out: str) 
 
 
 def continue_run(out: str, overrides: Sequence[str], recipe: str | None = None) -> RunConfig:
-    """The configuration of the run in `out`, with overrides that may not change its results.
+    """The configuration of the run in `out`, with overrides that its checkpoint can go on with.
 
     Raises:
-        ConfigError: for a setting that decides results, or when the folder holds a run of another recipe.
+        ConfigError: for any other setting, or when the folder holds a run of another recipe.
         TrainingError: when there is no run.
     """
     config = read_run_config(out)
@@ -183,20 +195,21 @@ def continue_run(out: str, overrides: Sequence[str], recipe: str | None = None) 
             f"out={out} holds a run of '{config.recipe}', not of '{recipe}'. Continue that, or choose another out=."
         )
     for override in overrides:
-        if not override.startswith(_MAY_CHANGE):
+        key = override.partition("=")[0]
+        if not any(fnmatchcase(key, name) or fnmatchcase(key, f"{name}.*") for name in _MAY_CHANGE):
             raise ConfigError(
-                f"{override}: a continued run keeps what decides its results; only {', '.join(_MAY_CHANGE)} may change. "
-                f"Start a new run with init={out} instead."
+                f"{override}: a continued run keeps what its state was made with; only {', '.join(_MAY_CHANGE)} may "
+                f"change. Start a new run with init={out} instead."
             )
     return apply_overrides(config.model_copy(update={"out": out}), overrides)
 
 
 def pretrain(
-    recipe: str, *, data: str | Path, out: str | Path, resume: bool = False, **settings: Any
+    recipe: str, *, data: str | Path, out: str | Path, resume: bool | str | Path = False, **settings: Any
 ) -> Path:
     """Pretrain by recipe and return the run folder.
 
-    Settings are the command's: `preset`, `init`, and overrides with `__` for the dot (`training__epochs=3`).
+    `resume` is True, or a checkpoint's path. Settings are the command's: `preset`, `init`, and overrides with `__` for the dot (`training__epochs=3`).
 
     >>> pretrain("dino", data="digits", out="runs/digits", training__epochs=3)  # doctest: +SKIP
     """
@@ -206,7 +219,7 @@ def pretrain(
     nested = _nested(settings)
     if resume:
         overrides = [f"data={data}", *(f"{key}={_as_word(value)}" for key, value in _paths(nested))]
-        return run(continue_run(str(out), overrides, recipe), resume=True)
+        return run(continue_run(str(out), overrides, recipe), resume=resume)
     return run(configure(recipe, data=str(data), out=str(out), preset=preset, init=init, settings=nested))
 
 

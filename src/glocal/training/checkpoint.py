@@ -1,95 +1,135 @@
-"""The training state: what it is, how it is written and how it comes back bit for bit."""
+"""The training state as a file: what is in it, how it is verified, and how it comes back bit for bit.
+
+A checkpoint is what `torch.save` writes, a zip archive with a CRC-32 of every record. All of them are verified before
+anything is read: torch itself does not look at them. `glocal.load` reads the same file by `config`, `mean`, `std`,
+`image_size` and `teacher`.
+"""
 
 from __future__ import annotations
 
+import json
+import pickle
+import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from glocal.atomic_files import write_atomically
-from glocal.distributed import rank, world_size
 from glocal.errors import TrainingError
-from glocal.training.generators import generator_state, restore_generators
+from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
 
-FORMAT = 1
+FORMAT = 2
 
 
-class Position(NamedTuple):
-    """How far a run has come: optimiser steps, and seconds of all processes that worked on it."""
-
-    step: int
-    seconds: float
+class DamagedCheckpointError(TrainingError):
+    """A checkpoint that is missing, cut off or has other content than was written; another one may do."""
 
 
-def save_checkpoint(
-    path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, at: Position, images: int
-) -> None:
-    """Write everything the next step depends on. Every process calls it; the first writes.
-
-    Augmentation has no state (it is a pure function of seed, epoch and image), the loader's position is the step. What
-    remains is weights, objectives' buffers, the optimiser and torch's generators, which stochastic depth draws from.
-    """
-    generators = _gather_objects(generator_state(_device(model)))
-    if rank() != 0:
-        return
-    state = {
-        "format": FORMAT,
-        "step": at.step,
-        "seconds": at.seconds,
-        "images_of_data": images,
-        "student": model.student.state_dict(),
-        "teacher": model.teacher.state_dict(),
-        "objectives": model.objectives.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "generators": generators,
-    }
-    write_atomically(path, lambda file: torch.save(state, file))
-
-
-def load_checkpoint(
-    path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer, images: int
-) -> Position:
-    """Restore in place and return how far the run had come.
-
-    Order matters: (1) weights, (2) objectives, (3) optimiser, (4) generators last, since building anything draws.
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Verify and read a checkpoint of ours; nothing in it is executed.
 
     Raises:
-        TrainingError: when the file is missing, of another format, or of a run over another number of images, whose
-            order could not be continued.
+        DamagedCheckpointError: when the file is missing, cut off, or a record differs from its checksum.
+        TrainingError: when it is something else, or of another format.
     """
-    if not path.exists():
+    _verify(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, KeyError, ValueError, EOFError) as error:
+        raise _foreign(path) from error
+    if not isinstance(state, dict) or "format" not in state or "student" not in state:
+        raise _foreign(path)
+    if state["format"] != FORMAT:
         raise TrainingError(
-            f"There is no checkpoint at {path}; the run stopped before its first. Start again without resume=true in a new out=."
+            f"{path} has checkpoint format {state['format']}; this version of glocal continues format {FORMAT}. Start a "
+            f"new run with init={path}."
         )
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("format") != FORMAT:
+    return state
+
+
+def read_newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
+    """The state of `last`, or of `previous` where that is damaged, and a sentence that says so.
+
+    Raises:
+        TrainingError: when neither can be read.
+    """
+    try:
+        return read_checkpoint(last), ""
+    except DamagedCheckpointError as error:
+        try:
+            state = read_checkpoint(previous)
+        except DamagedCheckpointError as second:
+            kept = sorted(file.name for file in last.parent.glob("step-*.pt"))
+            raise TrainingError(
+                f"{error} {second} "
+                + (f"Continue from one that was kept, with resume={last.parent / kept[-1]}." if kept else
+                   "Start a new run; export/ may hold weights for init=.")
+            ) from second  # fmt: skip
+        return state, f"{error} Continuing from {previous.name}, step {state['step']:,}."
+
+
+def restore(
+    state: dict[str, Any], path: Path, model: SelfDistillation, optimiser: torch.optim.Optimizer
+) -> None:
+    """Put weights, the objectives' state and the optimiser's in place, in this order.
+
+    Raises:
+        TrainingError: when the state is of another model than the configured one.
+    """
+    try:
+        model.student.load_state_dict(state["student"])
+        model.teacher.load_state_dict(state["teacher"])
+        model.objectives.load_state_dict(state["objectives"])
+        optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         raise TrainingError(
-            f"{path} has checkpoint format {state.get('format')}; this version of glocal reads {FORMAT}."
-        )
-    if state["images_of_data"] != images:
+            f"{path} is of another model than this run's configuration ({reason[:300]}). Continue it with the "
+            "configuration it was made with, or start a new run with init= set to it."
+        ) from error
+
+
+def refuse_another_backbone(state: dict[str, Any], path: Path, config: RunConfig) -> None:
+    """Name what differs, before shapes do.
+
+    Raises:
+        TrainingError: when the checkpoint's backbone is not the configured one.
+    """
+    written, wanted = json.loads(state["config"])["backbone"], config.backbone.model_dump(mode="json")
+    wrong = [
+        f"backbone.{name}={written.get(name)} where the run has {value}"
+        for name, value in wanted.items()
+        if written.get(name) != value and name != "drop_path"
+    ]
+    if wrong:
         raise TrainingError(
-            f"The run was on {state['images_of_data']} images and data= now holds {images}; its order can't be continued. "
-            "Restore the data, or start a new run with init= set to this one."
+            f"{path} is of another backbone: {'; '.join(wrong)}. Choose a checkpoint of this run, or start a new one with "
+            f"init={path}."
         )
-    model.student.load_state_dict(state["student"])
-    model.teacher.load_state_dict(state["teacher"])
-    model.objectives.load_state_dict(state["objectives"])
-    optimiser.load_state_dict(state["optimiser"])
-    generators = state["generators"]
-    if len(generators) == world_size():
-        restore_generators(generators[rank()], _device(model))
-    return Position(int(state["step"]), float(state.get("seconds", 0.0)))
 
 
-def _gather_objects(value: Any) -> list[Any]:
-    if world_size() == 1:
-        return [value]
-    gathered: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
+def _verify(path: Path) -> None:
+    if not path.is_file():
+        raise DamagedCheckpointError(f"There is no checkpoint at {path}.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        if path.stat().st_size and not _starts_as_archive(path):
+            raise _foreign(path) from error
+        raise DamagedCheckpointError(f"{path} is damaged or cut off ({error}).") from error
+    if wrong is not None:
+        raise DamagedCheckpointError(f"{path} is damaged: '{wrong}' differs from its checksum.")
 
 
-def _device(model: SelfDistillation) -> torch.device:
-    return next(model.parameters()).device
+def _starts_as_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(4)
+    return start == b"PK\x03\x04" or not any(start)
+
+
+def _foreign(path: Path) -> TrainingError:
+    return TrainingError(
+        f"{path} is no training state of glocal, so a run can't be continued from it. Weights serve as a start: init={path}."
+    )

@@ -44,5 +44,16 @@ class Display:
         if self._live:
             self._progress.update(self._task, description=shown)
         else:
-            left = time.strftime("%H:%M:%S", time.gmtime(record["seconds_left"]))
+            left = in_words(record["seconds_left"])
             self.console.print(f"step {record['step']}/{self.total} · {shown} · {left} left", highlight=False)
+
+
+def in_words(seconds: float) -> str:
+    """A stretch of time as days, hours, minutes and seconds.
+
+    >>> in_words(90061)
+    '1 d 01:01:01'
+    """
+    days, rest = divmod(round(seconds), 86400)
+    clock = time.strftime("%H:%M:%S", time.gmtime(rest))
+    return f"{days} d {clock}" if days else clock

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +9,18 @@ from glocal.data import ImageSource
 from glocal.distributed import average_
 from glocal.models.teacher import MovingAverage
 from glocal.schedules import value_at
+from glocal.training.bad_steps import IN_A_ROW
 from glocal.training.config import RunConfig
 from glocal.training.gradients import backward
 from glocal.training.network import StepInput
 from glocal.training.optimiser import clip_gradients, learning_rate_schedule, set_schedules
-from glocal.training.preparation import Run, load_batches, prepare
+from glocal.training.preparation import load_batches, prepare
 from glocal.training.records import Records
+from glocal.training.retreat import retreat
+from glocal.training.run import Run
 from glocal.training.run_folder import RunFolder
-from glocal.training.saving import due, save
-from glocal.training.stopping import agree, stop_requested
+from glocal.training.saving import save_if_due, saved_on_error
+from glocal.training.stopping import stop_requested
 from glocal.training.weights import export_teacher
 from glocal.views.augment import augment
 
@@ -27,86 +28,90 @@ AtStart = Callable[[RunConfig, ImageSource, Path], object]
 """Called once by the first process of a new run, with its configuration, its images and the folder for pictures."""
 
 
-def pretrain(config: RunConfig, *, resume: bool = False, at_start: AtStart | None = None) -> Path:
+def pretrain(
+    config: RunConfig, *, resume: bool | str | Path = False, at_start: AtStart | None = None
+) -> Path:
     """Pretrain as configured and return the run folder.
 
-    With `resume`, the run in `config.out` goes on from its last checkpoint; on a CPU the result is bit for bit that of
-    a run that was never stopped. SIGTERM writes a checkpoint and returns.
+    With `resume`, the run in `config.out` goes on from its last checkpoint, or from the one whose path is given; on a CPU
+    the result is bit for bit that of a run that was never stopped. INT, TERM, HUP, USR1 and USR2 write a checkpoint and
+    return; a second INT ends the process at once.
 
     Raises:
-        GlocalError: before anything starts, when data, folder or settings don't fit; `TrainingError` later, when the
-            loss is no number or the disk refuses. What was computed until then is kept.
+        GlocalError: before anything starts, when data, folder or settings don't fit; later, when losses stay no numbers,
+            images can't be read or the disk refuses. What was computed until then is kept.
     """
-    folder = RunFolder(config.out, resume=resume)
-    first = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
-    with folder if first else contextlib.nullcontext():
-        run = prepare(config, folder, resume)
-        if at_start is not None and run.first and not resume:
-            at_start(config, run.source, folder.pictures)
-        train(run)
+    with RunFolder(config.out) as folder:
+        run = prepare(config, folder, Path(resume).expanduser() if isinstance(resume, str) else resume)
+        train(run, at_start if run.first and not resume else None)
     return folder.path
 
 
-def train(run: Run) -> None:
+def train(run: Run, at_start: AtStart | None = None) -> None:
     """Take the steps that remain; leave a checkpoint and the exported teacher."""
-    config, model, optimiser = run.config, run.model, run.optimiser
+    config, model, optimiser, device = run.config, run.model, run.optimiser, run.fabric.device
     rate = learning_rate_schedule(config.optimiser, config.training.batch_size)
     parameters = [p for p in model.parameters() if p.requires_grad]
     average = MovingAverage(model.teacher, model.student)
-    step = run.done
     with Records(run) as records, stop_requested() as stop:
-        if step == 0:
-            records.probe(step)
-            records.examine(step)
+        if at_start is not None:
+            records.guarded("Pictures", 0, lambda: at_start(config, run.source, run.folder.pictures))
+        step = run.done
+        records.look(step)
         batches = iter(load_batches(run))
         while step < run.steps:
             run.follow_clock(step)
 
             # ---- data
-            with records.watch.wait():
+            with records.watch.wait(), saved_on_error(run, step):
                 loaded = next(batches)
             records.note_unreadable(loaded.unreadable)
-            pixels = loaded.views.to(run.fabric.device)
+            pixels = loaded.views.to(device)
             views = augment(pixels, config.views, config.backbone.patch_size, config.mean, config.std)
 
             # ---- schedules
             progress = run.progress(step)
             watched = records.due(step + 1)
-            learning_rate, decay = set_schedules(optimiser, config.optimiser, rate, progress)
+            learning_rate, decay = set_schedules(optimiser, config.optimiser, rate, progress, run.rate_factor)
             momentum = value_at(config.teacher.momentum, progress)
 
-            # ---- loss and gradients
+            # ---- loss and gradients, as means over the processes
+            run.guard.begin()
             scalars = backward(model, StepInput(views, progress, watched), config.training.accumulate)
             for frozen in model.frozen(progress):
                 frozen.grad = None
-            average_([*(p.grad for p in parameters if p.grad is not None), scalars["loss"]])
+            asked = stop.raised(device)
+            average_([*(p.grad for p in parameters if p.grad is not None), scalars["loss"], asked])
             scalars["gradient_norm"] = clip_gradients(parameters, config.optimiser, progress)
+            bad = run.guard.judge(scalars["loss"], scalars["gradient_norm"], optimiser)
 
-            # ---- update: the objectives' state, the student, the teacher
+            # ---- update: the objectives' state, the student, the teacher; in a bad step none moves
             model.finish_step()
+            run.guard.keep(bad)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             average.update(momentum)
             step += 1
 
             # ---- records: the one place that waits for the device
-            records.add(step, scalars)
-            records.examine(step)
+            records.add(step, scalars, bad)
             if watched:
                 values = {"learning_rate": learning_rate, "weight_decay": decay, "teacher_momentum": momentum}
                 used = run.cost.so_far(step, config.training.batch_size)
-                records.write(step, scalars, values | used)
-            records.probe(step)
+                if records.write(step, scalars, values | used).in_a_row >= IN_A_ROW:
+                    step = retreat(run, step)
+                    records.go_back(step)
+                    batches = iter(load_batches(run))
+                    continue
 
-            # ---- saving and stopping
-            several = run.fabric.world_size > 1
-            asked = stop.requested or records.finished
-            stopping = watched and agree(run.fabric, asked) if several else asked
-            if stopping or due(run, step):
-                records.check_losses(step)
-                save(run, step)
+            # ---- saving, before anything that may fail; then looking at the teacher
+            stop.post(asked)
+            stopping = stop.agreed()
+            save_if_due(run, step, stopping)
             if stopping:
                 records.display.say(f"Stopped at step {step}; resume=true continues.")
                 break
-    if run.first:
-        export_teacher(run.folder.export, model.teacher.backbone, config, step)
+            records.look(step)
+            stop.requested |= records.finished
+        if run.first:
+            export_teacher(run.folder.export, model.teacher.backbone, config, step)

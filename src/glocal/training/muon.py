@@ -47,19 +47,20 @@ class MuonWithAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient; nothing where `found_inf` (set from outside, as for AdamW) is 1."""
+        bad: Tensor | None = getattr(self, "found_inf", None)
         shapes: dict[tuple[int, ...], list[_Block]] = {}
         for group in self.param_groups:
             if group["matrices"]:
-                for block in self._blocks(group):
+                for block in self._blocks(group, bad):
                     shapes.setdefault(_wide(block.direction).shape, []).append(block)
         for blocks in shapes.values():
             updates = orthogonalise(torch.stack([_wide(block.direction) for block in blocks]))
             for block, update in zip(blocks, updates, strict=True):
-                _move(block, update)
+                _move(block, update, bad)
         super().step()
 
-    def _blocks(self, group: dict[str, Any]) -> Iterator[_Block]:
+    def _blocks(self, group: dict[str, Any], bad: Tensor | None) -> Iterator[_Block]:
         """Advance the momenta of a group and cut parameters and directions into their matrices."""
         parameters = [p for p in group["params"] if p.grad is not None]
         if not parameters:
@@ -72,6 +73,9 @@ class MuonWithAdamW(torch.optim.AdamW):
                 state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
             parameter.grad = None
         momenta = [self.state[p]["momentum"] for p in parameters]
+        if bad is not None:
+            # A momentum moved towards itself stays bit for bit.
+            gradients = [torch.where(bad > 0, m, g) for m, g in zip(momenta, gradients, strict=True)]
         torch._foreach_lerp_(momenta, gradients, 1.0 - self.momentum)
         directions = torch._foreach_lerp(gradients, momenta, self.momentum)
         for parameter, direction in zip(parameters, directions, strict=True):
@@ -105,9 +109,10 @@ def _wide(matrix: Tensor) -> Tensor:
     return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
 
 
-def _move(block: _Block, update: Tensor) -> None:
+def _move(block: _Block, update: Tensor, bad: Tensor | None) -> None:
     parameter, _, group = block
     rows, columns = parameter.shape
     rate = group["lr"]
-    parameter.mul_(1.0 - rate * group["weight_decay"])
-    parameter.add_(update.mT if rows > columns else update, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+    moved = parameter.mul(1.0 - rate * group["weight_decay"])
+    moved.add_(update.mT if rows > columns else update, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+    parameter.copy_(moved if bad is None else torch.where(bad > 0, parameter, moved))

@@ -71,13 +71,17 @@ def learning_rate_schedule(config: OptimiserConfig, batch_size: int) -> Schedule
 
 
 def set_schedules(
-    optimiser: torch.optim.Optimizer, config: OptimiserConfig, rate: Schedule, progress: Progress
+    optimiser: torch.optim.Optimizer,
+    config: OptimiserConfig,
+    rate: Schedule,
+    progress: Progress,
+    factor: float = 1.0,
 ) -> tuple[float, float]:
-    """Write this step's learning rate and weight decay into every group; return them.
+    """Write this step's learning rate, times `factor`, and weight decay into every group; return them.
 
     Muon's rate is at every step the same share of its peak as AdamW's.
     """
-    learning_rate, decay = rate.at(progress), value_at(config.weight_decay, progress)
+    learning_rate, decay = rate.at(progress) * factor, value_at(config.weight_decay, progress)
     muon = config.muon_learning_rate * learning_rate / rate.start
     for group in optimiser.param_groups:
         group["lr"] = (muon if group["matrices"] else learning_rate) * group["rate_factor"]

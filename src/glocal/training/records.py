@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from glocal.distributed import all_reduce_sum, world_size
 from glocal.extraction.embedding_statistics import effective_rank
+from glocal.training.bad_steps import BadSteps
 from glocal.training.display import Display
-from glocal.training.metrics_log import MetricsLog
-from glocal.training.monitor import check_finite
-from glocal.training.preparation import Run
+from glocal.training.metrics_log import MetricsLog, append_text, read_records
 from glocal.training.probes import label_purity, training_probes
+from glocal.training.run import Run
 from glocal.training.stopwatch import Stopwatch, return_freed_memory
 from glocal.training.verdict import RunVerdict
 from glocal.verdict.collapse import CollapseMonitor
+
+_COUNT = "good steps"
 
 
 class Records:
     """The figures of one run. Use as a context manager: it holds the terminal's live bar.
 
-    Losses are means over the steps since the last record, summed up on the device; everything else is as of the step.
+    Losses are means over the good steps since the last record, summed up on the device; everything else is as of the step.
     Only `write` waits for the device.
     """
 
@@ -34,10 +36,12 @@ class Records:
         self.log = MetricsLog(run.folder.metrics, enabled=run.first)
         self.log.cut_after(run.done)
         self.probes = training_probes(run.config, run.source) if run.first else []
+        looks = [record for record in read_records(run.folder.metrics) if "loss" not in record]
+        self.examined = {record["step"] for record in looks if "verdict.score" in record}
+        self.probed = {record["step"] for record in looks if not {"verdict.score", "failed"} & set(record)}
         examined = run.first and run.config.verdict.enabled
         self.verdict = RunVerdict(run.config, run.source, run.folder, run.steps) if examined else None
         self.sums: dict[str, Tensor] = {}
-        self.summed = 0
         self.began, self.began_at = time.perf_counter(), run.done
 
     def __enter__(self) -> Records:
@@ -53,63 +57,56 @@ class Records:
         """Whether a record is to be written after this step."""
         return step % self.run.config.training.log_every == 0 or step == self.run.steps
 
-    def add(self, step: int, scalars: Mapping[str, Tensor]) -> None:
-        """Take in one step's losses, without waiting for them."""
-        for name in scalars:
-            if name in self.run.config.objectives or name == "loss":
-                self.sums[name] = self.sums.get(name, 0.0) + scalars[name]
-        self.summed += 1
+    def add(self, step: int, scalars: Mapping[str, Tensor], bad: Tensor) -> None:
+        """Take in one step's losses, those of bad steps left out, without waiting for them."""
+        losses = {n: v for n, v in scalars.items() if n in self.run.config.objectives or n == "loss"}
+        for name, value in {**losses, _COUNT: torch.ones_like(bad)}.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.where(bad > 0, torch.zeros_like(value), value)
         self.watch.images += self.run.config.training.batch_size
         self.display.advance(step, self.run.steps)
 
-    def write(self, step: int, scalars: dict[str, Tensor], values: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: dict[str, Tensor], values: Mapping[str, float]) -> BadSteps:
         """Write one record: this step's scalars, with mean losses, and `values` that are known without the device."""
-        run = self.run
+        run, bad = self.run, self.run.guard.read()
         record: dict[str, Any] = {"step": step, "epoch": round(step / run.steps_per_epoch, 4)}
         record |= self._read(scalars)
-        check_finite(record["loss"], step)
         record |= label_purity(run.model, run.source) | dict(values)
         left = (time.perf_counter() - self.began) / (step - self.began_at) * (run.steps - step)
         record |= self.watch.read() | {"seconds_left": left, "unreadable": len(run.unreadable)}
-        self.log.write(record)
+        if bad.skipped:
+            record["skipped_steps"] = bad.skipped
+            self.warn(
+                f"{bad.skipped} step(s) up to step {step} were left out: their loss or gradient was no number."
+            )
+        self._log(record)
         self.display.record(record)
         return_freed_memory()
         for collapse in self.monitor.look(record, warm=step > run.steps // 10):
-            self.display.say(collapse.text, style="bold yellow")
+            self.warn(collapse.text)
+        return bad
 
-    def check_losses(self, step: int) -> None:
-        """Raise TrainingError when a loss since the last record was no number."""
-        if "loss" in self.sums:
-            check_finite(float(self.sums["loss"]), step)
+    def go_back(self, step: int) -> None:
+        """The run was put back to this step: drop what was recorded behind it, and say so."""
+        self.sums, self.began, self.began_at = {}, time.perf_counter(), step
+        self.log.cut_after(step)
+        self.warn(
+            f"Too many bad steps in a row: back at step {step:,}, with the learning rate at "
+            f"{self.run.rate_factor:g} of its schedule."
+        )
 
-    def probe(self, step: int) -> None:
-        """Run the probes where they are due: at the start, at the end, and at their period."""
+    def look(self, step: int) -> None:
+        """Examine the teacher without labels and run the probes, where they are due; once for every step.
+
+        Called after the step's checkpoint is written. What fails is named, and the run goes on.
+        """
         run = self.run
+        if self.verdict is not None:
+            self.verdict.steps = run.steps
+        if self.verdict is not None and self.verdict.due(step) and step not in self.examined:
+            self.guarded("The label-free examination", step, lambda: self._examine(step))
         period = run.config.probe.every or max(1, run.steps // 10)
-        if not self.probes or (step % period and step != run.steps):
-            return
-        backbone = run.model.teacher.backbone
-        numbers = {name: value for probe in self.probes for name, value in probe(backbone).items()}
-        self.log.write({"step": step, **numbers})
-        shown = " · ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        self.display.say(f"step {step} · {shown}")
-
-    def examine(self, step: int) -> None:
-        """Look at the teacher without labels where that is due: at the start, at the end, and at its period."""
-        if self.verdict is None:
-            return
-        self.verdict.steps = self.run.steps
-        if not self.verdict.due(step):
-            return
-        figures = self.verdict.look(self.run.model.teacher.backbone, step)
-        self.log.write({"step": step, **figures})
-        told = ("score", "retrieval", "correspondence")
-        shown = " · ".join(f"{name} {figures[f'verdict.{name}']:.4g}" for name in told)
-        self.display.say(f"step {step} · without labels: {shown}")
-        if self.finished:
-            self.display.say(
-                "The score has stood still for a quarter of the run: training.stop=auto ends it."
-            )
+        if self.probes and (step % period == 0 or step == run.steps) and step not in self.probed:
+            self.guarded("A probe", step, lambda: self._probe(step))
 
     @property
     def finished(self) -> bool:
@@ -123,25 +120,60 @@ class Records:
         if not fresh:
             return
         if not run.unreadable:
-            self.display.say(
-                f"Some images can't be decoded; they are skipped and listed in {run.folder.unreadable.name}.",
-                style="yellow",
+            self.warn(
+                f"Some images can't be decoded; they are skipped and listed in {run.folder.unreadable.name}."
             )
         run.unreadable |= fresh
-        with run.folder.unreadable.open("a") as file:
-            file.writelines(f"{key}\t{reason}\n" for key, reason in fresh.items())
+        append_text(run.folder.unreadable, "".join(f"{key}\t{reason}\n" for key, reason in fresh.items()))
+
+    def warn(self, text: str) -> None:
+        """Say something that asks for attention."""
+        self.display.say(text, style="bold yellow")
+
+    def _examine(self, step: int) -> None:
+        assert self.verdict is not None
+        figures = self.verdict.look(self.run.model.teacher.backbone, step)
+        self._log({"step": step, **figures})
+        told = ("score", "retrieval", "correspondence")
+        shown = " · ".join(f"{name} {figures[f'verdict.{name}']:.4g}" for name in told)
+        self.display.say(f"step {step} · without labels: {shown}")
+        if self.finished:
+            self.display.say(
+                "The score has stood still for a quarter of the run: training.stop=auto ends it."
+            )
+
+    def _probe(self, step: int) -> None:
+        backbone = self.run.model.teacher.backbone
+        numbers = {name: value for probe in self.probes for name, value in probe(backbone).items()}
+        self._log({"step": step, **numbers})
+        shown = " · ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        self.display.say(f"step {step} · {shown}")
+
+    def guarded(self, what: str, step: int, act: Callable[[], object]) -> None:
+        """Anything may fail here, other people's code too; nothing here is worth a run."""
+        try:
+            act()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.warn(f"{what} failed at step {step}; the run goes on. {reason[:500]}")
+            self._log({"step": step, "failed": f"{what}: {reason[:500]}"})
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if not self.log.write(record):
+            self.warn(
+                f"{self.log.path} can't be written (is the disk full?); its records wait for the next try."
+            )
 
     def _read(self, scalars: dict[str, Tensor]) -> dict[str, float]:
         """Bring a record's figures to the host, as means over the processes; start the next record's means."""
         cls = scalars.pop("teacher_cls", None)
         names = list(scalars)
-        scalars = scalars | {name: total / self.summed for name, total in self.sums.items()}
+        count = self.sums.pop(_COUNT)
+        scalars = scalars | {name: total / count for name, total in self.sums.items()}
         values = torch.stack([scalars[n].to(scalars["loss"].device).float().reshape(()) for n in names])
-        if self.run.fabric.world_size > 1:
-            values = self.run.fabric.all_reduce(values, reduce_op="mean")  # type: ignore[assignment]
-        self.sums, self.summed = {}, 0
-        figures = dict(zip(names, values.tolist(), strict=True))
-        if cls is not None and math.isfinite(figures["loss"]):
+        figures = dict(zip(names, (all_reduce_sum(values) / world_size()).tolist(), strict=True))
+        self.sums = {}
+        if cls is not None and bool(cls.isfinite().all()):
             figures["effective_rank"] = float(effective_rank(cls))
         return figures
 
@@ -157,7 +189,7 @@ class Records:
             f"{run.cost.flops:.3g} FLOPs a step, {run.cost.flops * run.steps:.3g} in all. Precision {run.precision.name}: "
             f"{run.precision.reason}."
         )
-        if run.start is not None:
-            self.display.say(run.start.summary())
+        for note in run.notes:
+            self.display.say(note)
         if run.done:
             self.display.say(f"Continuing after step {run.done:,}.")

@@ -1,12 +1,14 @@
-"""The run folder: what is in it, who may write to it, and how a file in it is replaced without ever being half there.
+"""The run folder: what is in it, who may write to it, and the record of what it was started and continued with.
 
-config.yaml        the resolved configuration
+config.yaml        the resolved configuration, with what was changed when the run was continued
 environment.json   versions, device, command line
+resumes.jsonl      a line for every time the run went on from a checkpoint: when, from which step, what was changed
 metrics.jsonl      one record a line
 summary.json       how far it has come, in steps, images, FLOPs and seconds, and in which precision
 unreadable.txt     images that could not be decoded, with the reason
-checkpoints/       last.pt, and step-N.pt where asked for
-export/            the teacher's backbone: model.safetensors, config.json
+images.npy         hashes of the images' names, to see what was added or taken away
+checkpoints/       last.pt, previous.pt, and step-N.pt where asked for
+export/            the teacher's backbone: model.safetensors, config.json; also best/, and step-N/ where asked for
 pictures/          views, attention, neighbours
 """
 
@@ -18,6 +20,7 @@ import json
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,70 +32,89 @@ from glocal.config import from_yaml, to_yaml
 from glocal.errors import TrainingError
 from glocal.training.config import RunConfig
 
+_LOCK = ".lock"
+# What a run writes before its first checkpoint.
+_OF_A_START = {
+    _LOCK, "config.yaml", "environment.json", "summary.json", "resumes.jsonl", "metrics.jsonl", "unreadable.txt", "images.npy",
+    "checkpoints", "pictures", "tensorboard",
+}  # fmt: skip
+
 
 class RunFolder:
-    """Paths of one run, and the lock that keeps a second process out. Use as a context manager."""
+    """Paths of one run. `claim` takes a lock that keeps a second process out; leaving the context gives it back."""
 
-    def __init__(self, path: str | Path, *, resume: bool) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self.resume = resume
         self._lock: IO[str] | None = None
 
     config = property(lambda self: self.path / "config.yaml")
     metrics = property(lambda self: self.path / "metrics.jsonl")
     summary = property(lambda self: self.path / "summary.json")
     unreadable = property(lambda self: self.path / "unreadable.txt")
+    images = property(lambda self: self.path / "images.npy")
+    checkpoints = property(lambda self: self.path / "checkpoints")
     last = property(lambda self: self.path / "checkpoints" / "last.pt")
+    previous = property(lambda self: self.path / "checkpoints" / "previous.pt")
     export = property(lambda self: self.path / "export")
     pictures = property(lambda self: self.path / "pictures")
 
-    def __enter__(self) -> RunFolder:
-        lock = self.path / ".lock"
-        if lock.exists():
-            self._take(lock)
-        occupied = self.path.exists() and (
-            not self.path.is_dir() or any(p.name != lock.name for p in self.path.iterdir())
-        )
-        if occupied and not self.resume:
-            self.__exit__()
-            hint = (
-                "Add resume=true to continue that run, or choose another out=."
-                if self.config.exists()
-                else "Choose another out=."
-            )
-            raise TrainingError(f"out={self.path} exists and is not empty; nothing in it was touched. {hint}")
-        if self._lock is None:
-            self._take(lock)
-        return self
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to go on from."""
+        return any(self.checkpoints.glob("*.pt"))
 
-    def _take(self, lock: Path) -> None:
-        try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            self._lock = lock.open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.__exit__()
+    def check(self, *, resume: bool) -> None:
+        """Refuse what `claim` would refuse, without touching anything.
+
+        A folder whose run ended before its first checkpoint is free: nothing was computed that could be lost.
+
+        Raises:
+            TrainingError: when the folder is in use; holds anything else, or with `resume` holds no run.
+        """
+        lock = self.path / _LOCK
+        if lock.exists() and self._lock is None:
+            with _locked(lock):
+                pass
+        if resume:
+            read_run_config(self.path)
+            return
+        if not self.path.exists():
+            return
+        if self.begun or not self.path.is_dir() or {p.name for p in self.path.iterdir()} - _OF_A_START:
+            hint = "Add resume=true to continue that run, or choose" if self.config.exists() else "Choose"
             raise TrainingError(
-                f"out={self.path} is in use by another process. Stop it first, or choose another out=."
-            ) from error
+                f"out={self.path} exists and is not empty; nothing in it was touched. {hint} another out=."
+            )
+
+    def claim(self, *, resume: bool) -> None:
+        """Make the folder and take its lock.
+
+        Raises:
+            TrainingError: as `check`, and when the folder can't be written.
+        """
+        self.check(resume=resume)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.path / _LOCK)
+            # Drafts of writes that a kill cut off; and the records of a start that never came to a checkpoint.
+            left = [
+                *self.checkpoints.glob(".*.writing"),
+                *(() if resume else (self.metrics, self.unreadable)),
+            ]
+            for file in left:
+                file.unlink(missing_ok=True)
         except OSError as error:
             raise TrainingError(
                 f"out={self.path} can't be written ({error.strerror}). Choose another out=."
             ) from error
 
+    def __enter__(self) -> RunFolder:
+        return self
+
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-            if not self.config.exists():
-                self._give_back()
-
-    def _give_back(self) -> None:
-        """A start that was refused leaves nothing: the retry finds its `out=` as this one did."""
-        (self.path / ".lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            for folder in (self.path / "checkpoints", self.path):
-                folder.rmdir()
 
     def write_start(self, config: RunConfig) -> None:
         """Record the configuration and the environment."""
@@ -100,6 +122,17 @@ class RunFolder:
         write_atomically(
             self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode())
         )
+
+    def write_resume(self, config: RunConfig, step: int, why: str) -> dict[str, list[Any]]:
+        """Record that the run goes on from `step`, and what of its configuration changed; return that, [before, after]."""
+        before = read_run_config(self.path).model_dump(mode="json")
+        changed = dict(_differences(before, config.model_dump(mode="json")))
+        if changed:
+            write_atomically(self.config, lambda f: f.write(to_yaml(config).encode()))
+        entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "why": why, "changed": changed}
+        with contextlib.suppress(OSError), (self.path / "resumes.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        return changed
 
 
 def is_alive(path: str | Path) -> bool:
@@ -117,7 +150,7 @@ def is_alive(path: str | Path) -> bool:
 
 def read_run_config(path: str | Path) -> RunConfig:
     """The configuration that a run folder holds."""
-    file = Path(path) / "config.yaml"
+    file = Path(path).expanduser() / "config.yaml"
     if not file.exists():
         raise TrainingError(
             f"There is no run to continue in {path}: {file.name} is missing. Leave resume=true out to start one."
@@ -139,3 +172,33 @@ def environment() -> dict[str, Any]:
         if torch.cuda.is_available()
         else platform.processor() or platform.machine(),
     }
+
+
+def _locked(lock: Path) -> IO[str]:
+    """The lock file, held until it is closed."""
+    try:
+        file = lock.open("a")
+    except OSError as error:
+        raise TrainingError(
+            f"out={lock.parent} can't be written ({error.strerror}). Choose another out=."
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise TrainingError(
+            f"out={lock.parent} is in use by another process. Stop it first, or choose another out=."
+        ) from error
+    return file
+
+
+def _differences(before: Any, after: Any, prefix: str = "") -> list[tuple[str, list[Any]]]:
+    """Dotted keys whose values differ."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [(prefix, [before, after])] if before != after else []
+    keys = dict.fromkeys([*before, *after])
+    return [
+        row
+        for key in keys
+        for row in _differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+    ]

@@ -1,41 +1,86 @@
-"""Signals that ask a run to stop: they raise a flag, and the loop stops where a checkpoint is whole."""
+"""Signals that ask a run to stop: they raise a flag, on which all processes agree at the same step."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+from collections import deque
 from collections.abc import Iterator
 
 import torch
-from lightning_fabric import Fabric
+from torch import Tensor
+
+from glocal.distributed import world_size
+
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
+_LAG = 2
+"""Steps after which a flag is read from a GPU: reading it at once would wait for the step."""
 
 
 class StopFlag:
-    """Whether a signal asked the run to stop."""
+    """Whether a signal asked any process of the run to stop.
 
-    requested = False
+    With several processes the flag travels with the gradients: every process adds its own to the message (`raised`),
+    posts the sum, and reads the sums of the same step as all others; so they stop together, and it costs four bytes.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._posted: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+
+    def raised(self, device: torch.device) -> Tensor:
+        """This process's flag on the device, 1 or 0."""
+        return torch.full((), float(self.requested), device=device)
+
+    def post(self, flag: Tensor) -> None:
+        """Send the flag of all processes on its way to the host."""
+        if flag.device.type != "cuda":
+            self._posted.append((flag, None))
+            return
+        host = torch.empty((), pin_memory=True)
+        host.copy_(flag, non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._posted.append((host, event))
+
+    def agreed(self) -> bool:
+        """Whether to stop here; with several processes the same answer on all."""
+        if world_size() == 1:
+            return self.requested
+        lag = _LAG if self._posted and self._posted[0][1] is not None else 0
+        if len(self._posted) <= lag:
+            return False
+        flag, event = self._posted.popleft()
+        if event is not None:
+            event.synchronize()
+        return bool(flag > 0)
 
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[StopFlag]:
-    """A flag that SIGTERM raises; outside the main thread signals can't be caught and the flag stays down."""
+    """A flag that INT, TERM, HUP, USR1 and USR2 raise; a second INT (Ctrl-C) ends the process at once.
+
+    Outside the main thread signals can't be caught and the flag stays down.
+    """
     flag = StopFlag()
 
-    def handle(*_: object) -> None:
+    def handle(number: int, frame: object) -> None:
         flag.requested = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, handle)
+        for number in SIGNALS:
+            before[number] = signal.signal(number, handle)
     except ValueError:
-        yield flag
-        return
+        pass
     try:
         yield flag
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def agree(fabric: Fabric, requested: bool) -> bool:
-    """Whether any process was asked to stop."""
-    flag = torch.tensor(float(requested), device=fabric.device)
-    return bool(fabric.all_reduce(flag, reduce_op="sum") > 0)  # type: ignore[operator]
+        for number, handler in before.items():
+            signal.signal(number, handler)

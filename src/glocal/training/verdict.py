@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from glocal.data import ImageSource
 from glocal.models.backbone import Backbone
 from glocal.training.config import RunConfig
+from glocal.training.metrics_log import read_records
 from glocal.training.run_folder import RunFolder
 from glocal.training.weights import as_encoder, export_teacher, view_side
 from glocal.verdict.examination import Examination, period, prepare
@@ -55,7 +55,4 @@ class RunVerdict:
 
 def recorded_scores(metrics: Path) -> list[tuple[int, float]]:
     """(step, score) of every examination that `metrics.jsonl` holds."""
-    if not metrics.exists():
-        return []
-    records = map(json.loads, metrics.read_text().splitlines())
-    return [(r["step"], r["verdict.score"]) for r in records if "verdict.score" in r]
+    return [(r["step"], r["verdict.score"]) for r in read_records(metrics) if "verdict.score" in r]

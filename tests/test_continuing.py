@@ -1,0 +1,384 @@
+"""Going on from a checkpoint: damaged ones, chosen ones, foreign ones, changed settings, changed images, failed starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny_runs import checkpoint, config_for, noisy_pictures, records, stop_after, weights
+
+from glocal import load
+from glocal.errors import ConfigError, ModelError, TrainingError
+from glocal.recipes import continue_run
+from glocal.training import records as records_module
+from glocal.training.checkpoint import DamagedCheckpointError, read_checkpoint
+from glocal.training.display import in_words
+from glocal.training.loop import pretrain
+from glocal.training.metrics_log import MetricsLog, append_text, read_records
+from glocal.training.run_folder import read_run_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return noisy_pictures(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory) -> Path:
+    """A run of eight steps with two generations and two kept checkpoints; copied before it is changed."""
+    more = ["training.steps=8", "training.checkpoint_every=4", "training.keep_every=4"]
+    return pretrain(config_for(folder, tmp_path_factory.mktemp("finished") / "run", *more))
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def resume(out: Path, *overrides: str, at: bool | str | Path = True) -> Path:
+    return pretrain(continue_run(str(out), list(overrides)), resume=at)
+
+
+def resumes(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "resumes.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------- what a checkpoint says
+
+
+def test_a_checkpoint_says_what_it_is_and_every_kept_one_has_an_export(run):
+    state = checkpoint(run)
+    assert state["format"] == 2 and state["step"] == 8 and state["image_size"] == 16
+    assert json.loads(state["config"])["backbone"]["embed_dim"] == 32
+    assert len(state["mean"]) == len(state["std"]) == 3
+    assert checkpoint(run, "previous.pt")["step"] == checkpoint(run, "step-4.pt")["step"] == 4
+    pixels = torch.rand(2, 3, 16, 16)
+    for step in (4, 8):
+        exported, own = load(run / "export" / f"step-{step}"), load(run / "checkpoints" / f"step-{step}.pt")
+        assert torch.equal(exported.features(pixels).cls, own.features(pixels).cls)
+
+
+# --------------------------------------------------------------------------------------------------------- damaged files
+
+
+def flip_a_bit(path: Path, share: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 0x10
+    path.write_bytes(content)
+
+
+def zero_a_page(path: Path, share: float) -> None:
+    content = bytearray(path.read_bytes())
+    start = int(share * len(content)) // 4096 * 4096
+    content[start : start + 4096] = bytes(4096)
+    path.write_bytes(content)
+
+
+def cut(path: Path, share: float) -> None:
+    os.truncate(path, int(share * path.stat().st_size))
+
+
+def empty(path: Path, share: float) -> None:
+    path.write_bytes(bytes(int(share * path.stat().st_size)))
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, zero_a_page, cut, empty])
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.65, 0.9])
+def test_every_damage_is_seen(run, damage, share):
+    """A bit or page in any tensor. Where a bit lies between records it changes nothing, and the states are equal."""
+    before = checkpoint(run)["student"]
+    damage(run / "checkpoints" / "last.pt", share)
+    try:
+        state = read_checkpoint(run / "checkpoints" / "last.pt")
+    except DamagedCheckpointError as error:
+        assert "last.pt is damaged" in str(error)
+    else:
+        assert damage is flip_a_bit and all(torch.equal(before[k], v) for k, v in state["student"].items())
+
+
+def test_every_record_carries_a_checksum(run):
+    """What the promise rests on: torch writes the archive's CRC-32, and it is of the content."""
+    with zipfile.ZipFile(run / "checkpoints" / "last.pt") as archive:
+        sizes = [info.file_size for info in archive.infolist() if info.CRC]
+    assert sum(sizes) > 0.95 * (run / "checkpoints" / "last.pt").stat().st_size
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folder, run, capsys):
+    expected = weights(run)
+    zero_a_page(run / "checkpoints" / "last.pt", 0.5)
+    resume(run)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "last.pt is damaged" in said and "Continuing from previous.pt, step 4." in said
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
+    assert [r["step"] for r in records(run)] == [2, 4, 6, 8]
+    assert (run / "checkpoints" / "damaged.pt").exists()
+    assert read_checkpoint(run / "checkpoints" / "previous.pt")["step"] == 4
+
+
+def test_both_generations_damaged_are_named_with_what_is_left(run):
+    for name in ("last.pt", "previous.pt"):
+        cut(run / "checkpoints" / name, 0.5)
+    # A kept checkpoint may be the same file under a second name.
+    (run / "checkpoints" / "step-4.pt").write_bytes(b"")
+    with pytest.raises(
+        TrainingError, match=r"last.pt is damaged.*previous.pt is damaged.*resume=.*step-8.pt"
+    ):
+        resume(run)
+
+
+@pytest.mark.parametrize("content", ["text", "pickle", "tensor", "format1"])
+def test_foreign_files_are_one_sentence(run, tmp_path, content):
+    path = tmp_path / "given.pt"
+    if content == "text":
+        path.write_text("no checkpoint at all")
+    elif content == "pickle":
+        torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    elif content == "tensor":
+        torch.save(torch.zeros(3), path)
+    else:
+        torch.save({"format": 1, "student": {}}, path)
+    expected = "format 1" if content == "format1" else "no training state of glocal"
+    with pytest.raises(TrainingError, match=expected) as refused:
+        resume(run, at=path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_of_another_backbone_or_term_is_refused_in_one_sentence(folder, run, tmp_path):
+    more = ["training.steps=1", "backbone.embed_dim=48", "objectives.image.head.prototypes=16"]
+    wide = pretrain(config_for(folder, tmp_path / "wide", *more))
+    with pytest.raises(TrainingError, match=r"backbone\.embed_dim=48 where the run has 32"):
+        resume(run, at=wide / "checkpoints" / "last.pt")
+    heads = pretrain(config_for(folder, tmp_path / "heads", "training.steps=1", more[2]))
+    with pytest.raises(TrainingError, match="another model than this run's configuration") as refused:
+        resume(run, at=heads / "checkpoints" / "last.pt")
+    assert "\n" not in str(refused.value)
+
+
+# ------------------------------------------------------------------------------------------------- chosen and changed
+
+
+def test_going_on_from_a_chosen_checkpoint(run):
+    expected = weights(run)
+    resume(run, at=str(run / "checkpoints" / "step-4.pt"))
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
+    assert resumes(run)[-1]["step"] == 4
+    assert [r["step"] for r in records(run)] == [2, 4, 6, 8]
+
+
+def test_a_chosen_checkpoint_is_the_last_one_at_once(run):
+    """So that a kill soon after does not jump back to the abandoned end."""
+    stop_after(1)
+    try:
+        resume(run, at=run / "checkpoints" / "step-4.pt")
+    finally:
+        stop_after(None)
+    assert checkpoint(run)["step"] == 5 and checkpoint(run, "previous.pt")["step"] == 4
+
+
+def test_declared_overrides_are_applied_and_recorded(folder, tmp_path):
+    stop_after(5)
+    try:
+        out = pretrain(config_for(folder, tmp_path / "run", "training.steps=8"))
+    finally:
+        stop_after(None)
+    rate = read_run_config(out).optimiser.learning_rate
+    before = records(out)[-1]["learning_rate"]
+    resume(out, f"optimiser.learning_rate={rate / 4}", "optimiser.clip=1", "training.accumulate=2")
+    changed = resumes(out)[-1]["changed"]
+    assert changed["optimiser.learning_rate"] == [rate, rate / 4]
+    assert changed["optimiser.clip"][1] == 1 and changed["training.accumulate"] == [1, 2]
+    assert read_run_config(out).optimiser.learning_rate == rate / 4
+    assert records(out)[-1]["learning_rate"] < before
+    resume(out)
+    assert resumes(out)[-1]["changed"] == {}
+    for refused in ("training.batch_size=4", "optimiser.layer_decay=0.5", "backbone.depth=3"):
+        with pytest.raises(ConfigError, match="keeps what its state was made with"):
+            continue_run(str(out), [refused])
+
+
+def test_a_folder_named_by_a_number_can_be_continued(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2024").symlink_to(folder)
+    out = pretrain(config_for(Path("2024"), tmp_path / "run", "training.steps=2"))
+    resume(out, "data=2024")
+    assert read_run_config(out).data == "2024"
+
+
+# ----------------------------------------------------------------------------------------------------- images of the run
+
+
+def stopped_on(root: Path, tmp_path: Path) -> Path:
+    stop_after(5)
+    try:
+        return pretrain(config_for(noisy_pictures(root), tmp_path / "run", "training.steps=12"))
+    finally:
+        stop_after(None)
+
+
+def test_added_images_are_trained_on_and_the_plan_stays(tmp_path, capsys):
+    root = tmp_path / "images"
+    out = stopped_on(root, tmp_path)
+    for number in range(30):
+        Image.new("RGB", (32, 24), (number, 0, 0)).save(root / "a" / f"added{number}.png")
+    capsys.readouterr()
+    resume(out)
+    assert "30 images were added since the run was stopped; it goes on with all 71" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    state = checkpoint(out)
+    assert (state["step"], state["steps"], state["steps_per_epoch"]) == (12, 12, 5)
+    assert state["images_of_data"] == 71
+    resume(out)
+
+
+def test_missing_and_changed_images_are_refused(tmp_path):
+    root = tmp_path / "images"
+    out = stopped_on(root, tmp_path)
+    picture = root / "a" / "001.jpg"
+    Image.new("RGB", (200, 200)).save(picture)
+    with pytest.raises(TrainingError, match="of the same names, but their sizes or their order have changed"):
+        resume(out)
+    picture.unlink()
+    with pytest.raises(
+        TrainingError, match="41 images and data= now holds 40; 1 of those it knew are missing"
+    ):
+        resume(out)
+    for number in range(3):
+        Image.new("RGB", (32, 24), (number, 0, 0)).save(root / "a" / f"added{number}.png")
+    with pytest.raises(TrainingError, match="1 of those it knew are missing"):
+        resume(out)
+
+
+# ------------------------------------------------------------------------------------------------ probes, records, starts
+
+
+def failing_probe(backbone):
+    raise ValueError("the probe's own fault")
+
+
+def test_a_failing_probe_is_named_after_the_checkpoint_and_the_run_goes_on(
+    folder, tmp_path, monkeypatch, capsys
+):
+    saved = []
+
+    def probe(backbone):
+        saved.append((tmp_path / "run" / "checkpoints" / "last.pt").exists())
+        return failing_probe(backbone)
+
+    monkeypatch.setattr(records_module, "training_probes", lambda *_: [probe])
+    out = pretrain(config_for(folder, tmp_path / "run", "training.steps=4", "probe.every=4"))
+    assert saved == [False, True] and (out / "export" / "model.safetensors").exists()
+    assert "A probe failed at step 4; the run goes on. ValueError: the probe's own fault" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert [r["failed"] for r in records(out) if "failed" in r] == [
+        "A probe: ValueError: the probe's own fault"
+    ] * 2
+
+
+def test_a_run_killed_in_its_probe_makes_up_for_it(folder, tmp_path, monkeypatch):
+    calls = []
+
+    def probe(backbone):
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {"figure": 1.0}
+
+    monkeypatch.setattr(records_module, "training_probes", lambda *_: [probe])
+    config = config_for(
+        folder, tmp_path / "run", "training.steps=4", "probe.every=2", "training.checkpoint_every=2"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config)
+    resume(tmp_path / "run")
+    assert [r["step"] for r in records(tmp_path / "run") if "figure" in r] == [0, 2, 4]
+    assert [r["step"] for r in records(tmp_path / "run") if "loss" in r] == [2, 4]
+
+
+def test_a_cut_last_line_of_records_is_dropped(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    resume(run, at=run / "checkpoints" / "step-4.pt")
+    assert [r["step"] for r in records(run)] == [2, 4, 6, 8]
+
+
+def test_records_wait_for_a_disk_that_is_full(tmp_path, monkeypatch):
+    log = MetricsLog(tmp_path / "metrics.jsonl", enabled=True)
+    assert log.write({"step": 1, "loss": float("nan")})
+    opened = Path.open
+
+    class Full:
+        """A file that takes half a line, then no more."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[:5])
+            self.file.flush()
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: Full(opened(self, *a, **k)))
+    assert not log.write({"step": 2})
+    monkeypatch.undo()
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1
+    assert log.write({"step": 3})
+    log.close()
+    assert read_records(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": None}, {"step": 2}, {"step": 3}]
+    assert not append_text(tmp_path / "nowhere" / "file", "text")
+
+
+def test_a_refused_start_leaves_nothing_and_its_folder_free(folder, tmp_path):
+    out = tmp_path / "run"
+    config = config_for(folder, out, "training.steps=2")
+    with pytest.raises(ModelError):
+        pretrain(config.model_copy(update={"init": str(tmp_path / "nowhere.pth")}))
+    assert not out.exists()
+    # Found out only after the folder was taken: labels of one class can't serve a probe.
+    probe = config.probe.model_copy(update={"enabled": True, "data": str(folder / "a")})
+    with pytest.raises(ConfigError, match="one class only"):
+        pretrain(config.model_copy(update={"probe": probe}))
+    pretrain(config)
+
+
+def test_a_start_that_never_came_to_a_checkpoint_can_be_made_again_or_resumed(folder, tmp_path, monkeypatch):
+    from glocal.training import loop
+
+    def fails(*_):
+        raise MemoryError
+
+    for again in (False, True):
+        out = tmp_path / f"run{again}"
+        monkeypatch.setattr(loop, "backward", fails)
+        with pytest.raises(MemoryError):
+            pretrain(config_for(folder, out, "training.steps=2"))
+        monkeypatch.undo()
+        if again:
+            resume(out)
+        else:
+            pretrain(config_for(folder, out, "training.steps=2", "training.batch_size=4"))
+        assert [r["step"] for r in records(out)] == [2]
+
+
+def test_drafts_of_killed_writes_are_swept(run):
+    (run / "checkpoints" / ".last.pt.99999.writing").write_bytes(b"half")
+    resume(run)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_days_are_told():
+    assert in_words(3 * 86400 + 3661) == "3 d 01:01:01" and in_words(59) == "00:00:59"
