@@ -39,6 +39,7 @@ PROTOCOL_ROOMS = [
     {"classification", "retrieval", "segmentation", "correspondence", "statistics"},
     {"base"},
     {"results"},
+    {"intervals"},
 ]
 EXTRAS = {"timm", "transformers", "skimage", "tensorboard", "matplotlib", "huggingface_hub", "torchvision"}
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.classification.knn import KnnConfig, KnnProbe, knn_classify, top_accuracies
+from glocal.evaluation.classification.knn import KnnConfig, KnnProbe, knn_classify
+from glocal.evaluation.classification.labelled import top_accuracies
 from glocal.extraction import nearest as search
 from glocal.extraction.nearest import largest, nearest
 from glocal.extraction.work import Work

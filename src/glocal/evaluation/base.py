@@ -22,6 +22,7 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.data.splits import read_spec
 from glocal.errors import ConfigError, DataError, nearest_name
+from glocal.evaluation.intervals import intervals
 from glocal.evaluation.results import Result, write_result
 from glocal.extraction.work import Work
 
@@ -161,6 +162,7 @@ def evaluate(
         "precision": encoder.precision,
         "versions": {"glocal": __version__, "torch": torch.__version__},
     }
+    result.intervals = {name: [i.low, i.high] for name, i in intervals(result.samples).items()}
     if out is not None:
         write_result(out / "results.json", result, given=name_of(data))
     return result

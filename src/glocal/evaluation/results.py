@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from glocal.atomic_files import locked, write_atomically
 from glocal.errors import DataError
+from glocal.evaluation.intervals import Samples
 from glocal.outside import read_json, reading
 
 if TYPE_CHECKING:
@@ -56,10 +62,19 @@ class Result:
     """What the protocol chose by itself on held-out training images."""
     made: dict[str, Any] = field(default_factory=dict)
     """Date, seconds, device, precision and versions."""
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    """Where a figure lies in 95 of 100 resamplings of the test items: [low, high]."""
+    items: str = ""
+    """The file beside results.json with what each test item adds, and each image's prediction; see `read_items`."""
+    samples: dict[str, Samples] = field(default_factory=dict, repr=False, compare=False)
+    """What figures are made of, item by item; kept in `items`."""
+    predictions: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    """Places, true and predicted classes of the test images, where a protocol predicts classes; kept in `items`."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for results.json. Numbers that are not finite become null, since JSON has no name for them."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        kept = (name for name in self.__dataclass_fields__ if name not in ("samples", "predictions"))
+        plain: dict[str, Any] = _plain({name: getattr(self, name) for name in kept})
         return plain
 
     @classmethod
@@ -89,8 +104,11 @@ class Result:
         )
         table.add_column("measure")
         table.add_column("value", justify="right")
+        if self.intervals:
+            table.add_column("95 % interval", justify="right")
         for name, value in self.numbers.items():
-            table.add_row(name, format_number(value))
+            between = " to ".join(map(format_number, self.intervals.get(name, ())))
+            table.add_row(name, format_number(value), *([between] if self.intervals else []))
         return table
 
     def rows_table(self) -> Table | None:
@@ -118,6 +136,8 @@ def write_result(path: Path, result: Result, given: str = "") -> None:
         given: the data as the caller named it; a skip of this protocol and model on it is dropped.
     """
     name, model = result.protocol, result.model.get("fingerprint", "")
+    if result.samples or result.predictions:
+        result.items = _write_items(path.parent, result)
     with locked(path):
         results, skips = read_results(path), read_skips(path)
         _write(
@@ -148,6 +168,41 @@ def read_results(path: Path) -> list[Result]:
     plain = _read(path)
     with reading(path, "results", cure="Move it away and evaluate again."):
         return [Result.from_json(entry) for entry in plain.get("results", [])]
+
+
+def read_items(folder: Path, result: Result) -> tuple[dict[str, Samples], dict[str, NDArray[Any]]]:
+    """What each test item added to a result's figures, and each image's prediction; both empty where nothing was kept.
+
+    Args:
+        folder: where the results.json is.
+        result: one that `read_results` gave.
+    """
+    if not result.items or not (folder / result.items).is_file():
+        return {}, {}
+    try:
+        with np.load(folder / result.items, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"Can't read {folder / result.items}: {error}. Remove it and evaluate again."
+        ) from error
+    parts = {name: name.split("|") for name in arrays}
+    return (
+        {kind[1]: Samples(arrays[name], kind[2]) for name, kind in parts.items() if kind[0] == "samples"},
+        {kind[1]: arrays[name] for name, kind in parts.items() if kind[0] == "predictions"},
+    )
+
+
+def _write_items(folder: Path, result: Result) -> str:
+    arrays = {
+        f"samples|{name}|{s.statistic}": np.asarray(s.values, np.float32)
+        for name, s in result.samples.items()
+    }
+    arrays |= {f"predictions|{name}": values for name, values in result.predictions.items()}
+    identity = json.dumps(_plain(_identity(result)), sort_keys=True)
+    name = f"items/{result.protocol}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.npz"
+    write_atomically(folder / name, lambda file: np.savez_compressed(file, allow_pickle=False, **arrays))
+    return name
 
 
 def read_skips(path: Path) -> list[Skip]:

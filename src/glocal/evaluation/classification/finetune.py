@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, TrainingError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
-from glocal.evaluation.classification.knn import TOP, top_accuracies
+from glocal.evaluation.classification.labelled import TOP, Answers, accuracies, with_answers
 from glocal.evaluation.classification.labels import LabelPair, align_labels
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import (
@@ -80,18 +80,19 @@ class FineTune(ProtocolConfig):
         labels = align_labels(train, test)
         skipped = Skipped()
         tuned, head = self._train(encoder, train, labels, work, skipped)
-        ranked, asked = _classify(tuned, head, test, labels, self.transform, work, skipped)
+        answers, places = _classify(tuned, head, test, labels, self.transform, work, skipped)
         transform = self.transform.resolve(encoder)
-        return self.result(
+        result = self.result(
             encoder,
             {"train": train, "test": test},
-            top_accuracies(ranked, asked),
+            accuracies(answers),
             notes=[*labels.notes, *skipped.notes()],
             transform=transform.model_dump(),
             resolution=transform.size,
             layer="-1",
             norm="final norm",
         )
+        return with_answers(result, answers, places)
 
     def _train(
         self, encoder: Encoder, source: ImageSource, labels: LabelPair, work: Work, skipped: Skipped
@@ -200,8 +201,8 @@ def _classify(
     transform: FeatureTransform,
     work: Work,
     skipped: Skipped,
-) -> tuple[Tensor, Tensor]:
-    """The best classes of each labelled, readable image, and its class."""
+) -> tuple[Answers, np.ndarray[Any, np.dtype[np.int64]]]:
+    """The best classes of each labelled, readable image, its class, and where it is in the source."""
     places = np.flatnonzero(labels.test >= 0)
     ranked: list[Tensor] = []
     seen: list[np.ndarray[Any, np.dtype[np.int64]]] = []
@@ -215,4 +216,5 @@ def _classify(
                 seen.append(batch.indices)
     if not seen:
         raise DataError(f"{source.name}: none of its labelled images could be read.")
-    return torch.cat(ranked), torch.from_numpy(labels.test[np.concatenate(seen)])
+    found = np.concatenate(seen)
+    return Answers({"": torch.cat(ranked)}, torch.from_numpy(labels.test[found])), found

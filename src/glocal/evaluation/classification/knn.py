@@ -13,17 +13,15 @@ from torch.nn.functional import normalize
 
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
+from glocal.evaluation.base import DataLike, open_split
+from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, accuracies
 from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows
-from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import FeatureTransform, device_of
+from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.nearest import Distance, nearest_chunks
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
-TOP = 5
-"""Classes ranked per query."""
 UNRANKED = -1
 """In place of a class: no neighbour had another one."""
 
@@ -85,7 +83,7 @@ def knn_classify(
     return {k: torch.cat(part) if part else empty for k, part in parts.items()}
 
 
-class KnnConfig(ProtocolConfig):
+class KnnConfig(LabelledConfig):
     """k-NN classification of test images by labelled training images."""
 
     protocol: ClassVar[str] = "knn"
@@ -94,45 +92,38 @@ class KnnConfig(ProtocolConfig):
     temperature: Annotated[float, Field(gt=0)] = 0.07
     features: str = "cls"
     """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last; joined by +."""
-    transform: FeatureTransform = FeatureTransform()
     distance: Distance = "cosine"
     """cosine, with weighted votes; L2 of the embeddings as they are, with one vote a neighbour."""
     leave_one_out: bool = False
     """Classify the training images by each other; no test split is opened."""
 
-    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
-        """Embed both splits, classify, and report top-1 and top-5 for each k.
+    def readouts(self, encoder: Encoder) -> list[str]:
+        """The one readout asked for, or several joined."""
+        return self.features.split("+")
 
-        Raises:
-            DataError: without labels, with one class, or without images.
-        """
-        train = open_split(data, "train", "all") if self.leave_one_out else open_split(data, "train")
-        test = train if self.leave_one_out else open_split(data, "test", "val")
-        labels = align_labels(train, test)
-        bank = extract_embeddings(encoder, train, self.transform, self.features.split("+"), work)
-        queries = bank
+    def norm(self) -> str:
+        """Unit length where the cosine compares."""
+        return "final norm" + (", then unit length" if self.distance == "cosine" else "")
+
+    def open(self, data: DataLike) -> tuple[ImageSource, ImageSource]:
+        """Both splits; training images alone for `leave_one_out`."""
         if not self.leave_one_out:
-            queries = extract_embeddings(encoder, test, self.transform, self.features.split("+"), work)
-        numbers, notes = self.measure(bank, queries, labels, device_of(encoder))
-        transform = self.transform.resolve(encoder)
-        return self.result(
-            encoder,
-            {"train": train} if self.leave_one_out else {"train": train, "test": test},
-            numbers,
-            notes=[*notes, *bank.skipped.notes(), *(queries.skipped.notes() if queries is not bank else [])],
-            transform=transform.model_dump(),
-            resolution=transform.size,
-            norm="final norm" + (", then unit length" if self.distance == "cosine" else ""),
-        )
+            return super().open(data)
+        train = open_split(data, "train", "all")
+        return train, train
 
-    def measure(
-        self, bank: Embeddings, queries: Embeddings, labels: LabelPair, device: torch.device
-    ) -> tuple[dict[str, float], list[str]]:
-        """Classify embeddings whose labels are aligned; return numbers and notes."""
-        bank_rows, known = labelled_rows(bank, labels.train, device)
-        query_rows, asked = (
-            (bank_rows, known) if queries is bank else labelled_rows(queries, labels.test, device)
-        )
+    def answer(
+        self,
+        train: Embeddings,
+        test: Embeddings,
+        labels: LabelPair,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Answers:
+        """Classify by the nearest training images, for each k."""
+        bank_rows, known = labelled_rows(train, labels.train, device)
+        alone = test is train
+        query_rows, asked = (bank_rows, known) if alone else labelled_rows(test, labels.test, device)
         notes = list(labels.notes)
         available = len(bank_rows) - int(self.leave_one_out)
         ks = [k for k in self.ks if k <= available]
@@ -153,20 +144,7 @@ class KnnConfig(ProtocolConfig):
             self.leave_one_out,
             self.distance,
         )
-        return {
-            name: value for k in ks for name, value in top_accuracies(ranked[k], asked, f"k{k}_").items()
-        }, notes
-
-
-def top_accuracies(
-    ranked: Int64[Tensor, "queries top"], labels: Int64[Tensor, " queries"], prefix: str = ""
-) -> dict[str, float]:
-    """Percentage of queries whose class is ranked first, and among the first five where five are ranked."""
-    hits = ranked == labels[:, None]
-    numbers = {f"{prefix}top1": 100.0 * hits[:, 0].double().mean().item()}
-    if ranked.shape[1] >= TOP:
-        numbers[f"{prefix}top5"] = 100.0 * hits.any(1).double().mean().item()
-    return numbers
+        return Answers({f"k{k}": ranked[k] for k in ks}, asked, notes=notes)
 
 
 class KnnProbe:
@@ -210,9 +188,9 @@ class KnnProbe:
         queries = extract_embeddings(
             encoder, self.queries, self.config.transform, self.config.features.split("+"), self.work
         )
-        numbers, notes = self.config.measure(bank, queries, self.labels, device_of(encoder))
-        self.notes = [*notes, *bank.skipped.notes(), *queries.skipped.notes()]
-        return {f"knn_{name}": value / 100 for name, value in numbers.items()}
+        answers = self.config.answer(bank, queries, self.labels, encoder.device)
+        self.notes = [*answers.notes, *bank.skipped.notes(), *queries.skipped.notes()]
+        return {f"knn_{name}": value / 100 for name, value in accuracies(answers).items()}
 
 
 def _vote(

@@ -13,12 +13,11 @@ from pydantic import Field
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError, TrainingError
-from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
-from glocal.evaluation.classification.knn import TOP, top_accuracies
-from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows, split_held_out
+from glocal.evaluation.base import DataLike
+from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig
+from glocal.evaluation.classification.labels import LabelPair, labelled_rows, split_held_out
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import FeatureTransform, device_of
-from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.image_embeddings import Embeddings
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -114,7 +113,7 @@ def rank_classes(
     return torch.cat(parts, dim=1)
 
 
-class LinearProbe(ProtocolConfig):
+class LinearProbe(LabelledConfig):
     """Linear classification of frozen features.
 
     Choice of layers as DINOv2's (Oquab et al. 2023, sec. 7.1) and its 13 learning rates, which are for a batch of 256
@@ -138,7 +137,6 @@ class LinearProbe(ProtocolConfig):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of each class's training images on which the setting is picked."""
     seed: int = 0
-    transform: FeatureTransform = FeatureTransform()
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Embed both splits once, train the grid, pick, train the picked setting on everything, test once.
@@ -146,28 +144,14 @@ class LinearProbe(ProtocolConfig):
         Raises:
             DataError: without labels, with one class, or with too few images to hold any out.
         """
-        train, test = open_split(data, "train"), open_split(data, "test", "val")
-        labels = align_labels(train, test)
         fitting, lacking = self._that_fit(encoder)
-        what = readouts_for(fitting.inputs)
-        fitted = extract_embeddings(encoder, train, self.transform, what, work)
-        tested = extract_embeddings(encoder, test, self.transform, what, work)
-        numbers, rows, notes, picked = fitting.measure(
-            fitted, tested, labels, device_of(encoder), work.progress
-        )
-        transform = self.transform.resolve(encoder)
-        return self.result(
-            encoder,
-            {"train": train, "test": test},
-            numbers,
-            rows=rows,
-            notes=[*lacking, *notes, *fitted.skipped.notes(), *tested.skipped.notes()],
-            transform=transform.model_dump(),
-            resolution=transform.size,
-            layer=", ".join(fitting.inputs),
-            norm="final norm",
-            picked=picked,
-        )
+        result = super(LinearProbe, fitting).run(encoder, data, work)
+        result.notes[:0] = lacking
+        return result
+
+    def readouts(self, encoder: Encoder) -> list[str]:
+        """All that some choice of layers needs."""
+        return readouts_for(self.inputs)
 
     def _that_fit(self, encoder: Encoder) -> tuple[LinearProbe, list[str]]:
         """This probe with the choices that a model of so many blocks can give, and a note on the others."""
@@ -183,15 +167,15 @@ class LinearProbe(ProtocolConfig):
         gone = ", ".join(name for name in self.inputs if name not in kept)
         return self.model_copy(update={"inputs": kept}), [f"{gone} left out: the model has {depth} blocks"]
 
-    def measure(
+    def answer(
         self,
         train: Embeddings,
         test: Embeddings,
         labels: LabelPair,
         device: torch.device,
         progress: bool = False,
-    ) -> tuple[dict[str, float], list[dict[str, Any]], list[str], dict[str, Any]]:
-        """Probe embeddings that hold all readouts of `inputs`; return numbers, grid rows, notes and the choice."""
+    ) -> Answers:
+        """Probe embeddings that hold all readouts of `inputs`."""
         x, y = labelled_rows(train, labels.train, device)
         test_x, test_y = labelled_rows(test, labels.test, device)
         fit, held = split_held_out(y.cpu().numpy(), self.held_out, self.seed)
@@ -229,7 +213,7 @@ class LinearProbe(ProtocolConfig):
         rate = best["learning_rate"] * self.batch_size / 256
         final = train_heads(_columns(x, choice), y, labels.classes, [rate], **common)[0]  # type: ignore[arg-type]
         ranked = rank_classes(final, _columns(test_x, choice), labels.classes)[0]
-        return top_accuracies(ranked, test_y), rows, [*labels.notes, *self._edge(best)], best
+        return Answers({"": ranked}, test_y, rows, [*labels.notes, *self._edge(best)], best)
 
     def _score(
         self,
@@ -245,7 +229,7 @@ class LinearProbe(ProtocolConfig):
             ranked = rank_classes(heads, _columns(x, choice), classes)
             finite = heads.weight.isfinite().all(0).view(-1, classes).all(1)
             for rate, own, sound in zip(self.learning_rates, ranked, finite.tolist(), strict=True):
-                accuracy = top_accuracies(own, y)["top1"] if sound else -np.inf
+                accuracy = 100.0 * (own[:, 0] == y).double().mean().item() if sound else -np.inf
                 rows.append({"input": name, "learning_rate": rate, "held_out_top1": accuracy})
         return rows
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from glocal.errors import DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
-from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows, split_held_out
+from glocal.evaluation.base import DataLike
+from glocal.evaluation.classification.labelled import Answers, LabelledConfig
+from glocal.evaluation.classification.labels import LabelPair, labelled_rows, split_held_out
 from glocal.evaluation.classification.softmax_regression import Classifier, fit_softmax, whiten_rows
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import FeatureTransform
-from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.image_embeddings import Embeddings
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -41,17 +43,7 @@ def draw_shots(labels: Int64[np.ndarray, " images"], shots: float, seed: int) ->
     return np.sort(np.concatenate(chosen))
 
 
-@dataclass(frozen=True)
-class Fit:
-    """One fitted classifier's scores, in percent, and what led to them."""
-
-    top1: float
-    strength: float
-    images: int
-    converged: bool
-
-
-class LowShot(ProtocolConfig):
+class LowShot(LabelledConfig):
     """Logistic regression (L-BFGS, L2) on few labelled images, or on all (`shares=[1.0]`), over several draws.
 
     Features are divided by the root of their mean square over the training images, one number, so that the grid of C
@@ -77,35 +69,48 @@ class LowShot(ProtocolConfig):
     """A fit ends when no component of its mean loss's gradient, along whitened features, is larger."""
     features: str = "cls"
     """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last; joined by +."""
-    transform: FeatureTransform = FeatureTransform()
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
-        """Embed both splits, then fit every draw of every size.
+        """Embed both splits, then fit every draw of every size; figures are means over the draws.
 
         Raises:
             DataError: without labels, with one class, or without settings that leave images to fit.
         """
-        train, test = open_split(data, "train"), open_split(data, "test", "val")
-        labels = align_labels(train, test)
-        fitted = extract_embeddings(encoder, train, self.transform, self.features.split("+"), work)
-        tested = extract_embeddings(encoder, test, self.transform, self.features.split("+"), work)
-        numbers, rows, notes = self.measure(fitted, tested, labels, work.progress)
-        transform = self.transform.resolve(encoder)
-        return self.result(
-            encoder,
-            {"train": train, "test": test},
-            numbers,
-            rows=rows,
-            notes=[*notes, *fitted.skipped.notes(), *tested.skipped.notes()],
-            transform=transform.model_dump(),
-            resolution=transform.size,
-            norm="final norm, divided by the root mean square",
-        )
+        result = super().run(encoder, data, work)
+        sizes = list(dict.fromkeys(row["shots"] for row in result.rows))
+        numbers, samples = result.numbers, result.samples
+        result.numbers, result.samples = {}, {}
+        for size in sizes:
+            draws = [f"{size}_{seed}" for seed in range(self.seeds)]
+            top1 = np.array([numbers[f"{draw}_top1"] for draw in draws])
+            result.numbers[f"{size}_top1"] = float(top1.mean())
+            result.numbers[f"{size}_top1_std"] = float(top1.std(ddof=1)) if len(top1) > 1 else math.nan
+            result.numbers[f"{size}_per_class"] = float(
+                np.mean([numbers[f"{draw}_per_class"] for draw in draws])
+            )
+            for figure in ("top1", "per_class"):
+                drawn = [samples[f"{draw}_{figure}"] for draw in draws]
+                mean = np.mean([one.values for one in drawn], axis=0)
+                result.samples[f"{size}_{figure}"] = Samples(mean, drawn[0].statistic)
+        return result
 
-    def measure(
-        self, train: Embeddings, test: Embeddings, labels: LabelPair, progress: bool = False
-    ) -> tuple[dict[str, float], list[dict[str, Any]], list[str]]:
-        """Fit on embeddings; return mean and spread by size, one row a draw, and notes."""
+    def readouts(self, encoder: Encoder) -> list[str]:
+        """The one readout asked for, or several joined."""
+        return self.features.split("+")
+
+    def norm(self) -> str:
+        """One number scales all features."""
+        return "final norm, divided by the root mean square"
+
+    def answer(
+        self,
+        train: Embeddings,
+        test: Embeddings,
+        labels: LabelPair,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Answers:
+        """Fit every draw of every size on embeddings, one row a draw."""
         x, y = (rows.numpy() for rows in labelled_rows(train, labels.train))
         test_x, test_y = (rows.numpy() for rows in labelled_rows(test, labels.test))
         scale = max(math.sqrt(float(np.mean(np.square(x), dtype=np.float64))), np.finfo(np.float32).tiny)
@@ -118,28 +123,36 @@ class LowShot(ProtocolConfig):
         held = np.sort(np.random.default_rng(0).permutation(held)[:5000])
         sizes = [(size_name(s, True), s) for s in self.shares]
         sizes += [(size_name(n, False), n) for n in self.per_class]
-        numbers: dict[str, float] = {}
+        ranked: dict[str, Tensor] = {}
         rows: list[dict[str, Any]] = []
         with progress_bar("logistic regression", len(sizes) * self.seeds, progress, unit="fits") as advance:
             for name, shots in sizes:
-                fits = []
+                # A share of 1 is everything that isn't held out.
+                count = shots if name.endswith("per_class") or shots < 1 else len(rest)
                 for seed in range(self.seeds):
-                    # A share of 1 is everything that isn't held out.
-                    count = shots if name.endswith("per_class") or shots < 1 else len(rest)
                     drawn = rest[draw_shots(y[rest], count, seed)]
-                    fits.append(self._fit(x[drawn], y[drawn], x[held], y[held], test_x, test_y))
+                    fitted, strength = self._fit(x[drawn], y[drawn], x[held], y[held])
+                    predicted = fitted.predict(test_x)
+                    ranked[f"{name}_{seed}"] = torch.from_numpy(predicted)[:, None]
+                    # A line search that can't go lower in float32 has arrived, too; ten times the tolerance allows it.
+                    row = {"top1": 100.0 * float((predicted == test_y).mean()), "strength": strength}
+                    rows.append(
+                        {
+                            "shots": name,
+                            "seed": seed,
+                            **row,
+                            "images": len(drawn),
+                            "converged": fitted.gradient <= 10 * self.tolerance,
+                        }
+                    )
                     advance(1)
-                rows += [{"shots": name, "seed": seed, **vars(fit)} for seed, fit in enumerate(fits)]
-                scores = np.array([fit.top1 for fit in fits])
-                numbers[f"{name}_top1"] = float(scores.mean())
-                numbers[f"{name}_top1_std"] = float(scores.std(ddof=1)) if len(scores) > 1 else math.nan
         late = sum(not row["converged"] for row in rows)
         slow = (
             [f"{late} of {len(rows)} fits stopped before the gradient fell to {10 * self.tolerance:g}"]
             if late
             else []
         )
-        return numbers, rows, [*labels.notes, *slow]
+        return Answers(ranked, torch.from_numpy(test_y), rows, [*labels.notes, *slow])
 
     def _fit(
         self,
@@ -147,9 +160,7 @@ class LowShot(ProtocolConfig):
         y: Int64[np.ndarray, " shots"],
         held_x: Float[np.ndarray, "held dim"],
         held_y: Int64[np.ndarray, " held"],
-        test_x: Float[np.ndarray, "test dim"],
-        test_y: Int64[np.ndarray, " test"],
-    ) -> Fit:
+    ) -> tuple[Classifier, float]:
         """Fit one draw for every C and keep the best on the held-out images; ties go to the stronger penalty."""
         rows = whiten_rows(x, y)
         best: tuple[float, float, Classifier] | None = None
@@ -159,10 +170,7 @@ class LowShot(ProtocolConfig):
             if best is None or score > best[0]:
                 best = (score, strength, fitted)
         assert best is not None
-        _, strength, chosen = best
-        top1 = 100.0 * float((chosen.predict(test_x) == test_y).mean())
-        # A line search that can't go lower in float32 has arrived, too; ten times the tolerance allows for it.
-        return Fit(top1, strength, len(x), chosen.gradient <= 10 * self.tolerance)
+        return best[2], best[1]
 
 
 def size_name(shots: float, share: bool) -> str:

@@ -1,0 +1,147 @@
+"""What every protocol with labels shares: open two splits, embed them, let the protocol answer, count its answers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from glocal.data.source import ImageSource
+from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
+from glocal.evaluation.classification.labels import LabelPair, align_labels
+from glocal.evaluation.intervals import Samples
+from glocal.evaluation.results import Result
+from glocal.extraction.feature_stream import FeatureTransform
+from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.work import Work
+from glocal.models.encoder import Encoder
+
+TOP = 5
+"""Classes ranked per image."""
+
+
+@dataclass
+class Answers:
+    """What a classifier says of the labelled test images, and how it came to it."""
+
+    ranked: dict[str, Int64[Tensor, "images top"]]
+    """The best classes of each image, best first, by the name of what answered ('' where there is one; 'k20')."""
+    truth: Int64[Tensor, " images"]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    picked: dict[str, Any] = field(default_factory=dict)
+
+
+class LabelledConfig(ProtocolConfig):
+    """A protocol on embeddings of two labelled splits. A subclass says which readouts it needs and answers."""
+
+    transform: FeatureTransform = FeatureTransform()
+
+    @abstractmethod
+    def readouts(self, encoder: Encoder) -> list[str]:
+        """The vectors of an image that are put side by side."""
+
+    @abstractmethod
+    def answer(
+        self,
+        train: Embeddings,
+        test: Embeddings,
+        labels: LabelPair,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Answers:
+        """Fit on the training embeddings, whose labels are aligned with the test's, and classify the test images."""
+
+    def norm(self) -> str:
+        """How features are scaled, in words."""
+        return "final norm"
+
+    def open(self, data: DataLike) -> tuple[ImageSource, ImageSource]:
+        """The images to learn from and those to be classified."""
+        return open_split(data, "train"), open_split(data, "test", "val")
+
+    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
+        """Embed both splits once, learn, and answer for the test images once.
+
+        Raises:
+            DataError: without labels, with one class, or with too few images.
+        """
+        train, test = self.open(data)
+        labels, what = align_labels(train, test), self.readouts(encoder)
+        fitted = extract_embeddings(encoder, train, self.transform, what, work)
+        tested = fitted if test is train else extract_embeddings(encoder, test, self.transform, what, work)
+        answers = self.answer(fitted, tested, labels, encoder.device, work.progress)
+        transform = self.transform.resolve(encoder)
+        skipped = [*fitted.skipped.notes(), *(tested.skipped.notes() if tested is not fitted else [])]
+        result = self.result(
+            encoder,
+            {"train": train} if test is train else {"train": train, "test": test},
+            accuracies(answers),
+            rows=answers.rows,
+            notes=[*answers.notes, *skipped],
+            picked=answers.picked,
+            transform=transform.model_dump(),
+            resolution=transform.size,
+            layer=", ".join(what),
+            norm=self.norm(),
+        )
+        return with_answers(result, answers, tested.indices[labels.test[tested.indices] >= 0])
+
+
+def accuracies(answers: Answers) -> dict[str, float]:
+    """Top-1, top-5 and mean per-class accuracy in per cent, for everything that answered."""
+    return {
+        name: value
+        for prefix, ranked in answers.ranked.items()
+        for name, value in top_accuracies(ranked, answers.truth, f"{prefix}_" if prefix else "").items()
+    }
+
+
+def with_answers(result: Result, answers: Answers, places: Int64[np.ndarray, " images"]) -> Result:
+    """Give a result what its figures are made of, and each image's predicted class."""
+    truth = answers.truth.cpu().numpy()
+    result.predictions = {"place": places, "truth": truth}
+    for prefix, ranked in answers.ranked.items():
+        lead = f"{prefix}_" if prefix else ""
+        hits = 100.0 * (ranked.cpu().numpy() == truth[:, None])
+        result.samples[f"{lead}top1"] = Samples(hits[:, :1])
+        if hits.shape[1] >= TOP:
+            result.samples[f"{lead}top5"] = Samples(hits.max(1, keepdims=True))
+        result.samples[f"{lead}per_class"] = Samples(np.stack([hits[:, 0], truth], 1), "class_mean")
+        result.predictions[prefix or "predicted"] = ranked[:, 0].cpu().numpy()
+    return result
+
+
+def top_accuracies(
+    ranked: Int64[Tensor, "queries top"], labels: Int64[Tensor, " queries"], prefix: str = ""
+) -> dict[str, float]:
+    """Percentage of queries whose class is ranked first, and among the first five where five are ranked; the mean of the
+    first over classes, which is another figure where some classes have more images.
+    """
+    hits = ranked == labels[:, None]
+    numbers = {f"{prefix}top1": 100.0 * hits[:, 0].double().mean().item()}
+    if ranked.shape[1] >= TOP:
+        numbers[f"{prefix}top5"] = 100.0 * hits.any(1).double().mean().item()
+    by_class = [hits[labels == label, 0].double().mean().item() for label in torch.unique(labels)]
+    return {**numbers, f"{prefix}per_class": 100.0 * float(np.mean(by_class))}
+
+
+def confusion(
+    predictions: Mapping[str, np.ndarray], name: str = "predicted"
+) -> Int64[np.ndarray, "classes classes"]:
+    """Test images by (true class, predicted class), from `Result.predictions` or what `read_items` gives.
+
+    >>> confusion({"truth": np.array([0, 1, 1]), "predicted": np.array([0, 0, 1])}).tolist()
+    [[1, 0], [1, 1]]
+    """
+    truth, predicted = predictions["truth"], predictions[name]
+    classes = 1 + int(max(truth.max(), predicted.max()))
+    known = predicted >= 0
+    counts = np.bincount(truth[known] * classes + predicted[known], minlength=classes * classes)
+    return np.asarray(counts.reshape(classes, classes))

@@ -1,0 +1,116 @@
+"""How sure a figure is: bootstrap intervals over test items, and whether two models differ on the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+DRAWS = 1000
+"""Resamplings of the items; the ends of an interval then vary by about a tenth of its half width."""
+LEVEL = 95.0
+"""Per cent of the draws that an interval holds."""
+_DRAWN_AT_ONCE = 2**22  # item weights held at a time: 16 MB
+
+
+class Samples(NamedTuple):
+    """What a figure is made of, item by item: an image, a query, an object of a video."""
+
+    values: Float[np.ndarray, "items columns"]
+    statistic: str = "mean"
+    """How they make the figure, a name in `STATISTICS`."""
+
+
+class Interval(NamedTuple):
+    """Where the figure lies in 95 of 100 resamplings of the test items."""
+
+    low: float
+    high: float
+
+
+def _mean(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Weighted mean of the first column; of the items whose second column counts them, where there is one."""
+    counted = values[:, 1:2] if values.shape[1] > 1 else np.ones_like(values)
+    sums = weights @ np.concatenate([values[:, :1] * counted, counted], axis=1)
+    ratio: NDArray[np.float64] = sums[:, 0].astype(np.float64) / np.maximum(sums[:, 1], 1e-12)
+    return ratio
+
+
+def _class_mean(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean over classes (second column) of the mean of each class's items."""
+    order = np.argsort(values[:, 1], kind="stable")
+    starts = np.flatnonzero(np.diff(values[order, 1], prepend=-np.inf))
+    count = np.add.reduceat(weights[:, order], starts, axis=1, dtype=np.float64)
+    total = np.add.reduceat(weights[:, order] * values[order, 0], starts, axis=1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        mean: NDArray[np.float64] = np.nanmean(total / np.where(count > 0, count, np.nan), axis=1)
+    return mean
+
+
+def _iou(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean IoU in per cent from pixels by image: columns are hits, true and predicted pixels of every class."""
+    hit, true, predicted = np.split((weights.astype(np.float64) @ values.astype(np.float64)), 3, axis=1)
+    union = true + predicted - hit
+    with np.errstate(invalid="ignore"):
+        mean: NDArray[np.float64] = 100 * np.nanmean(
+            np.where(union > 0, hit / np.maximum(union, 1), np.nan), axis=1
+        )
+    return mean
+
+
+STATISTICS: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]] = {
+    "mean": _mean,
+    "class_mean": _class_mean,
+    "iou": _iou,
+}
+"""From (draws, items) weights and (items, columns) values to one figure a draw."""
+
+
+def intervals(samples: Mapping[str, Samples]) -> dict[str, Interval]:
+    """A 95 % interval for every figure that has two items or more, by the Poisson bootstrap.
+
+    Each item counts a Poisson(1) number of times in each of 1,000 draws: a function of the number of items alone, so
+    that figures repeat and two models are resampled alike. Cost: 0.3 s for 10,000 items, whatever their figures are.
+
+    >>> intervals({"top1": Samples(np.array([[0.0], [100.0]] * 50))})["top1"].low < 50
+    True
+    """
+    found: dict[str, Interval] = {}
+    for items in {len(s.values) for s in samples.values()} - {0, 1}:
+        group = {name: s for name, s in samples.items() if len(s.values) == items}
+        for name, drawn in _drawn(group, items).items():
+            found[name] = _interval(drawn)
+    return {name: found[name] for name in samples if name in found}
+
+
+def difference(one: Samples, other: Samples) -> Interval:
+    """A 95 % interval of `other` minus `one`, both measured on the same items in the same order (paired).
+
+    Two figures do not differ when it holds 0.
+    """
+    drawn = _drawn({"one": one, "other": other}, len(one.values))
+    return _interval(drawn["other"] - drawn["one"])
+
+
+def _drawn(samples: Mapping[str, Samples], items: int) -> dict[str, NDArray[np.float64]]:
+    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in samples}
+    for weights in _weights(items):
+        for name, (values, statistic) in samples.items():
+            parts[name].append(STATISTICS[statistic](weights, np.asarray(values, np.float32)))
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _weights(items: int) -> Iterator[NDArray[np.float32]]:
+    generator = np.random.default_rng(items)
+    step = max(1, _DRAWN_AT_ONCE // items)
+    for start in range(0, DRAWS, step):
+        yield generator.poisson(1.0, (min(step, DRAWS - start), items)).astype(np.float32)
+
+
+def _interval(drawn: NDArray[np.float64]) -> Interval:
+    tail = (100 - LEVEL) / 2
+    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
+    return Interval(float(low), float(high))

@@ -1,0 +1,97 @@
+"""Intervals of figures against slow bootstraps and formulae, and whether two models differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from evaluation_fakes import coloured, small_encoder
+
+from glocal.evaluation.base import evaluate
+from glocal.evaluation.classification.labelled import confusion
+from glocal.evaluation.intervals import STATISTICS, Samples, difference, intervals
+from glocal.evaluation.results import read_items, read_results
+from glocal.extraction.work import Work
+
+QUIET = Work(progress=False)
+
+
+def test_a_mean_has_the_interval_of_the_formula() -> None:
+    values = np.random.default_rng(0).normal(50, 10, (400, 1))
+    low, high = intervals({"x": Samples(values)})["x"]
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.2 * half)
+    assert high == pytest.approx(values.mean() + half, abs=0.2 * half)
+    assert intervals({"x": Samples(values)})["x"] == (low, high)  # the same every time
+    assert intervals({"x": Samples(values[:1])}) == {}
+
+
+def slow_iou(weights: np.ndarray, values: np.ndarray) -> float:
+    classes = values.shape[1] // 3
+    scores = []
+    for number in range(classes):
+        hit, true, predicted = (
+            sum(w * row[number + k * classes] for w, row in zip(weights, values, strict=True))
+            for k in range(3)
+        )
+        if true + predicted - hit > 0:
+            scores.append(hit / (true + predicted - hit))
+    return 100 * float(np.mean(scores))
+
+
+def slow_class_mean(weights: np.ndarray, values: np.ndarray) -> float:
+    means = []
+    for label in np.unique(values[:, 1]):
+        of_class = values[:, 1] == label
+        if weights[of_class].sum():
+            means.append((weights[of_class] * values[of_class, 0]).sum() / weights[of_class].sum())
+    return float(np.mean(means))
+
+
+def test_statistics_equal_slow_versions_under_any_weights() -> None:
+    generator = np.random.default_rng(1)
+    weights = generator.poisson(1.0, (5, 12)).astype(np.float32)
+    true, predicted = generator.integers(0, 9, (2, 12, 3))
+    pixels = np.concatenate([np.minimum(true, predicted), true, predicted], axis=1).astype(np.float32)
+    expected = [slow_iou(w, pixels) for w in weights]
+    assert np.allclose(STATISTICS["iou"](weights, pixels), expected)
+    answers = np.stack([100.0 * generator.integers(0, 2, 12), generator.integers(0, 4, 12)], 1).astype(
+        np.float32
+    )
+    expected = [slow_class_mean(w, answers) for w in weights]
+    assert np.allclose(STATISTICS["class_mean"](weights, answers), expected)
+    assert np.allclose(STATISTICS["mean"](weights, answers[:, :1]), weights @ answers[:, 0] / weights.sum(1))
+
+
+def test_pairing_sees_what_separate_intervals_hide() -> None:
+    generator = np.random.default_rng(2)
+    hard = generator.normal(50, 30, (300, 1))  # the items differ much more than the models
+    better = hard + generator.normal(1.0, 2.0, hard.shape)
+    one, other = Samples(hard), Samples(better)
+    low, high = difference(one, other)
+    assert 0 < low < 1.0 < high < 2
+    apart = intervals({"one": one, "other": other})
+    assert apart["one"].high > apart["other"].low
+    same = difference(one, Samples(generator.permutation(hard)))
+    assert same.low < 0 < same.high
+
+
+def test_results_keep_intervals_and_each_images_prediction(tmp_path) -> None:
+    data = {"train": coloured(60, 3, name="train"), "test": coloured(40, 3, seed=1, name="test", bad=(4,))}
+    for protocol, settings, name in (
+        ("knn", ["ks=[3]"], "k3_top1"), ("linear", ["least_steps=20", "epochs=1"], "top1"),
+        ("logistic", ["per_class=[2]", "shares=[]"], "2_per_class_top1"),
+    ):  # fmt: skip
+        evaluate(protocol, small_encoder(), data, overrides=settings, out=tmp_path, work=QUIET)
+        result = read_results(tmp_path / "results.json")[-1]
+        low, high = result.intervals[name]
+        assert low <= result.numbers[name] <= high and high - low > 1
+        samples, predictions = read_items(tmp_path, result)
+        assert np.isclose(samples[name].values.mean(), result.numbers[name])
+        assert predictions["place"].tolist() == [i for i in range(40) if i != 4]
+        assert "95 % interval" in [str(c.header) for c in result.table().columns]
+    knn = read_results(tmp_path / "results.json")[0]
+    _, predictions = read_items(tmp_path, knn)
+    counts = confusion(predictions, "k3")
+    assert counts.sum() == 39 and 100 * np.trace(counts) / 39 == pytest.approx(knn.numbers["k3_top1"])
+    by_class = 100 * np.mean(np.diag(counts) / counts.sum(1))
+    assert by_class == pytest.approx(knn.numbers["k3_per_class"])
