@@ -18,7 +18,7 @@ from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, evaluate, protocol_class
 from glocal.evaluation.classification.knn import KnnConfig
 from glocal.evaluation.classification.labels import align_labels, split_held_out
-from glocal.evaluation.compare import compare, gather
+from glocal.evaluation.compare import as_tables, compare
 from glocal.evaluation.results import Result, read_results, write_result
 from glocal.extraction.feature_stream import FeatureTransform, Skipped, iterate_features, iterate_pixels
 from glocal.extraction.image_embeddings import SHARD, extract_embeddings, gem
@@ -293,15 +293,15 @@ def test_compare_puts_runs_side_by_side_and_warns(tmp_path) -> None:
     for run, size in (("a", 32), ("b", 24)):
         config = KnnConfig(ks=(1,), transform={"size": size})
         evaluate(config, small_encoder(), data, out=tmp_path / run, work=QUIET)
-    found = gather([tmp_path / "a", tmp_path / "b"])
+    found = compare([tmp_path / "a", tmp_path / "b"])
     assert [name.rpartition("/")[2] for name in found.columns] == ["a", "b"]
     values = next(v for m, v in found.numbers.items() if m.name == "k1_top1")
     assert all(v is not None for v in values)
     assert any("resolution differs" in line for line in found.warnings)
-    (table,) = compare([tmp_path / "a", tmp_path / "b"])
+    (table,) = as_tables(compare([tmp_path / "a", tmp_path / "b"]))
     assert table.row_count == len(found.numbers) and "resolution differs" in str(table.caption)
     evaluate(KnnConfig(ks=(3,)), small_encoder(), data, out=tmp_path / "a", work=QUIET)
-    again = gather([tmp_path / "a", tmp_path / "b"])
+    again = compare([tmp_path / "a", tmp_path / "b"])
     assert any("several knn results" in line for line in again.warnings)
     shown = {m.name: v for m, v in again.numbers.items()}
     assert shown["k3_top1"][1] is None and shown["k1_top1"][0] is None  # the latest of run a is k=3 only

@@ -34,7 +34,7 @@ FLOORS = [
     "errors",
 ]
 PROTOCOL_ROOMS = [
-    {"all_protocols", "compare", "baselines"},
+    {"all_protocols", "compare", "baselines", "interface"},
     {"objects", "spair"},
     {"classification", "retrieval", "segmentation", "correspondence", "statistics"},
     {"base"},

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 import numpy as np
 import pytest
 from evaluation_fakes import coloured, small_encoder
+from typer.testing import CliRunner
 
+import glocal
+from glocal import cli
 from glocal.evaluation.base import evaluate
 from glocal.evaluation.classification.labelled import confusion
+from glocal.evaluation.compare import as_tables, as_text, cells_of, compare
 from glocal.evaluation.intervals import STATISTICS, Samples, difference, intervals
 from glocal.evaluation.results import read_items, read_results
 from glocal.extraction.work import Work
@@ -95,3 +102,33 @@ def test_results_keep_intervals_and_each_images_prediction(tmp_path) -> None:
     assert counts.sum() == 39 and 100 * np.trace(counts) / 39 == pytest.approx(knn.numbers["k3_top1"])
     by_class = 100 * np.mean(np.diag(counts) / counts.sum(1))
     assert by_class == pytest.approx(knn.numbers["k3_per_class"])
+
+
+def test_compare_tells_what_does_not_differ_and_writes_tables(tmp_path) -> None:
+    data = {"train": coloured(60, 3, name="train"), "test": coloured(90, 3, seed=1, name="test")}
+    for run, seed in (("same", 0), ("again", 0), ("noise", 5)):
+        encoder = small_encoder(seed)
+        encoder.name = run
+        evaluate("knn", encoder, data, overrides=["ks=[3]"], out=tmp_path / run, work=QUIET)
+    found = compare([tmp_path / run for run in ("same", "again", "noise")])
+    top1 = next(m for m in found.numbers if m.name == "k3_top1")
+    assert found.alike[top1][:2] == [False, True]  # the first is not set against itself
+    assert cells_of(found, top1)[1].endswith("=") and "±" in cells_of(found, top1)[0]
+    assert "does not differ" in str(as_tables(found)[-1].caption)
+    rows = list(csv.DictReader(io.StringIO(as_text(found, "csv"))))
+    row = next(r for r in rows if r["measure"] == "k3_top1" and "again" in r["model"])
+    assert (
+        float(row["low"]) <= float(row["value"]) <= float(row["high"])
+        and row["differs_from_first"] == "false"
+    )
+    markdown, latex = as_text(found, "markdown").splitlines(), as_text(found, "latex")
+    assert len({line.count("|") for line in markdown if line.startswith("|")}) == 1
+    assert r"k3\_top1" in latex and latex.count("\\\\") == len(found.numbers) + 1
+    shown = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "same"), f"to={tmp_path / 't.md'}"])
+    assert shown.exit_code == 0 and (tmp_path / "t.md").read_text().startswith("| protocol")
+
+
+def test_python_measures_in_one_line() -> None:
+    data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
+    result = glocal.evaluate("knn", small_encoder(), data, ks=[1], transform__size=24)
+    assert set(result.numbers) == {"k1_top1", "k1_per_class"} and result.settings["resolution"] == 24

@@ -21,7 +21,7 @@ from glocal.errors import DataError, ModelError
 from glocal.evaluation.all_protocols import evaluate_all
 from glocal.evaluation.base import evaluate, open_split
 from glocal.evaluation.classification.knn import KnnConfig
-from glocal.evaluation.compare import gather
+from glocal.evaluation.compare import compare
 from glocal.evaluation.results import Result, Skip, read_results, write_result
 from glocal.evaluation.segmentation.masks import open_segmentation, open_train_and_test
 from glocal.extraction.feature_files import clear_kept
@@ -212,9 +212,9 @@ def test_compare_tells_every_setting_that_decides_and_none_that_was_picked(tmp_p
     write("a", {"memory": 500, "transform": {"size": 32}}, "cls")
     write("b", {"memory": 5000, "transform": {"size": 32}}, "cls+mean")
     write("c", {"memory": 500, "transform": {"size": 48}}, "cls", device="H200")
-    warnings = gather([tmp_path / "a", tmp_path / "b"]).warnings
+    warnings = compare([tmp_path / "a", tmp_path / "b"]).warnings
     assert len(warnings) == 1 and "memory differs" in warnings[0] and "5000" in warnings[0]
-    other = " ".join(gather([tmp_path / "a", tmp_path / "c"]).warnings)
+    other = " ".join(compare([tmp_path / "a", tmp_path / "c"]).warnings)
     assert "transform.size differs" in other and "device differs" in other
 
 

@@ -14,6 +14,8 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from glocal.errors import ConfigError, DataError, GlocalError, ModelError, TrainingError
+    from glocal.evaluation.compare import compare
+    from glocal.evaluation.interface import evaluate
     from glocal.extraction.embedding_file import embed
     from glocal.models.loading import load
     from glocal.recipes import configure, pretrain
@@ -24,6 +26,8 @@ _PUBLIC = {
     "pretrain": "glocal.recipes",
     "configure": "glocal.recipes",
     "embed": "glocal.extraction.embedding_file",
+    "evaluate": "glocal.evaluation.interface",
+    "compare": "glocal.evaluation.compare",
     "GlocalError": "glocal.errors",
     "ConfigError": "glocal.errors",
     "DataError": "glocal.errors",
@@ -37,8 +41,10 @@ __all__ = [
     "GlocalError",
     "ModelError",
     "TrainingError",
+    "compare",
     "configure",
     "embed",
+    "evaluate",
     "load",
     "pretrain",
 ]

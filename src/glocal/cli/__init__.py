@@ -70,7 +70,7 @@ def evaluate(
 def compare(runs: Annotated[list[str], typer.Argument(help="Folders that hold results.json.")]) -> None:
     """Set evaluated models side by side.
 
-    glocal compare FOLDER FOLDER ...
+    glocal compare FOLDER FOLDER ... [to=FILE.csv|FILE.md|FILE.tex]
     """
     from glocal.cli.compare import run
 

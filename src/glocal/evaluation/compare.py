@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.markup import escape
 from rich.table import Table
 
 from glocal.errors import DataError
-from glocal.evaluation.results import Result, format_number, read_results
+from glocal.evaluation.intervals import Samples, difference
+from glocal.evaluation.results import Result, format_number, read_items, read_results
+
+LEGEND = "±: half of the 95 % interval over test items; =: does not differ from the first column (paired on the same items)"
 
 HARMLESS = ("save", "database", "ground_truth", "distractors", "references", "whitening")
 """Settings that are paths: where predictions go, and images whose fingerprints are compared instead."""
@@ -30,19 +36,24 @@ class Comparison(NamedTuple):
     columns: list[str]
     numbers: dict[Measure, list[float | None]]
     warnings: list[str]
+    intervals: dict[Measure, list[Sequence[float]]]
+    """[low, high] where there is one, else empty."""
+    alike: dict[Measure, list[bool]]
+    """Whether a column does not differ from the first one that has the figure."""
 
 
-def gather(runs: Sequence[str | Path]) -> Comparison:
+def compare(runs: Sequence[str | Path]) -> Comparison:
     """Read the results of several folders (or results.json files).
 
     Raises:
         DataError: when no folder is given, or one has no results.
 
-    >>> gather(["runs/a", "runs/b"])  # doctest: +SKIP
+    >>> compare(["runs/a", "runs/b"])  # doctest: +SKIP
     """
     if not runs:
         raise DataError("Nothing to compare. Name folders that `glocal evaluate ... out=FOLDER` wrote.")
     columns: dict[str, list[Result]] = {}
+    folders: dict[str, str] = {}
     warnings: list[str] = []
     for run in runs:
         path = results_path(Path(run))
@@ -53,28 +64,68 @@ def gather(runs: Sequence[str | Path]) -> Comparison:
             name = str(run) if len(models) == 1 else f"{run} · {own[0].model.get('name', model)}"
             while name in columns:
                 name += " '"
+            folders[name] = str(run)
             columns[name], repeated = _latest(own)
             warnings += [
                 f"! {name}: several {protocol} results of different settings; the latest is shown"
                 for protocol in repeated
             ]
     numbers: dict[Measure, list[float | None]] = {}
+    between: dict[Measure, list[Sequence[float]]] = {}
+    holders: dict[Measure, list[tuple[int, Result]]] = {}
     for place, results in enumerate(columns.values()):
         for result in results:
             for name, value in result.numbers.items():
                 measure = Measure(result.protocol, ", ".join(result.data), name)
                 numbers.setdefault(measure, [None] * len(columns))[place] = value
-    return Comparison(list(columns), numbers, [*warnings, *_differences(columns)])
+                between.setdefault(measure, [()] * len(columns))[place] = result.intervals.get(name, ())
+                holders.setdefault(measure, []).append((place, result))
+    reader = _ItemReader({name: results_path(Path(folders[name])).parent for name in columns}, list(columns))
+    alike = {measure: reader.alike(measure, held, len(columns)) for measure, held in holders.items()}
+    return Comparison(list(columns), numbers, [*warnings, *_differences(columns)], between, alike)
 
 
-def compare(runs: Sequence[str | Path]) -> list[Table]:
+class _ItemReader:
+    """Reads what each test item added to figures, once a result, and tells which figures do not differ."""
+
+    def __init__(self, folders: Mapping[str, Path], columns: Sequence[str]) -> None:
+        self._folders = [folders[name] for name in columns]
+        self._read: dict[tuple[int, str], dict[str, Samples]] = {}
+
+    def samples(self, place: int, result: Result) -> dict[str, Samples]:
+        key = (place, result.items)
+        if key not in self._read:
+            self._read[key] = read_items(self._folders[place], result)[0]
+        return self._read[key]
+
+    def alike(self, measure: Measure, held: Sequence[tuple[int, Result]], columns: int) -> list[bool]:
+        """Paired where both were measured on the same items, else by the two intervals."""
+        verdicts = [False] * columns
+        first_place, first = held[0]
+        for place, result in held[1:]:
+            one, other = (
+                self.samples(p, r).get(measure.name) for p, r in ((first_place, first), (place, result))
+            )
+            paired = result.data == first.data and one is not None and other is not None
+            if paired and one is not None and other is not None and one.values.shape == other.values.shape:
+                low, high = difference(one, other)
+                verdicts[place] = low <= 0 <= high
+            elif measure.name in first.intervals and measure.name in result.intervals:
+                halves = [
+                    (r.intervals[measure.name][1] - r.intervals[measure.name][0]) / 2 for r in (first, result)
+                ]
+                apart = abs(first.numbers[measure.name] - result.numbers[measure.name])
+                verdicts[place] = apart <= (halves[0] ** 2 + halves[1] ** 2) ** 0.5
+        return verdicts
+
+
+def as_tables(found: Comparison) -> list[Table]:
     """A table a protocol and data set: a row a measure, a column a run. No number is called best: for some, lower is.
 
     Settings that differ within a protocol are named below the last one, since such numbers can't be compared.
     """
-    found = gather(runs)
     tables: dict[tuple[str, str], Table] = {}
-    for measure, values in found.numbers.items():
+    for measure in found.numbers:
         head = (measure.protocol, measure.data)
         if head not in tables:
             table = Table(title=escape(f"{measure.protocol} on {measure.data}"), title_justify="left")
@@ -82,12 +133,70 @@ def compare(runs: Sequence[str | Path]) -> list[Table]:
             for name in found.columns:
                 table.add_column(escape(name), justify="right", overflow="fold")
             tables[head] = table
-        cells = ("-" if value is None else format_number(value) for value in values)
-        tables[head].add_row(measure.name, *cells)
+        tables[head].add_row(measure.name, *cells_of(found, measure))
     shown = list(tables.values())
-    if found.warnings:
-        shown[-1].caption, shown[-1].caption_justify = "\n".join(found.warnings), "left"
+    told = [LEGEND] if any(any(alike) for alike in found.alike.values()) else []
+    if told or found.warnings:
+        shown[-1].caption, shown[-1].caption_justify = "\n".join([*told, *found.warnings]), "left"
     return shown
+
+
+def cells_of(found: Comparison, measure: Measure) -> list[str]:
+    """One cell a column: the figure, its half interval, and = where it does not differ from the first."""
+    cells = []
+    for value, interval, alike in zip(
+        found.numbers[measure], found.intervals[measure], found.alike[measure], strict=True
+    ):
+        half = f" ±{format_number((interval[1] - interval[0]) / 2)}" if len(interval) == 2 else ""
+        cells.append("-" if value is None else format_number(value) + half + (" =" if alike else ""))
+    return cells
+
+
+def as_text(found: Comparison, form: Literal["csv", "markdown", "latex"]) -> str:
+    """A comparison for a spreadsheet (numbers and ends of intervals in full), a web page or a paper.
+
+    >>> print(as_text(compare(["runs/a", "runs/b"]), "markdown"))  # doctest: +SKIP
+    """
+    if form == "csv":
+        return _csv(found)
+    head = ["protocol", "data", "measure", *found.columns]
+    rows = [[*measure, *cells_of(found, measure)] for measure in found.numbers]
+    if form == "markdown":
+        lines = [head, ["---"] * len(head), *rows]
+        body = "\n".join(
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+        )
+        return "\n\n".join([body, *found.warnings]) + "\n"
+    typeset = [" & ".join(map(_latex, line)) + r" \\" for line in [head, *rows]]
+    columns = "lll" + "r" * len(found.columns)
+    rules = [
+        r"\begin{tabular}{" + columns + "}",
+        r"\toprule",
+        typeset[0],
+        r"\midrule",
+        *typeset[1:],
+        r"\bottomrule",
+    ]
+    comments = [f"% {line}" for line in found.warnings]
+    return "\n".join([*comments, *rules, r"\end{tabular}"]) + "\n"
+
+
+def _csv(found: Comparison) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["protocol", "data", "measure", "model", "value", "low", "high", "differs_from_first"])
+    for measure, values in found.numbers.items():
+        for place, value in enumerate(values):
+            if value is not None:
+                ends = found.intervals[measure][place] or ("", "")
+                told = "" if not place or ends == ("", "") else str(not found.alike[measure][place]).lower()
+                writer.writerow([*measure, found.columns[place], value, *ends, told])
+    return text.getvalue()
+
+
+def _latex(text: str) -> str:
+    escaped = re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    return escaped.replace("±", r"$\pm$").replace("~", r"\textasciitilde ").replace("^", r"\textasciicircum ")
 
 
 def results_path(run: Path) -> Path:

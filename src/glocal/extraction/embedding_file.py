@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from glocal.atomic_files import write_atomically
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError
@@ -20,8 +22,8 @@ from glocal.models.loading import load
 
 
 def embed(
-    model: str | Encoder,
-    data: str | ImageSource,
+    model: str | Path | Encoder,
+    data: str | Path | ImageSource,
     out: str | Path,
     *,
     split: str | None = None,
@@ -35,7 +37,7 @@ def embed(
     readout; an `.npz` file gets the same arrays. Unreadable images are left out and named on standard error.
 
     Args:
-        model: anything `glocal.load` reads, or a loaded encoder.
+        model: a run, as `glocal.pretrain` returns it, anything else that `glocal.load` reads, or a loaded encoder.
         data: anything `open_source` reads, or an open source.
         out: the file; its ending decides the format.
         split: train, val or test, where the data has them.
@@ -51,28 +53,28 @@ def embed(
     path = Path(out)
     if path.suffix not in (".parquet", ".npz"):
         raise ConfigError(f"out={out}: the ending must be .parquet or .npz.")
-    encoder = load(model) if isinstance(model, str) else model
-    source = open_source(data, split) if isinstance(data, str) else data
+    encoder = load(str(model)) if isinstance(model, str | Path) else model
+    source = open_source(data, split) if isinstance(data, str | Path) else data
     found = extract_embeddings(
         encoder, source, FeatureTransform(size=size), tuple(what), Work(workers=workers)
     )
     keys = [source.key(int(i)) for i in found.indices]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    (_write_parquet if path.suffix == ".parquet" else _write_npz)(path, keys, found)
+    write = _write_parquet if path.suffix == ".parquet" else _write_npz
+    write_atomically(path, lambda file: write(file, keys, found))
     return len(keys)
 
 
-def _write_parquet(path: Path, keys: list[str], found: Embeddings) -> None:
+def _write_parquet(file: IO[bytes], keys: list[str], found: Embeddings) -> None:
     columns: dict[str, pa.Array] = {"key": pa.array(keys)}
     if found.labels is not None:
         columns["label"] = pa.array(found.labels)
     for name, vectors in found.vectors.items():
         flat = pa.array(vectors.numpy().astype(np.float32).ravel())
         columns[name] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns), file)
 
 
-def _write_npz(path: Path, keys: list[str], found: Embeddings) -> None:
+def _write_npz(file: IO[bytes], keys: list[str], found: Embeddings) -> None:
     arrays = {name: vectors.numpy() for name, vectors in found.vectors.items()}
     labels = {} if found.labels is None else {"label": found.labels}
-    np.savez(path, allow_pickle=False, **{"key": np.array(keys), **labels, **arrays})
+    np.savez(file, allow_pickle=False, **{"key": np.array(keys), **labels, **arrays})
