@@ -13,6 +13,7 @@ import yaml
 from glocal.config import apply_overrides, apply_settings, read_settings_file, validate
 from glocal.data import ImageSource, open_source
 from glocal.errors import ConfigError, nearest_name
+from glocal.recipes import continuing as _continuing
 from glocal.recipes import contrast as _contrast
 from glocal.recipes import dino as _dino
 from glocal.recipes import distil as _distil
@@ -81,6 +82,7 @@ _REFERENCE = tuple(_local_global.REFERENCE_PRESETS)
 RECIPES: dict[str, Recipe] = {
     "glocal": Recipe(_contrast.glocal, _SCALED),
     "simclr": Recipe(_contrast.simclr, _SCALED),
+    "continue": Recipe(_continuing.continue_, _SCALED),
     "dino": Recipe(_dino.dino, _SCALED),
     "ibot": Recipe(_today.ibot, _SCALED),
     "dinov2-short": Recipe(_today.dinov2_short, _SCALED),

@@ -78,6 +78,8 @@ class TrainingConfig(Config):
     """auto: end the run when its label-free score has stood still for a quarter of it."""
     accumulate: Positive = 1
     """Micro-batches that the backbone works in: far less memory, the same step, one more forward pass of the student."""
+    heads_first: bool = False
+    """Hold the backbone still until the heads follow it, a tenth of the run at most: for a start from trained weights."""
     log_every: Positive = 20
     """Steps between records; the device is waited for only there."""
     checkpoint_every: Positive = 500

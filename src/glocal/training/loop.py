@@ -12,6 +12,8 @@ from glocal.schedules import value_at
 from glocal.training.bad_steps import IN_A_ROW
 from glocal.training.config import RunConfig
 from glocal.training.gradients import backward
+from glocal.training.guard import conclude
+from glocal.training.heads_first import trunk_share
 from glocal.training.network import StepInput
 from glocal.training.optimiser import clip_gradients, learning_rate_schedule, set_schedules
 from glocal.training.preparation import load_batches, prepare
@@ -72,7 +74,10 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             # ---- schedules
             progress = run.progress(step)
             watched = records.due(step + 1)
-            learning_rate, decay = set_schedules(optimiser, config.optimiser, rate, progress, run.rate_factor)
+            trunk = trunk_share(records.losses, step, run.steps) if config.training.heads_first else 1.0
+            learning_rate, decay = set_schedules(
+                optimiser, config.optimiser, rate, progress, run.rate_factor, trunk
+            )
             momentum = value_at(config.teacher.momentum, progress)
 
             # ---- loss and gradients, as means over the processes
@@ -115,3 +120,5 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             stop.requested |= records.finished
         if run.first:
             export_teacher(run.folder.export, model.teacher.backbone, config, step)
+            if config.init is not None and step == run.steps:
+                records.display.say(conclude(run.folder.metrics, run.folder.export))

@@ -36,7 +36,9 @@ class Records:
         self.log = MetricsLog(run.folder.metrics, enabled=run.first)
         self.log.cut_after(run.done)
         self.probes = training_probes(run.config, run.source) if run.first else []
-        looks = [record for record in read_records(run.folder.metrics) if "loss" not in record]
+        kept = [record for record in read_records(run.folder.metrics) if record["step"] <= run.done]
+        self.losses = [(record["step"], record["loss"]) for record in kept if "loss" in record]
+        looks = [record for record in kept if "loss" not in record]
         self.examined = {record["step"] for record in looks if "verdict.score" in record}
         self.probed = {record["step"] for record in looks if not {"verdict.score", "failed"} & set(record)}
         examined = run.first and run.config.verdict.enabled
@@ -78,6 +80,7 @@ class Records:
             self.warn(
                 f"{bad.skipped} step(s) up to step {step} were left out: their loss or gradient was no number."
             )
+        self.losses.append((step, record["loss"]))
         self._log(record)
         self.display.record(record)
         return_freed_memory()
@@ -89,6 +92,7 @@ class Records:
         """The run was put back to this step: drop what was recorded behind it, and say so."""
         self.sums, self.began, self.began_at = {}, time.perf_counter(), step
         self.log.cut_after(step)
+        self.losses = [entry for entry in self.losses if entry[0] <= step]
         self.warn(
             f"Too many bad steps in a row: back at step {step:,}, with the learning rate at "
             f"{self.run.rate_factor:g} of its schedule."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from glocal.models.export import export_backbone
 from glocal.models.loading import load, load_into
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
+from glocal.views.groups import ViewGroup
 
 # What weights leave open: how training treats them, and the side that their position table is resized to.
 _OPEN = ("drop_path", "init", "attention_init", "patch_embed_init", "image_size")
@@ -23,7 +25,8 @@ _OPEN = ("drop_path", "init", "attention_init", "patch_embed_init", "image_size"
 def adopt_weights(config: RunConfig, spec: str) -> RunConfig:
     """The configuration with its backbone and its pixels' statistics taken from the weights at `spec`.
 
-    Of the recipe's backbone its stochastic depth stays. Views are not touched: sizes that the weights' patches do not
+    Of the recipe's backbone its stochastic depth stays. A recipe that continues (`training.heads_first`) shows views at the
+    side that the weights are evaluated at; other recipes' views are not touched: sizes that the weights' patches do not
     divide are refused when the configuration is validated.
 
     Raises:
@@ -32,7 +35,22 @@ def adopt_weights(config: RunConfig, spec: str) -> RunConfig:
     encoder = load(spec)
     backbone = _trainable(encoder).config.model_copy(update={"drop_path": config.backbone.drop_path})
     decided = {"init": spec, "backbone": backbone, "mean": encoder.mean, "std": encoder.std}
+    if config.training.heads_first:
+        decided["views"] = views_at(config.views, encoder.image_size, encoder.patch_size)
     return config.model_copy(update=decided)
+
+
+def views_at(views: Mapping[str, ViewGroup], side: int, patch_size: int) -> dict[str, ViewGroup]:
+    """The groups with the largest view's longer side at `side` pixels, the others in proportion, in whole patches."""
+    largest = max(max(group.height_width) for group in views.values())
+
+    def whole(pixels: int) -> int:
+        return max(1, round(pixels * side / largest / patch_size)) * patch_size
+
+    sizes = {
+        name: (whole(group.height_width[0]), whole(group.height_width[1])) for name, group in views.items()
+    }
+    return {name: group.model_copy(update={"size": sizes[name]}) for name, group in views.items()}
 
 
 def refuse_contradictions(config: RunConfig, adopted: RunConfig) -> None:
