@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from glocal.config import Config
 from glocal.errors import ConfigError
@@ -62,7 +61,7 @@ class ObjectiveConfig(Config):
         """Make the objective for a backbone of this embedding size and these view groups."""
         raise NotImplementedError
 
-    def with_head_of(self, key: str, other: ObjectiveConfig) -> Self:
+    def with_head_of(self, key: str, other: ObjectiveConfig) -> ObjectiveConfig:
         """These settings with the head of another term, whose heads this one shares; `key` is where this one stands.
 
         Raises:

@@ -75,7 +75,7 @@ def match_view_groups(
         share: use this share of student patches, the same ones for all teacher views, drawn anew every batch.
         same_view: match a view with itself too, for two networks that see it differently.
     """
-    found: dict[tuple[str, str], _GroupMatches] = {}
+    by_groups: dict[tuple[str, str], _GroupMatches] = {}
     view_pairs = 0
     for name_t in teacher:
         for name_s in student:
@@ -84,21 +84,21 @@ def match_view_groups(
                 views, (name_t, teacher[name_t]), (name_s, student[name_s]), used,
                 rule, weight, max_scale_ratio, bilinear, same_view,
             )  # fmt: skip
-            found[name_t, name_s] = matches._replace(view_pair=matches.view_pair + view_pairs)
+            by_groups[name_t, name_s] = matches._replace(view_pair=matches.view_pair + view_pairs)
             view_pairs += new
     student_rows, student_position = _compact(
-        {n: [m.student_row for (_, s), m in found.items() if s == n] for n in student}
+        {n: [m.student_row for (_, s), m in by_groups.items() if s == n] for n in student}
     )
     teacher_rows, teacher_position = _compact(
-        {n: [m.teacher_row for (t, _), m in found.items() if t == n] for n in teacher}
+        {n: [m.teacher_row for (t, _), m in by_groups.items() if t == n] for n in teacher}
     )
     pairs = Pairs(
-        torch.cat([student_position[s][m.student_row] for (_, s), m in found.items()]),
-        torch.cat([teacher_position[t][m.teacher_row] for (t, _), m in found.items()]),
-        torch.cat([m.weight for m in found.values()]),
+        torch.cat([student_position[s][m.student_row] for (_, s), m in by_groups.items()]),
+        torch.cat([teacher_position[t][m.teacher_row] for (t, _), m in by_groups.items()]),
+        torch.cat([m.weight for m in by_groups.values()]),
     )
-    image = torch.cat([m.image for m in found.values()])
-    view_pair = torch.cat([m.view_pair for m in found.values()])
+    image = torch.cat([m.image for m in by_groups.values()])
+    view_pair = torch.cat([m.view_pair for m in by_groups.values()])
     return MatchedTokens(student_rows, teacher_rows, pairs, image, view_pair, view_pairs)
 
 
@@ -113,8 +113,8 @@ def keep_pairs(tokens: MatchedTokens, kept: Int64[Tensor, " fewer"]) -> MatchedT
 
 
 def gather_patches(
-    features: Mapping[str, Features], rows: Mapping[str, Int64[Tensor, " tokens"]]
-) -> Float[Tensor, "tokens dim"]:
+    features: Mapping[str, Features], rows: Mapping[str, Int64[Tensor, " rows"]]
+) -> Float[Tensor, "all_rows dim"]:
     """The chosen patch embeddings of all groups, group after group."""
     return torch.cat(
         [
@@ -264,8 +264,8 @@ def _keep_tokens(
 def _compact(rows: Mapping[str, list[Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """For each group the rows in use, ascending, and where each row stands in the concatenation over groups."""
     used, position, start = {}, {}, 0
-    for name, parts in rows.items():
-        every = torch.cat(parts)
+    for name, lists in rows.items():
+        every = torch.cat(lists)
         flags = torch.zeros(int(every.max()) + 1 if every.numel() else 0, dtype=torch.bool)
         flags[every] = True
         used[name] = flags.nonzero()[:, 0]

@@ -58,7 +58,7 @@ class GatheredMemory(RingMemory):
         """
         if not self._waiting:
             return
-        rows, image = (all_gather_rows(torch.cat(part)) for part in zip(*self._waiting, strict=True))
+        rows, image = (all_gather_rows(torch.cat(waiting)) for waiting in zip(*self._waiting, strict=True))
         self._waiting.clear()
         if rows.shape[0] > self.capacity:
             raise TrainingError(

@@ -182,8 +182,8 @@ class LocalGroup(QueueContrast):
         means = {name: self.config.query.of(branch.features[name]) for name in dict(views)}
         queries = torch.stack([means[name][:, number] for name, number in views], dim=1)
         flat = queries.flatten(0, 1)
-        own = image.repeat_interleave(len(views)) if self.config.exclude_own else None
-        near = self.memory(role).nearest(flat.detach(), self.config.neighbours, own)
+        exclude = image.repeat_interleave(len(views)) if self.config.exclude_own else None
+        near = self.memory(role).nearest(flat.detach(), self.config.neighbours, exclude)
         related = branch.backbone.norm(heads.relation(flat, near.rows, near.valid))
         return heads.contrast(related).unflatten(0, queries.shape[:2]), near
 
@@ -216,16 +216,16 @@ class LocalGroup(QueueContrast):
         self.found = FoundNeighbours(asking, source, near.valid & (source >= 0))
 
 
-def neighbour_purity(found: FoundNeighbours, labels: Int64[Tensor, " images"]) -> float:
+def neighbour_purity(neighbours: FoundNeighbours, labels: Int64[Tensor, " images"]) -> float:
     """Share of retrieved neighbours that have the label of the image that asked; NaN when there are none.
 
-    >>> found = FoundNeighbours(torch.tensor([0]), torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
-    >>> neighbour_purity(found, torch.tensor([7, 7, 3]))
+    >>> neighbours = FoundNeighbours(torch.tensor([0]), torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
+    >>> neighbour_purity(neighbours, torch.tensor([7, 7, 3]))
     0.5
     """
-    labels = labels.to(found.image.device)
-    same = labels[found.image][:, None] == labels[found.neighbour.clamp(min=0)]
-    return float(same[found.valid].float().mean())
+    labels = labels.to(neighbours.image.device)
+    same = labels[neighbours.image][:, None] == labels[neighbours.neighbour.clamp(min=0)]
+    return float(same[neighbours.valid].float().mean())
 
 
 def _first_large(views: Sequence[View], groups: Mapping[str, ViewGroup]) -> View:

@@ -117,15 +117,15 @@ class RingMemory(nn.Module):
         surplus = max(count - self.capacity, 0)
         start = (self.pointer + surplus) % self.capacity
         before_wrap = min(count - surplus, self.capacity - start)
-        for at, part in (
+        for at, chosen in (
             (start, slice(surplus, surplus + before_wrap)),
             (0, slice(surplus + before_wrap, count)),
         ):
-            if part.start < part.stop:
-                self._store(at, rows[part])
-                self.written_at[at : at + part.stop - part.start] = self.step
+            if chosen.start < chosen.stop:
+                self._store(at, rows[chosen])
+                self.written_at[at : at + chosen.stop - chosen.start] = self.step
                 if self.payload is not None and payload is not None:
-                    self.payload[at : at + part.stop - part.start] = payload[part]
+                    self.payload[at : at + chosen.stop - chosen.start] = payload[chosen]
         wrapped = self.pointer + count > self.capacity
         self.pointer = (
             self.pointer + count * (2 if self.double_advance and not wrapped else 1)
@@ -175,8 +175,8 @@ class RingMemory(nn.Module):
                 best, order = torch.cat([best, top], dim=1).topk(k, dim=1)
                 slot = torch.cat([slot, position + start], dim=1).gather(1, order)
         valid = best > -torch.inf
-        found = self.stored[slot].to(queries.dtype) * valid[..., None]
-        return Nearest(found, slot * valid, valid, best.masked_fill(~valid, 0.0))
+        rows = self.stored[slot].to(queries.dtype) * valid[..., None]
+        return Nearest(rows, slot * valid, valid, best.masked_fill(~valid, 0.0))
 
     def mean_age(self) -> Float[Tensor, ""]:
         """Mean number of `write` calls since a row was written, over the rows that were (0 right after one write)."""

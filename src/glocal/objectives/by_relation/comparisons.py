@@ -41,15 +41,15 @@ def order_difference(
     y: Float[Tensor, "sets patches dim"],
     exists: Bool[Tensor, "sets patches"],
     references: Float[Tensor, "references dim"],
-    own: Bool[Tensor, "sets references"],
+    own_image: Bool[Tensor, "sets references"],
     temperature_x: float,
     temperature_y: float,
 ) -> Float[Tensor, " sets"]:
     """Mean over a set's patches of the cross-entropy from y's softmax over similarities to references to x's.
 
-    `references` are unit vectors; those of a set's `own` image are left out.
+    `references` are unit vectors; those of the set's `own_image` are left out.
     """
-    hidden = own[:, None, :]
+    hidden = own_image[:, None, :]
     logits = (unit_length(x) @ references.T / temperature_x).masked_fill(hidden, -1e30)
     target = (unit_length(y) @ references.T / temperature_y).masked_fill(hidden, -1e30).softmax(dim=-1)
     terms = -(target * logits.log_softmax(dim=-1)).sum(dim=-1)

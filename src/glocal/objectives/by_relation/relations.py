@@ -153,11 +153,11 @@ class Relations(Objective):
         if config.form == "gram":
             return gram_difference(student, target, exists), (count >= 2).float()
         references = self._references(targets, views)
-        own = patches.image[:, None] + rank() * len(views) == torch.arange(
+        own_image = patches.image[:, None] + rank() * len(views) == torch.arange(
             references.shape[0], device=references.device
         )
         temperatures = (config.student_temperature, config.teacher_temperature)
-        return order_difference(student, target, exists, references, own, *temperatures), count.float()
+        return order_difference(student, target, exists, references, own_image, *temperatures), count.float()
 
     def _matched(
         self, student: Mapping[str, Features], teacher: Mapping[str, Features], views: Views
@@ -200,8 +200,8 @@ class Relations(Objective):
             ]
             exists = (torch.arange(most, device=theirs.device) < patches).expand(batch * count, -1)
             image = torch.arange(batch, device=theirs.device).repeat_interleave(count)
-            for side, part in zip(sides, (*filled, exists, image), strict=True):
-                side.append(part)
+            for side, tensor in zip(sides, (*filled, exists, image), strict=True):
+                side.append(tensor)
         return Corresponding(*(torch.cat(side) for side in sides))
 
     @torch.no_grad()

@@ -208,17 +208,17 @@ class SelfPatch(PrototypeTerm):
         raw, aggregator = _raw_patches(features), self._aggregator(teacher)
         contexts = None if aggregator is None else aggregator.contexts(raw)
         match_on = raw if config.match_on == "raw" else features.patches
-        found = similar_patches(
+        neighbours = similar_patches(
             match_on, features.grid, config.k, config.window, config.border, config.include_self
         )
         salted = fold_in(views.seed, _SALT + sum(name.encode()))
         patch, row = taking_part(salted, config.share, seen, features.patches.shape[:2])
         if patch is None:
-            return _Chosen(features, None, None, found, contexts)
+            return _Chosen(features, None, None, neighbours, contexts)
         patch = patch.to(features.cls.device, non_blocking=True)
         row = None if row is None else row.to(features.cls.device, non_blocking=True)
         index = patch[..., None].expand(-1, -1, config.k)
-        positives = SimilarPatches(*(part.gather(1, index) for part in found))
+        positives = SimilarPatches(*(field.gather(1, index) for field in neighbours))
         return _Chosen(features, patch, row, positives, contexts)
 
     def _pairs(self, chosen: Mapping[str, _Chosen]) -> Pairs:
@@ -239,8 +239,8 @@ class SelfPatch(PrototypeTerm):
     def _aggregator(self, branch: Branch) -> Aggregator | None:
         if self.config.aggregation == "mean":
             return None
-        own = self.config.aggregation == "own_attention"
-        aggregator = branch.heads.aggregator if own else branch.backbone.aggregator
+        in_heads = self.config.aggregation == "own_attention"
+        aggregator = branch.heads.aggregator if in_heads else branch.backbone.aggregator
         assert isinstance(aggregator, Aggregator)
         return aggregator
 
@@ -285,21 +285,21 @@ class SelfPatch(PrototypeTerm):
         """
         spoilt, similarity, valid = [], [], []
         for group in chosen.values():
-            found = group.positives
+            neighbours = group.positives
             spoilt.append(self._spoilt(group).flatten())
-            similarity.append(found.similarity.flatten())
-            valid.append(found.valid.flatten())
+            similarity.append(neighbours.similarity.flatten())
+            valid.append(neighbours.valid.flatten())
         cosine = torch.cat(similarity).sum() / torch.cat(valid).sum()
         return {"border_share": torch.cat(spoilt).float().mean(), "neighbour_cosine": cosine}
 
     def _spoilt(self, group: _Chosen) -> Bool[Tensor, "views chosen k"]:
-        found = group.positives
+        neighbours = group.positives
         if self.config.border == "clip":
-            return ~found.valid
-        own = group.patch
-        if own is None:
-            own = torch.arange(found.patch.shape[1], device=found.patch.device)[None]
-        return wrapped(own, found.patch, group.features.grid, self.config.window)
+            return ~neighbours.valid
+        patch = group.patch
+        if patch is None:
+            patch = torch.arange(neighbours.patch.shape[1], device=neighbours.patch.device)[None]
+        return wrapped(patch, neighbours.patch, group.features.grid, self.config.window)
 
 
 def _same_views(config: SelfPatchConfig, groups: Mapping[str, ViewGroup]) -> dict[str, ViewGroup]:

@@ -36,28 +36,28 @@ def taking_part(
 
 
 def weighted_mean(
-    tokens: Float[Tensor, "batch patches dim"], found: SimilarPatches
+    tokens: Float[Tensor, "batch patches dim"], positives: SimilarPatches
 ) -> Float[Tensor, "batch chosen dim"]:
     """Mean of each patch's valid positives, weighted by cosine similarity; those below zero count next to nothing.
 
     One pass over (batch, chosen, dim): the positives' tokens are never copied. No gradient.
 
-    >>> found = SimilarPatches(torch.tensor([[[1, 2]]]), torch.tensor([[[True, True]]]), torch.tensor([[[0.9, 0.3]]]))
-    >>> weighted_mean(torch.tensor([[[0.0], [4.0], [8.0]]]), found).item()
+    >>> positives = SimilarPatches(torch.tensor([[[1, 2]]]), torch.tensor([[[True, True]]]), torch.tensor([[[0.9, 0.3]]]))
+    >>> weighted_mean(torch.tensor([[[0.0], [4.0], [8.0]]]), positives).item()
     5.0
     """
     batch, patches, dim = tokens.shape
-    weight = found.similarity.clamp_min(1e-6) * found.valid
+    weight = positives.similarity.clamp_min(1e-6) * positives.valid
     weight = weight / weight.sum(dim=-1, keepdim=True)
     first = torch.arange(0, batch * patches, patches, device=tokens.device)[:, None, None]
-    row = (found.patch + first).flatten(0, 1)
+    row = (positives.patch + first).flatten(0, 1)
     table = tokens.detach().reshape(batch * patches, dim)
     summed = F.embedding_bag(row, table, mode="sum", per_sample_weights=weight.flatten(0, 1).to(table.dtype))
     return summed.view(batch, -1, dim)
 
 
 def wrapped(
-    own: Int64[Tensor, "#batch patches"],
+    centre: Int64[Tensor, "#batch patches"],
     patch: Int64[Tensor, "batch patches k"],
     grid: tuple[int, int],
     window: int,
@@ -67,6 +67,6 @@ def wrapped(
     >>> wrapped(torch.tensor([[0]]), torch.tensor([[[1, 5, 30]]]), (6, 6), window=3).tolist()
     [[[False, True, True]]]
     """
-    down = (patch // grid[1] - own[..., None] // grid[1]).abs()
-    right = (patch % grid[1] - own[..., None] % grid[1]).abs()
+    down = (patch // grid[1] - centre[..., None] // grid[1]).abs()
+    right = (patch % grid[1] - centre[..., None] % grid[1]).abs()
     return torch.maximum(down, right) > window // 2
