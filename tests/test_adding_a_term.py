@@ -10,8 +10,14 @@ import sys
 from pathlib import Path
 
 import glocal
+from glocal.objectives import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_page_of_terms_names_every_term():
+    page = (ROOT / "docs" / "terms.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == set(KINDS)
 
 
 def test_one_file_and_one_line_make_a_term_that_passes_the_suite(tmp_path):

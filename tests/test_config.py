@@ -182,11 +182,15 @@ def test_unknown_recipe_and_preset_name_the_nearest():
 
 def test_schedules_by_hand():
     cosine = Schedule(start=1.0, end=0.0, warmup_epochs=1.0)
-    at = [cosine.at(Progress(step, 110, 10)) for step in (0, 5, 10, 60, 110)]
-    assert at == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0])
+    at = [cosine.at(Progress(step, 110, 10)) for step in (0, 3, 9, 10, 60, 110)]
+    assert at == pytest.approx([0.0, 1 / 3, 1.0, 1.0, 0.5, 0.0])
     linear = Schedule(start=0.04, end=0.07, shape="linear", over_epochs=3)
     assert [linear.at(Progress(step, 100, 10)) for step in (0, 15, 30, 99)] == pytest.approx(
         [0.04, 0.055, 0.07, 0.07]
+    )
+    by_epoch = Schedule(start=0.04, end=0.07, shape="linear", over_epochs=4, every="epoch")
+    assert [by_epoch.at(Progress(step, 100, 10)) for step in (0, 9, 10, 25, 30, 99)] == pytest.approx(
+        [0.04, 0.04, 0.05, 0.06, 0.07, 0.07]
     )
     step = Schedule(start=3.0, end=0.3, shape="step", over_epochs=2)
     assert [step.at(Progress(at, 100, 10)) for at in (0, 19, 20, 99)] == pytest.approx([3.0, 3.0, 0.3, 0.3])

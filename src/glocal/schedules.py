@@ -29,7 +29,7 @@ class Schedule(Config):
     """A value from `start` to `end`, reached along a shape after an optional linear warm-up from `warmup_from`.
 
     `over_epochs` limits the way from start to end (constant afterwards); without it the whole run is the way. With shape
-    `step` the value is `start` on the way and `end` behind it.
+    `step` the value is `start` on the way and `end` behind it. The warm-up's last step has `start` already, as in DINO.
 
     >>> Schedule(start=0.04, end=0.07, shape="linear", over_epochs=30).at(Progress(15, 100, 1))
     0.055
@@ -39,6 +39,8 @@ class Schedule(Config):
     end: float
     shape: Literal["cosine", "linear", "step"] = "cosine"
     over_epochs: Annotated[float, Field(gt=0)] | None = None
+    every: Literal["step", "epoch"] = "step"
+    """`epoch`: one value an epoch, `end` in the way's last one (DINO's and Mugs' teacher temperature)."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     warmup_from: float = 0.0
 
@@ -48,11 +50,13 @@ class Schedule(Config):
         # A warm-up longer than the run would never end; a tenth of the run is what short runs get.
         warmup = min(warmup, progress.total_steps // 10)
         if progress.step < warmup:
-            return self.warmup_from + (self.start - self.warmup_from) * progress.step / warmup
-        way = progress.total_steps - warmup
+            return self.warmup_from + (self.start - self.warmup_from) * progress.step / max(1, warmup - 1)
+        way, gone = progress.total_steps - warmup, progress.step - warmup
         if self.over_epochs is not None:
             way = round(self.over_epochs * progress.steps_per_epoch)
-        share = min(1.0, (progress.step - warmup) / max(1, way))
+        if self.every == "epoch":
+            way, gone = round(way / progress.steps_per_epoch) - 1, gone // progress.steps_per_epoch
+        share = min(1.0, gone / max(1, way))
         if self.shape == "cosine":
             share = 0.5 * (1.0 - math.cos(math.pi * share))
         elif self.shape == "step":

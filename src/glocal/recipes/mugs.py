@@ -92,7 +92,7 @@ class _Published:
 
 
 def _warm(epochs: int) -> Schedule:
-    return Schedule(start=0.04, end=0.07, shape="linear", over_epochs=epochs)
+    return Schedule(start=0.04, end=0.07, shape="linear", over_epochs=epochs, every="epoch")
 
 
 REFERENCE_PRESETS = {
@@ -101,7 +101,7 @@ REFERENCE_PRESETS = {
     "s800": _Published("small", 800, 1024, 8e-4, 1e-6, (0.04, 0.1), 0.1, _warm(30), 1),
     "b400": _Published("base", 400, 1008, 8e-4, 2e-6, (0.04, 0.1), 0.1, _warm(50), 3),
     "l250": _Published("large", 250, 640, 1.5e-3, 1.5e-4, (0.025, 0.08), 0.3, _warm(50), 3, norm_last_layer=True,
-                       clip=Schedule(start=3.0, end=0.3, shape="step", over_epochs=100)),
+                       clip=Schedule(start=3.0, end=0.3, shape="step", over_epochs=101)),
 }  # fmt: skip
 
 

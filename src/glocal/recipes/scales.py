@@ -57,7 +57,7 @@ def imagenet() -> Scale:
         views=multi_crop(224, 96, 8, global_area=(0.4, 1.0), local_area=(0.05, 0.4)),
         image_head=HeadConfig(),
         patch_head=HeadConfig(hidden=512, bottleneck=128, prototypes=4096),
-        teacher_temperature=Schedule(start=0.04, end=0.07, shape="linear", over_epochs=30),
+        teacher_temperature=Schedule(start=0.04, end=0.07, shape="linear", over_epochs=30, every="epoch"),
         centring=CentringConfig(),
         optimiser=OptimiserConfig(),
         teacher=TeacherConfig(),
