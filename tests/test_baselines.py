@@ -124,4 +124,4 @@ def test_the_command_measures_them_beside_the_model(tmp_path) -> None:
     result = CliRunner().invoke(cli.app, [*words, "baselines=true"])
     assert result.exit_code == 0, result.output
     shown = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "out")])
-    assert result.output.count("knn v1") == 5 and "k-means" in shown.output
+    assert result.output.count("knn v2") == 5 and "k-means" in shown.output

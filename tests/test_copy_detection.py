@@ -179,7 +179,7 @@ def test_the_thumbnail_baseline_of_real_attacks_is_reproduced(real_data: Path) -
         120,
     )
     queries, database = gray_thumbnails(data.queries), gray_thumbnails(data.references)
-    numbers, rows = measure(queries, database, data.positives, data.attack, candidates=1)
+    numbers, rows, _ = measure(queries, database, data.positives, data.attack, candidates=1)
     assert numbers["recall_at_1"] == pytest.approx(48.8, abs=0.05)
     assert numbers["micro_ap"] == pytest.approx(47.6, abs=0.05)
     expected = dict.fromkeys(("blur", "jpeg", "gray_gamma", "overlay"), 100.0)

@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+from dense_fakes import blocks, colour_encoder
 from evaluation_fakes import coloured, small_encoder
 from typer.testing import CliRunner
 
@@ -132,3 +133,35 @@ def test_python_measures_in_one_line() -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
     result = glocal.evaluate("knn", small_encoder(), data, ks=[1], transform__size=24)
     assert set(result.numbers) == {"k1_top1", "k1_per_class"} and result.settings["resolution"] == 24
+
+
+@pytest.mark.parametrize(
+    ("protocol", "figure", "settings"),
+    [
+        ("knn-seg", "mIoU", ["size=32"]),
+        ("hummingbird", "mIoU", ["size=32", "memory=200"]),
+        (
+            "linear-seg-100",
+            "mIoU",
+            ["size=32", "augment=false", "epochs=4", "rate=1.0", "batch=4", "output=32"],
+        ),
+        ("correspondence", "accuracy", []),
+        ("retrieval", "map", []),
+        ("discovery", "CorLoc_lost", ["object_classes=[1,2]", "smallest_object=1"]),
+    ],
+)
+def test_figures_made_item_by_item_have_intervals_around_them(protocol, figure, settings) -> None:
+    data = {"train": blocks(8, seed=1, name="train"), "test": blocks(8, seed=2, name="test")}
+    for source in data.values():
+        source.pixels = np.clip(
+            source.pixels + np.random.default_rng(0).normal(0, 60, source.pixels.shape), 0, 255
+        )
+        source.pixels, source.labels = source.pixels.astype(np.uint8), np.arange(8) % 2
+    result = evaluate(protocol, colour_encoder(), data, overrides=settings, work=QUIET)
+    low, high = result.intervals[figure]
+    assert low <= result.numbers[figure] <= high
+    samples = result.samples[figure]
+    whole = STATISTICS[samples.statistic](
+        np.ones((1, len(samples.values)), np.float32), np.asarray(samples.values, np.float32)
+    )
+    assert whole[0] == pytest.approx(result.numbers[figure], rel=1e-4)

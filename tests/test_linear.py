@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import coloured, small_encoder
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -13,8 +14,10 @@ from glocal.errors import ConfigError, DataError
 from glocal.evaluation.classification.finetune import FineTune, parameter_groups
 from glocal.evaluation.classification.linear import LinearProbe, rank_classes, readouts_for, train_heads
 from glocal.evaluation.classification.logistic import LowShot, draw_shots
+from glocal.extraction.image_embeddings import extract_embeddings
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.loading import load
 from glocal.models.vit import BackboneConfig, VisionTransformer
 
 QUIET = Work(progress=False)
@@ -161,7 +164,6 @@ def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
     assert np.isclose(result.numbers["20_percent_top1_std"], np.std(scores, ddof=1))
 
     from glocal.evaluation.classification.labels import split_held_out
-    from glocal.extraction.image_embeddings import extract_embeddings
 
     x = extract_embeddings(encoder, train, work=QUIET).first.double().numpy()
     found = extract_embeddings(encoder, test, work=QUIET)
@@ -187,19 +189,23 @@ def digits(rows: slice) -> object:
     return MemorySource(pixels.repeat(2, 1).repeat(2, 2), labels[rows], name=f"digits {rows.start}")
 
 
-def test_fine_tuning_learns_digits_and_leaves_the_encoder_alone() -> None:
+def test_fine_tuning_learns_digits_keeps_its_model_and_leaves_the_encoder_alone(tmp_path) -> None:
     encoder = small_encoder()
     before = encoder.fingerprint()
     data = {"train": digits(slice(0, 400)), "test": digits(slice(1000, 1200))}
     config = FineTune(
         epochs=8, batch_size=32, learning_rate=2e-2, layer_decay=0.9, warmup_epochs=1, mirror=False,
-        crop_area=(0.7, 1.0), transform={"size": 16},
+        crop_area=(0.7, 1.0), transform={"size": 16}, save=str(tmp_path / "tuned"),
     )  # fmt: skip
     state = torch.random.get_rng_state()
     result = config.run(encoder, data, QUIET)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert encoder.fingerprint() == before
     assert result.numbers["top1"] > 50  # chance is 10
+    tuned, head = load(str(tmp_path / "tuned")), load_file(tmp_path / "tuned" / "head.safetensors")
+    embeddings = extract_embeddings(tuned, data["test"], config.transform, work=QUIET).first
+    predicted = (embeddings @ head["weight"].T + head["bias"]).argmax(1).numpy()
+    assert 100 * (predicted == data["test"].labels).mean() == pytest.approx(result.numbers["top1"])
 
 
 def test_layers_below_learn_more_slowly() -> None:

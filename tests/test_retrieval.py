@@ -242,11 +242,12 @@ def test_revisited_difficulties_and_query_box(tmp_path: Path) -> None:
     data = open_revisited(tmp_path)
     lists = {name: (j.positives[0].tolist(), j.ignored[0].tolist()) for name, j in data.judgements.items()}
     assert lists == {"easy": ([0], [1, 2]), "medium": ([0, 1], [2]), "hard": ([1], [0, 2])}
-    cut = ImageRetrieval().run(colour_encoder(), tmp_path, QUIET)
+    cut = ImageRetrieval(crop_queries=True).run(colour_encoder(), tmp_path, QUIET)
     assert {name: cut.numbers[f"{name}/map"] for name in lists} == {"easy": 100, "medium": 100, "hard": 100}
-    whole = ImageRetrieval(crop_queries=False).run(colour_encoder(), tmp_path, QUIET)
+    whole = ImageRetrieval().run(colour_encoder(), tmp_path, QUIET)
     assert whole.numbers["easy/map"] < 100
-    scales = ImageRetrieval(descriptor=DescriptorConfig(resize="longer", size=32, scales=(1.0, 0.7071, 0.5)))
+    three = DescriptorConfig(resize="longer", size=32, scales=(1.0, 0.7071, 0.5))
+    scales = ImageRetrieval(descriptor=three, crop_queries=True)
     result = scales.run(colour_encoder(), tmp_path, QUIET)
     assert result.settings["resolution"] == [32, 24, 16]
     assert result.numbers["medium/map"] == 100

@@ -22,6 +22,7 @@ from glocal.data.changed import ChangedSource
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, ModelError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import (
     FeatureTransform,
@@ -93,10 +94,10 @@ class Correspondence(ProtocolConfig):
             else encoder.image_size // encoder.patch_size * encoder.patch_size
         )
         skipped = Skipped()
-        numbers, notes = self._measure(
+        numbers, notes, samples = self._measure(
             source, size, encoder.patch_size, _features(self, encoder, work, skipped), work
         )
-        return self.result(
+        result = self.result(
             encoder,
             {"images": source},
             numbers,
@@ -104,6 +105,8 @@ class Correspondence(ProtocolConfig):
             resolution=size,
             norm="final norm, patches of length 1",
         )
+        result.samples = samples
+        return result
 
     def run_on_pixels(self, source: ImageSource, size: int, patch_size: int, work: Work) -> dict[str, float]:
         """The same measure for raw pixels, the control: a patch is its pixels minus its view's mean colour."""
@@ -124,7 +127,7 @@ class Correspondence(ProtocolConfig):
 
     def _measure(
         self, source: ImageSource, size: int, patch_size: int, patches: PatchStream, work: Work
-    ) -> tuple[dict[str, float], list[str]]:
+    ) -> tuple[dict[str, float], list[str], dict[str, Samples]]:
         if size % patch_size:
             raise ConfigError(f"size={size} is no multiple of the patch of {patch_size} px.")
         places = _choose(len(source), self.images, self.seed)
@@ -161,7 +164,11 @@ class Correspondence(ProtocolConfig):
             "images": len(exact),
             "patches": matched,
         }
-        return numbers, notes
+        samples = {
+            name: Samples(100 * np.array(values)[:, None])
+            for name, values in (("accuracy", exact), ("accuracy_within_one", near))
+        }
+        return numbers, notes, samples
 
 
 def draw_view_pairs(

@@ -107,7 +107,11 @@ def _weights(items: int) -> Iterator[NDArray[np.float32]]:
     generator = np.random.default_rng(items)
     step = max(1, _DRAWN_AT_ONCE // items)
     for start in range(0, DRAWS, step):
-        yield generator.poisson(1.0, (min(step, DRAWS - start), items)).astype(np.float32)
+        weights = generator.poisson(1.0, (min(step, DRAWS - start), items)).astype(np.float32)
+        weights[weights.sum(1) == 0] = (
+            1.0  # of eight items, every third time one draw of a thousand holds none
+        )
+        yield weights
 
 
 def _interval(drawn: NDArray[np.float64]) -> Interval:

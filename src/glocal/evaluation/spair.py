@@ -23,6 +23,7 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, name_some
 from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import FeatureTransform, Skipped, check_patches, iterate_features
 from glocal.extraction.progress import progress_bar
@@ -89,7 +90,8 @@ class KeypointTransfer(ProtocolConfig):
         assert transform.size is not None
         padded, skipped = SquareSource(images, transform.size), Skipped()
         places = _places(images)
-        rows = []
+        rows: list[dict[str, Any]] = []
+        every: list[NDArray[np.float64]] = []
         with progress_bar(
             "keypoint transfer", sum(map(len, kept.values())), work.progress, unit="pairs"
         ) as advance:
@@ -103,10 +105,11 @@ class KeypointTransfer(ProtocolConfig):
                 ]
                 advance(len(chosen))
                 if errors:
+                    every += errors
                     rows.append({"category": category, "pairs": len(errors), **score(errors)})
         if not rows:
             raise DataError(f"{root}: no pair of split {self.split} has two readable images.")
-        return self.result(
+        result = self.result(
             encoder,
             {"images": images},
             summarise(rows),
@@ -115,6 +118,10 @@ class KeypointTransfer(ProtocolConfig):
             resolution=transform.size,
             norm="final norm, patches of length 1",
         )
+        for alpha in ALPHAS:
+            shares = np.array([100 * (errors < alpha).mean() for errors in every])
+            result.samples[f"pck_per_image_{alpha}"] = Samples(shares[:, None])
+        return result
 
     def _features(
         self,

@@ -44,7 +44,8 @@ class FeatureTransform(Config):
     """How an image becomes model input. Changes every number measured through it."""
 
     resize: Literal["crop", "squash", "shorter", "native"] = "crop"
-    """crop: shorter side to `size / crop_fraction`, central square of `size`; squash: to a square, aspect lost;
+    """crop: shorter side to `size / crop_fraction`, central square of `size`, as torchvision does on PIL images, pixel for
+    pixel (but JPEGs of more than four times the size are decoded at a smaller scale first); squash: to a square, aspect lost;
     shorter: shorter side to `size`, the other follows; native: as it is. The last two floor sides to whole patches."""
     size: int | None = None
     """Side in pixels, a multiple of the patch; null: the model's own. Not used by `native`."""
@@ -78,9 +79,10 @@ class FeatureTransform(Config):
         if self.resize == "squash":
             return Placement((self.size, self.size), (0, 0, self.size, self.size))
         if self.resize == "crop":
-            scale = round(self.size / self.crop_fraction) / min(height, width)
-            resized = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
-            top, left = ((side - self.size) // 2 for side in resized)
+            # torchvision's Resize and CenterCrop to the pixel: the longer side is cut off, odd margins round to even.
+            shorter, least = round(self.size / self.crop_fraction), min(height, width)
+            resized = (shorter * height // least, shorter * width // least)
+            top, left = (round((side - self.size) / 2) for side in resized)
             return Placement(resized, (top, left, self.size, self.size))
         scale = self.size / min(height, width) if self.resize == "shorter" else 1.0
         floored = [

@@ -12,22 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from glocal.data.source import ImageSource
-from glocal.distributed import all_gather_rows, rank, world_size
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
-from glocal.extraction.feature_stream import (
-    FeatureTransform,
-    Skipped,
-    computed_by,
-    device_of,
-    iterate_features,
-)
+from glocal.extraction.feature_stream import FeatureTransform, Skipped, computed_by, iterate_features
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -35,7 +27,7 @@ from glocal.models.features import Features
 
 SHARD = 512
 """Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
-FORMAT = 3
+FORMAT = 4
 """Layout and arithmetic of the cache; part of its key."""
 
 
@@ -76,7 +68,7 @@ def extract_embeddings(
     what: Sequence[str] = ("cls",),
     work: Work | None = None,
 ) -> Embeddings:
-    """Embed every image of a source. With `work.share` each process does its part and all get everything.
+    """Embed every image of a source.
 
     Args:
         encoder: the frozen model.
@@ -94,10 +86,7 @@ def extract_embeddings(
     asked = {name: _parse(name) for name in what}
     deciding = [FORMAT, SHARD, *computed_by(encoder), source.state(), len(source), transform.model_dump()]
     folder = None if work.cache is None else work.cache / key_of(deciding)
-    share = work.share and world_size() > 1
-    starts = (
-        range(rank() * SHARD, len(source), world_size() * SHARD) if share else range(0, len(source), SHARD)
-    )
+    starts = range(0, len(source), SHARD)
     items = list(dict.fromkeys(asked.values()))
     stored = {start: _read_shard(folder, start, items) for start in starts}
     shards = {start: shard for start, shard in stored.items() if shard is not None}
@@ -107,7 +96,7 @@ def extract_embeddings(
         shards[start] = shard
         if folder is not None:
             _write_shard(folder, start, shard)
-    return _gather(encoder, source, asked, [shards[start] for start in sorted(shards)], share)
+    return _gather(encoder, source, asked, [shards[start] for start in sorted(shards)])
 
 
 _Item = tuple[str, int]
@@ -172,9 +161,9 @@ def _compute(
 
 
 def _gather(
-    encoder: Encoder, source: ImageSource, asked: dict[str, _Item], shards: list[_Shard], share: bool
+    encoder: Encoder, source: ImageSource, asked: dict[str, _Item], shards: list[_Shard]
 ) -> Embeddings:
-    """Put all shards together in source order, those of other processes included."""
+    """Put all shards together in source order."""
     indices = np.concatenate([s.indices for s in shards]) if shards else np.empty(0, np.int64)
     bad = [entry for shard in shards for entry in shard.bad]
     empty = torch.empty(0, encoder.embed_dim)
@@ -182,15 +171,6 @@ def _gather(
         name: torch.cat([s.vectors[item] for s in shards]) if shards else empty
         for name, item in asked.items()
     }
-    if share:
-        device = device_of(encoder)
-        every = all_gather_rows(torch.from_numpy(indices).to(device))
-        order = torch.argsort(every)
-        vectors = {name: all_gather_rows(v.to(device))[order].cpu() for name, v in vectors.items()}
-        indices = every[order].cpu().numpy()
-        gathered: list[list[tuple[int, str]]] = [[] for _ in range(world_size())]
-        torch.distributed.all_gather_object(gathered, bad)
-        bad = [entry for part in gathered for entry in part]
     if len(indices) == 0:
         first = f" The first: {bad[0][1]}" if bad else ""
         raise DataError(f"{source.name}: none of its {len(source)} images could be read.{first}")

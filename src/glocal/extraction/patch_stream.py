@@ -25,7 +25,7 @@ from glocal.extraction.feature_stream import (
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
-FORMAT = 3
+FORMAT = 4
 """Layout and arithmetic of the files; part of their key."""
 LARGEST_KEPT = 16 * 2**30
 """Bytes of one model's patches on one split that are kept at most. ViT-S/16 at 224 px takes 0.3 MB an image."""

@@ -18,5 +18,3 @@ class Work:
     """Images handed from one step of a pipeline to the next. Arithmetic is cut the same way whatever it is."""
     progress: bool = True
     """Show images/s and time left."""
-    share: bool = False
-    """Divide extraction among the processes of this run; all of them must then take part."""

@@ -6,16 +6,19 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from glocal.atomic_files import write_atomically
 from glocal.data.source import ImageSource
-from glocal.errors import DataError, TrainingError
+from glocal.errors import DataError, ModelError, TrainingError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.classification.labelled import TOP, Answers, accuracies, with_answers
 from glocal.evaluation.classification.labels import LabelPair, align_labels
@@ -32,6 +35,8 @@ from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.depth_groups import depth_of
 from glocal.models.encoder import Encoder
+from glocal.models.export import export_backbone
+from glocal.models.vit import VisionTransformer
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -67,6 +72,8 @@ class FineTune(ProtocolConfig):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of all gradients."""
     seed: int = 0
+    save: str | None = None
+    """Folder for the tuned backbone, which `glocal.load` reads, and its head; null: nothing is kept."""
     transform: FeatureTransform = FeatureTransform()
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
@@ -80,6 +87,8 @@ class FineTune(ProtocolConfig):
         labels = align_labels(train, test)
         skipped = Skipped()
         tuned, head = self._train(encoder, train, labels, work, skipped)
+        if self.save is not None:
+            _save(Path(self.save), tuned, head, labels)
         answers, places = _classify(tuned, head, test, labels, self.transform, work, skipped)
         transform = self.transform.resolve(encoder)
         result = self.result(
@@ -191,6 +200,18 @@ def parameter_groups(backbone: nn.Module, head: nn.Module, config: FineTune) -> 
         }
         for place, members in sorted(groups.items())
     ]
+
+
+def _save(folder: Path, tuned: Encoder, head: nn.Linear, labels: LabelPair) -> None:
+    """Export the backbone, and write `head.safetensors` (weight, bias: one row a class) beside it."""
+    if not isinstance(tuned.backbone, VisionTransformer):
+        raise ModelError(f"{tuned.name} can't be saved: only glocal's Vision Transformers are exported.")
+    export_backbone(
+        tuned.backbone, folder, mean=tuned.mean, std=tuned.std, image_size=tuned.image_size,
+        extra={"finetuned_classes": labels.classes},
+    )  # fmt: skip
+    content = save_tensors({name: tensor.cpu().contiguous() for name, tensor in head.state_dict().items()})
+    write_atomically(folder / "head.safetensors", lambda file: file.write(content))
 
 
 def _classify(

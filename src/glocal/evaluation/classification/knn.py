@@ -87,6 +87,7 @@ class KnnConfig(LabelledConfig):
     """k-NN classification of test images by labelled training images."""
 
     protocol: ClassVar[str] = "knn"
+    version: ClassVar[int] = 2
     ks: tuple[Annotated[int, Field(ge=1)], ...] = (10, 20, 100, 200)
     """Numbers of neighbours; those above the number of training images are left out, with a note."""
     temperature: Annotated[float, Field(gt=0)] = 0.07

@@ -123,6 +123,7 @@ class LinearProbe(LabelledConfig):
     """
 
     protocol: ClassVar[str] = "linear"
+    version: ClassVar[int] = 2
     inputs: tuple[InputName, ...] = ("cls", "cls+mean", "4cls", "4cls+mean")
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (
         1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1,

@@ -19,6 +19,7 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.objects.davis_data import DavisVideos
 from glocal.evaluation.objects.davis_metrics import SequenceScore, score_dataset, score_sequence
 from glocal.evaluation.objects.label_propagation import Propagation, follow, sharpen
@@ -122,7 +123,7 @@ class Davis(ProtocolConfig):
                 journal.add(name, {"scores": [of.region.tolist(), of.boundary.tolist()], "notes": of.notes})
         numbers = {key: 100 * value for key, value in score_dataset(scores).items()}
         rows = [_row(score) for score in scores]
-        return self.result(
+        result = self.result(
             encoder,
             # The videos have what a result needs of a source: a name and a fingerprint.
             {"videos": cast(ImageSource, videos)},
@@ -134,6 +135,11 @@ class Davis(ProtocolConfig):
             norm=True,
             sequences=names,
         )
+        region = 100 * np.concatenate([score.region.mean(1) for score in scores])
+        boundary = 100 * np.concatenate([score.boundary.mean(1) for score in scores])
+        by_object = {"J&F": (region + boundary) / 2, "J_mean": region, "F_mean": boundary}
+        result.samples = {name: Samples(values[:, None]) for name, values in by_object.items()}
+        return result
 
     def _journal(self, encoder: Encoder, videos: DavisVideos, work: Work) -> Journal:
         """Scores of finished sequences. None are read back where predictions are to be written."""

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, UnreadableImageError
 from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.masks import TEST, SegmentationData, open_segmentation
 from glocal.evaluation.segmentation.paired_folders import PairedFolders, open_voc_boxes
@@ -230,7 +231,7 @@ class Discovery(ProtocolConfig):
         side = "native" if self.longest_side is None else f"longest side at most {self.longest_side}"
         if empty:
             notes.append(f"{source.name}: {empty} image(s) without a true object, left out")
-        return self.result(
+        result = self.result(
             encoder,
             {"test": source},
             {**numbers, "images": len(rows)},
@@ -242,6 +243,10 @@ class Discovery(ProtocolConfig):
             norm=False,
             boxes="VOC annotations" if masks is None else f"regions of the masks' classes {list(objects)}",
         )
+        for method in self.methods:
+            hits = np.array([100.0 * (row[method] >= self.overlap) for row in rows])
+            result.samples[f"CorLoc_{method}"] = Samples(hits[:, None])
+        return result
 
     def _open(self, data: DataLike) -> tuple[ImageSource, SegmentationData | None, Sequence[int]]:
         if not isinstance(data, Mapping):

@@ -17,6 +17,7 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval.copy_data import CopyData, open_copy_folder, open_pairs
 from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at, recall_at_precision
@@ -46,7 +47,7 @@ class CopyDetection(ProtocolConfig):
     """
 
     protocol: ClassVar[str] = "copy_detection"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     descriptor: DescriptorConfig = DescriptorConfig(readout="cls_gem")
     whitening: str | None = None
@@ -71,7 +72,11 @@ class CopyDetection(ProtocolConfig):
         """
         opened, extra = self._open(data)
         roles: dict[str, ImageSource] = {"queries": opened.queries, "references": opened.references, **extra}
-        found = {role: describe(encoder, source, self.descriptor, work) for role, source in roles.items()}
+        # DINO whitens descriptors as they are, and brings them to length 1 afterwards.
+        unit = "whitening" not in roles
+        found = {
+            role: describe(encoder, source, self.descriptor, work, unit) for role, source in roles.items()
+        }
         vectors = {role: embeddings.first for role, embeddings in found.items()}
         if "whitening" in vectors:
             learnt = learn_whitening(vectors.pop("whitening"), self.whitening_dim)
@@ -84,7 +89,7 @@ class CopyDetection(ProtocolConfig):
         attacks = [opened.attack[i] for i in kept]
         query_rows = torch.from_numpy(rows_of(found["queries"], len(opened.queries))[kept])
         device = device_of(encoder)
-        numbers, table = measure(
+        numbers, table, samples = measure(
             vectors["queries"][query_rows].to(device),
             database.to(device),
             positives,
@@ -92,7 +97,7 @@ class CopyDetection(ProtocolConfig):
             self.candidates,
         )
         notes = [*opened.notes, *unreadable, *(note for e in found.values() for note in e.skipped.notes())]
-        return self.result(
+        result = self.result(
             encoder,
             roles,
             numbers,
@@ -103,6 +108,8 @@ class CopyDetection(ProtocolConfig):
             norm="final norm, descriptors of length 1",
             database_size=len(database),
         )
+        result.samples = samples
+        return result
 
     def _open(self, data: DataLike) -> tuple[CopyData, dict[str, ImageSource]]:
         """Open the images by role; sources given by name win over paths in the settings."""
@@ -130,8 +137,8 @@ def measure(
     positives: list[NDArray[np.int64]],
     attacks: list[str],
     candidates: int = 10,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """All measures from descriptors of length 1, in percent, and one row an attack.
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Samples]]:
+    """All measures from descriptors of length 1, in percent, one row an attack, and what each query adds.
 
     mAP and recall@1 are means over the queries that have a reference; ties count against the query. micro-AP and
     recall at precision 90 rank the `candidates` best pairs of every query, those without a reference included.
@@ -156,6 +163,8 @@ def measure(
     numbers = {"map": 100 * float(precision.mean()), "recall_at_1": 100 * recall_at(ranks, 1)}
     numbers.update(_one_ranking(queries, database, positives, candidates))
     numbers["queries"], numbers["queries_without_reference"] = len(positives), int((~asked).sum())
+    first = np.array([100.0 * (int(r.min()) == 0) for r in ranks])
+    samples = {"map": Samples(100 * precision[:, None]), "recall_at_1": Samples(first[:, None])}
     rows = []
     names = np.array([attacks[i] for i in places])
     for name in sorted(set(names.tolist()) - {""}):
@@ -168,7 +177,8 @@ def measure(
         }
         rows.append(row)
         numbers[f"map/{name}"] = float(row["map"])
-    return numbers, rows
+        samples[f"map/{name}"] = Samples(100 * precision[of_attack][:, None])
+    return numbers, rows, samples
 
 
 def _one_ranking(

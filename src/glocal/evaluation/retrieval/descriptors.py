@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -55,13 +55,6 @@ class DescriptorConfig(Config):
         return [max(patch, round(base * scale / patch) * patch) for scale in self.scales]
 
 
-class Whitening(NamedTuple):
-    """A shift and a projection that make descriptors uncorrelated with variance 1."""
-
-    mean: Float[Tensor, " dim"]
-    projection: Float[Tensor, "dim kept"]
-
-
 class LongerSide(ChangedSource):
     """Images of a source made smaller or larger so that the longer side has `size` pixels, aspect kept."""
 
@@ -79,8 +72,10 @@ class LongerSide(ChangedSource):
         return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def describe(encoder: Encoder, source: ImageSource, config: DescriptorConfig, work: Work) -> Embeddings:
-    """Embed every readable image; the vectors, under the name `descriptor`, have length 1.
+def describe(
+    encoder: Encoder, source: ImageSource, config: DescriptorConfig, work: Work, unit: bool = True
+) -> Embeddings:
+    """Embed every readable image; the vectors, under the name `descriptor`, have length 1 where `unit`.
 
     Scales are averaged before normalising, as in DINO's scripts. Departure: each scale is resized from the image file,
     not from the first scale's pixels.
@@ -90,6 +85,7 @@ def describe(encoder: Encoder, source: ImageSource, config: DescriptorConfig, wo
         source: the images.
         config: what a descriptor is made of.
         work: cache, workers, progress.
+        unit: bring vectors to length 1; whitening takes them as they are.
 
     Raises:
         ConfigError: for bad scales or sizes.
@@ -107,11 +103,15 @@ def describe(encoder: Encoder, source: ImageSource, config: DescriptorConfig, wo
         raise DataError(
             f"{bad} of {len(total)} descriptors of {source.name} by {encoder.name} aren't finite."
         )
-    return Embeddings({"descriptor": F.normalize(total, dim=1)}, found.indices, found.labels, found.skipped)
+    vectors = F.normalize(total, dim=1) if unit else total
+    return Embeddings({"descriptor": vectors}, found.indices, found.labels, found.skipped)
 
 
-def learn_whitening(descriptors: Float[Tensor, "images dim"], dim: int | None = None) -> Whitening:
-    """Learn PCA-whitening from separate images: project on the leading `dim` axes, divide by the standard deviations.
+def learn_whitening(
+    descriptors: Float[Tensor, "images dim"], dim: int | None = None
+) -> Float[Tensor, "dim kept"]:
+    """Learn PCA-whitening from separate images: project on the leading `dim` axes, divide by the roots of their second
+    moments. As DINO's evaluation does it: on descriptors of any length, without taking a mean off.
 
     Eigenvalues below 1e-5 of the largest are raised to that.
 
@@ -119,7 +119,7 @@ def learn_whitening(descriptors: Float[Tensor, "images dim"], dim: int | None = 
         DataError: for fewer than two images.
         ConfigError: for more dimensions than the descriptor has.
 
-    >>> learn_whitening(torch.randn(50, 4), 2).projection.shape
+    >>> learn_whitening(torch.randn(50, 4), 2).shape
     torch.Size([4, 2])
     """
     images, width = descriptors.shape
@@ -130,17 +130,19 @@ def learn_whitening(descriptors: Float[Tensor, "images dim"], dim: int | None = 
             f"whitening_dim={dim}; descriptors have {width} dimensions, so 1 to {width} is allowed."
         )
     exact = descriptors.double()
-    mean = exact.mean(dim=0)
-    values, vectors = torch.linalg.eigh((exact - mean).T @ (exact - mean) / images)
-    if float(values[-1]) <= 0:
+    if float((exact - exact.mean(dim=0)).abs().max()) == 0:
         raise DataError(f"All {images} whitening images have the same descriptor; the model has collapsed.")
+    values, vectors = torch.linalg.eigh(exact.T @ exact / images)
     values = values.clamp(min=_EIGENVALUE_FLOOR * float(values[-1])).flip(0)[:dim]
-    return Whitening(mean.float(), (vectors.flip(1)[:, :dim] / values.sqrt()).float())
+    projection: Tensor = (vectors.flip(1)[:, :dim] / values.sqrt()).float()
+    return projection
 
 
-def whiten(descriptors: Float[Tensor, "images dim"], whitening: Whitening) -> Float[Tensor, "images kept"]:
-    """Apply a whitening and bring the result back to length 1."""
-    return F.normalize((descriptors - whitening.mean) @ whitening.projection, dim=1)
+def whiten(
+    descriptors: Float[Tensor, "images dim"], projection: Float[Tensor, "dim kept"]
+) -> Float[Tensor, "images kept"]:
+    """Apply a whitening and bring the result to length 1."""
+    return F.normalize(descriptors @ projection, dim=1)
 
 
 def rows_of(found: Embeddings, size: int) -> NDArray[np.int64]:

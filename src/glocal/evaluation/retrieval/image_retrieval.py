@@ -16,6 +16,7 @@ from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, rows_of
 from glocal.evaluation.retrieval.ranking import (
@@ -52,11 +53,12 @@ class ImageRetrieval(ProtocolConfig):
     """
 
     protocol: ClassVar[str] = "retrieval"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     descriptor: DescriptorConfig = DescriptorConfig(resize="longer")
-    crop_queries: bool = True
-    """Cut queries to their box, where the ground truth has boxes."""
+    crop_queries: bool = False
+    """Cut queries to their box, where the ground truth has boxes, as the revisited protocol does; the figures above are
+    DINO's, of whole queries."""
     database: str | None = None
     """Database images of a csv layout, when they don't lie beside the queries."""
     ground_truth: str | None = None
@@ -92,16 +94,18 @@ class ImageRetrieval(ProtocolConfig):
         )
         numbers: dict[str, float] = {}
         rows: list[dict[str, Any]] = []
+        samples: dict[str, Samples] = {}
         empty = [name for name, ranks in ranked.items() if not any(map(len, ranks))]
         if empty and len(empty) < len(ranked):
             lost.append(f"No query has a right answer at difficulty {', '.join(empty)}; left out.")
             ranked = {name: ranks for name, ranks in ranked.items() if name not in empty}
         for name, ranks in ranked.items():
-            row = measure(ranks)
+            row, lead = measure(ranks), "" if name == "all" else f"{name}/"
             rows.append({"difficulty": name, **row})
-            numbers.update({key if name == "all" else f"{name}/{key}": value for key, value in row.items()})
+            numbers.update({f"{lead}{key}": value for key, value in row.items()})
+            samples.update({f"{lead}{key}": values for key, values in by_query(ranks).items()})
         notes = [*opened.notes, *lost, *found.skipped.notes(), *base.skipped.notes(), *more]
-        return self.result(
+        result = self.result(
             encoder,
             roles,
             numbers,
@@ -112,6 +116,8 @@ class ImageRetrieval(ProtocolConfig):
             norm="final norm, descriptors of length 1",
             database_size=len(vectors),
         )
+        result.samples = samples
+        return result
 
     def _rank(
         self,
@@ -170,11 +176,16 @@ def measure(ranks: list[NDArray[np.int64]]) -> dict[str, float]:
         raise DataError(
             f"None of {len(ranks)} queries has a right answer in the database, so nothing can be measured."
         )
-    numbers = {"map": 100 * float(np.mean([trapezoid_average_precision(r, len(r)) for r in asked]))}
-    for count in PRECISION_AT:
-        numbers[f"mp_at_{count}"] = 100 * float(np.mean([precision_at(r, count) for r in asked]))
-    numbers["queries"] = len(asked)
-    return numbers
+    numbers = {name: float(sample.values.mean()) for name, sample in by_query(asked).items()}
+    return {**numbers, "queries": len(asked)}
+
+
+def by_query(ranks: list[NDArray[np.int64]]) -> dict[str, Samples]:
+    """Average precision and mP@1, 5, 10 of every query that has a positive, in percent."""
+    asked = [r for r in ranks if len(r)]
+    found = {"map": [trapezoid_average_precision(r, len(r)) for r in asked]}
+    found |= {f"mp_at_{count}": [precision_at(r, count) for r in asked] for count in PRECISION_AT}
+    return {name: Samples(100 * np.array(values)[:, None]) for name, values in found.items()}
 
 
 def _query_descriptors(

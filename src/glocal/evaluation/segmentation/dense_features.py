@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +15,15 @@ from torch.nn import functional as F
 
 from glocal.errors import DataError
 from glocal.evaluation.base import ProtocolConfig
+from glocal.evaluation.intervals import Samples
+from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.masks import SegmentationData
-from glocal.evaluation.segmentation.metrics import IGNORED, SegmentationScore, segmentation_score
+from glocal.evaluation.segmentation.metrics import (
+    IGNORED,
+    SegmentationScore,
+    confusion_matrix,
+    segmentation_score,
+)
 from glocal.extraction.feature_stream import FeatureTransform, Skipped, check_patches
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar
@@ -46,6 +53,31 @@ class DenseConfig(ProtocolConfig):
     def quick(cls, encoder: Encoder) -> Self:
         """A grid of 14x14 patches."""
         return cls(size=QUICK_GRID * encoder.patch_size)
+
+    def scored(
+        self,
+        encoder: Encoder,
+        train: SegmentationData,
+        scoring: Scoring,
+        counted: Counted,
+        picked: Mapping[str, Any] | None = None,
+        **resolved: Any,
+    ) -> Result:
+        """The result of a scored split: mIoU, accuracies, a row a class, and what was left out."""
+        score, test = segmentation_score(scoring.confusion), scoring.test
+        result = self.result(
+            encoder,
+            {"train": train.source, "test": test.source},
+            percentages(score),
+            rows=class_rows(score, test.class_names),
+            notes=[*counted.notes(), *score.notes(test.class_names)],
+            picked=picked,
+            norm=True,
+            classes=list(test.class_names),
+            **resolved,
+        )
+        result.samples["mIoU"] = Samples(torch.stack(scoring.by_image).numpy(), "iou")
+        return result
 
     def transform(self, encoder: Encoder) -> FeatureTransform:
         """The squash to `size`, resolved for this model."""
@@ -196,9 +228,19 @@ def class_rows(score: SegmentationScore, names: Sequence[str]) -> list[dict[str,
     ]
 
 
-def score_confusion(
-    confusion: Int64[Tensor, "classes classes"], data: SegmentationData
-) -> tuple[dict[str, float], list[dict[str, object]], list[str]]:
-    """Numbers, rows and notes of a confusion matrix over the classes of `data`."""
-    score = segmentation_score(confusion)
-    return percentages(score), class_rows(score, data.class_names), score.notes(data.class_names)
+class Scoring:
+    """Counts of one scored split: pixels by true and predicted class, in all and by image."""
+
+    def __init__(self, test: SegmentationData) -> None:
+        self.test = test
+        self.confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
+        self.by_image: list[Int64[Tensor, " hits_true_predicted"]] = []
+
+    def add(
+        self, truth: UInt8[np.ndarray, "h w"] | Tensor, predicted: Int64[Tensor, "h w"] | UInt8[Tensor, "h w"]
+    ) -> None:
+        """Count one image's pixels; ignored ones are left out."""
+        target = truth if isinstance(truth, Tensor) else torch.from_numpy(truth)
+        counts = confusion_matrix(target, predicted.cpu(), self.test.num_classes)
+        self.confusion += counts
+        self.by_image.append(torch.cat([counts.diagonal(), counts.sum(1), counts.sum(0)]))

@@ -23,15 +23,14 @@ from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
     Counted,
     DenseConfig,
+    Scoring,
     best_class,
     class_shares,
     cut_mask,
     iterate_dense,
-    score_confusion,
     upsample,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
-from glocal.evaluation.segmentation.metrics import confusion_matrix
 from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.nearest import nearest
 from glocal.extraction.random_crops import RandomCrops
@@ -98,24 +97,21 @@ class Hummingbird(DenseConfig):
         train, test = open_train_and_test(data, self.ignore, self.num_classes)
         transform, counted = self.transform(encoder), Counted()
         memory = self.fill(encoder, train, transform, work, counted)
-        confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
+        scoring = Scoring(test)
         for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="retrieval"):
             queries = F.normalize(image.patches, dim=1)
             similarity, places = nearest(queries, memory.features, self.neighbours)
             shares = soft_vote(similarity, memory.shares[places], self.temperature)
-            predicted = best_class(upsample(shares, image.grid, image.mask.shape)).cpu()
-            confusion += confusion_matrix(torch.from_numpy(image.mask), predicted, test.num_classes)
-        numbers, rows, notes = score_confusion(confusion, test)
-        resolved = {
-            "resolution": f"{transform.size} squash, scored at the masks' size",
-            "features": "patches, unit length",
-            "norm": True,
-            "classes": list(test.class_names),
-        }
-        sources = {"train": train.source, "test": test.source}
-        picked = {"entries": len(memory.features)}
-        notes = [*counted.notes(), *notes]
-        return self.result(encoder, sources, numbers, rows=rows, notes=notes, picked=picked, **resolved)
+            scoring.add(image.mask, best_class(upsample(shares, image.grid, image.mask.shape)))
+        return self.scored(
+            encoder,
+            train,
+            scoring,
+            counted,
+            picked={"entries": len(memory.features)},
+            resolution=f"{transform.size} squash, scored at the masks' size",
+            features="patches, unit length",
+        )
 
     def fill(
         self,

@@ -19,9 +19,9 @@ from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
     Counted,
     DenseConfig,
+    Scoring,
     cut_mask,
     iterate_dense,
-    score_confusion,
     standardisation,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
@@ -85,27 +85,24 @@ class KnnSegmentation(DenseConfig):
         memory, mean, deviation = self._memory(encoder, train, transform, work, counted)
         chosen, tried = self._choose(memory, train.num_classes, work)
         k, distance = chosen
-        bank = normalised(memory.features, distance)
-        confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
+        bank, scoring = normalised(memory.features, distance), Scoring(test)
         for image in iterate_dense(
             encoder, test, transform, self.layer, work, counted, title="k-NN segmentation"
         ):
             queries = normalised((image.patches - mean) / deviation, distance)
             _, places = nearest(queries, bank, k, distance)
-            predicted = majority(memory.labels[places], test.num_classes).cpu()
+            predicted = majority(memory.labels[places], test.num_classes)
             truth = torch.from_numpy(cut_mask(image.mask, image.grid, encoder.patch_size))
-            confusion += confusion_matrix(truth, predicted, test.num_classes)
-        numbers, rows, notes = score_confusion(confusion, test)
-        resolved = {
-            "resolution": f"{transform.size} squash",
-            "features": "patches, standardised over train",
-            "norm": True,
-            "classes": list(test.class_names),
-        }
-        sources = {"train": train.source, "test": test.source}
-        picked = {"neighbours": k, "distance": distance, "tried": tried}
-        notes = [*counted.notes(), *notes]
-        return self.result(encoder, sources, numbers, rows=rows, notes=notes, picked=picked, **resolved)
+            scoring.add(truth, predicted)
+        return self.scored(
+            encoder,
+            train,
+            scoring,
+            counted,
+            picked={"neighbours": k, "distance": distance, "tried": tried},
+            resolution=f"{transform.size} squash",
+            features="patches, standardised over train",
+        )
 
     def _memory(
         self,

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,14 +27,14 @@ from glocal.evaluation.segmentation.dense_features import (
     Counted,
     DenseConfig,
     DenseImage,
+    Scoring,
     best_class,
     iterate_dense,
     resize_mask,
-    score_confusion,
     upsample,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
-from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix
+from glocal.evaluation.segmentation.metrics import IGNORED
 from glocal.evaluation.segmentation.sliding import sliding_logits
 from glocal.extraction.feature_stream import FeatureTransform, device_of
 from glocal.extraction.progress import progress_bar
@@ -229,15 +229,14 @@ class LinearSegmentation(_Linear):
         warmup = min(self.warmup, self.steps // 10)
         self._train(head, batches, self.steps, optimiser, warmup_cosine(warmup, self.steps), work)
         slide = self.augment and self.test == "slide"
-        confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
+        scoring = Scoring(test)
         for mask, logits in self._logits(encoder, test, head, transform, slide, work, counted):
-            confusion += confusion_matrix(torch.from_numpy(mask), best_class(logits).cpu(), test.num_classes)
-        numbers, rows, notes = score_confusion(confusion, test)
+            scoring.add(mask, best_class(logits))
         seen = f"shorter side {transform.size}, sliding window" if slide else f"{transform.size} squash"
-        resolved: dict[str, Any] = {"resolution": f"{seen}, scored at the masks' size", "warmup": warmup}
-        resolved |= {"features": "patches", "norm": True, "classes": list(test.class_names)}
-        sources = {"train": train.source, "test": test.source}
-        return self.result(encoder, sources, numbers, rows=rows, notes=[*counted.notes(), *notes], **resolved)
+        told = f"{seen}, scored at the masks' size"
+        return self.scored(
+            encoder, train, scoring, counted, resolution=told, warmup=warmup, features="patches"
+        )
 
     def _logits(
         self, encoder: Encoder, test: SegmentationData, head: LinearHead, transform: FeatureTransform, slide: bool,
@@ -306,22 +305,13 @@ class LinearSegmentation100(_Linear):
         falls = a_pass * (self.epochs * 4 // 5)
         steps = a_pass * self.epochs
         self._train(head, batches, steps, optimiser, lambda s: 1.0 if s < falls else 0.1, work)
-        confusion = torch.zeros(test.num_classes, test.num_classes, dtype=torch.long)
-        side = (self.output, self.output)
+        side, scoring = (self.output, self.output), Scoring(test)
         for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="scoring"):
             # The layer is linear and interpolation sums to 1, so enlarging logits equals enlarging features.
-            predicted = best_class(
-                upsample(_head_on(head, image.patches, image.grid), image.grid, side)
-            ).cpu()
-            truth = torch.from_numpy(resize_mask(image.mask, side))
-            confusion += confusion_matrix(truth, predicted, test.num_classes)
-        numbers, rows, notes = score_confusion(confusion, test)
-        resolved: dict[str, Any] = {
-            "resolution": f"{transform.size} squash, scored at {self.output}x{self.output}"
-        }
-        resolved |= {"features": "patches", "norm": True, "classes": list(test.class_names)}
-        sources = {"train": train.source, "test": test.source}
-        return self.result(encoder, sources, numbers, rows=rows, notes=[*counted.notes(), *notes], **resolved)
+            logits = upsample(_head_on(head, image.patches, image.grid), image.grid, side)
+            scoring.add(resize_mask(image.mask, side), best_class(logits))
+        told = f"{transform.size} squash, scored at {self.output}x{self.output}"
+        return self.scored(encoder, train, scoring, counted, resolution=told, features="patches")
 
 
 def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
