@@ -68,6 +68,8 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             with records.watch.wait(), saved_on_error(run, step):
                 loaded = next(batches)
             records.note_unreadable(loaded.unreadable)
+            for note in loaded.notes:
+                records.warn(note)
             pixels = loaded.views.to(device)
             views = augment(pixels, config.views, config.backbone.patch_size, config.mean, config.std)
 

@@ -91,6 +91,8 @@ class Records:
     def go_back(self, step: int) -> None:
         """The run was put back to this step: drop what was recorded behind it, and say so."""
         self.sums, self.began, self.began_at = {}, time.perf_counter(), step
+        self.examined = {looked for looked in self.examined if looked <= step}
+        self.probed = {looked for looked in self.probed if looked <= step}
         self.log.cut_after(step)
         self.losses = [entry for entry in self.losses if entry[0] <= step]
         self.warn(

@@ -8,7 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from glocal.data.readable import first_readable
-from glocal.errors import GlocalError, TrainingError
+from glocal.errors import GlocalError, TrainingError, UnreadableImageError
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.boxes import GeometryLaw
 from glocal.views.decoded import KEEP_BYTES, DecodedImages
 from glocal.views.groups import ViewGroup
 from glocal.views.render import Box, crop_and_resize
 from glocal.views.sampling import BatchKey, EpochSampler
+from glocal.views.worker_deaths import DeathRegister, ReadingNow, dead_workers, deaths_seen_by_polling
 
 if TYPE_CHECKING:
     from glocal.data import ImageSource
@@ -37,14 +38,17 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """One batch of views, and (key, reason) of every image that could not be decoded while it was made."""
+    """One batch of views, (key, reason) of every image that could not be decoded while it was made, and `notes`:
+    sentences about worker processes that died on the way.
+    """
 
     views: Views
     unreadable: list[tuple[str, str]]
+    notes: tuple[str, ...] = ()
 
     def pin_memory(self) -> LoadedBatch:
         """Called by the data loader."""
-        return LoadedBatch(self.views.pin_memory(), self.unreadable)
+        return replace(self, views=self.views.pin_memory())
 
 
 class ViewDataset(Dataset[LoadedBatch | GlocalError]):
@@ -64,6 +68,7 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         groups: Mapping[str, ViewGroup],
         at_least: int | None = None,
         keep_bytes: int = 0,
+        workers: int = 0,
     ) -> None:
         self.source, self.groups = source, dict(groups)
         if at_least is not None:
@@ -71,6 +76,8 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
             at_least = max(at_least, *(group.source_side for group in groups.values()))
         self.decoded = DecodedImages(source, at_least, keep_bytes)
         self.law = GeometryLaw(groups)
+        self.reading = ReadingNow(workers)
+        self.left_out: dict[int, str] = {}
 
     def __getitem__(self, key: BatchKey) -> LoadedBatch | GlocalError:
         try:
@@ -130,28 +137,55 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
 
     def _read(self, index: int, unreadable: list[tuple[str, str]]) -> tuple[int, Tensor]:
         """Return the first readable image from `index` on, wrapping round, and its position."""
-        return first_readable(
-            self.source, index, lambda position: torch.from_numpy(self.decoded.read(position)), unreadable
-        )
+        return first_readable(self.source, index, self._decode, unreadable)
+
+    def _decode(self, position: int) -> Tensor:
+        if position in self.left_out:
+            raise UnreadableImageError(self.left_out[position])
+        with self.reading.at(position):
+            return torch.from_numpy(self.decoded.read(position))
 
 
 class ViewLoader(DataLoader[LoadedBatch]):
-    """A DataLoader that raises what `ViewDataset` returns as an error, and then ends its workers at once.
+    """A DataLoader that raises what `ViewDataset` returns as an error, ends its workers at once then, and outlives theirs.
 
     Workers live as long as one pass, which is a whole run. Kept alive beyond it (`persistent_workers`), they would
-    outlast an error through the loader that its traceback holds.
+    outlast an error through the loader that its traceback holds. When one dies, all are started anew at the first batch
+    that has not come: batches are a pure function of their key, so the run is the same bit for bit, but for an image that
+    killed two of them (see `DeathRegister`).
     """
 
     def __iter__(self) -> Iterator[LoadedBatch]:  # type: ignore[override]
-        batches = super().__iter__()
-        try:
-            for batch in batches:
-                if isinstance(batch, GlocalError):
-                    raise batch
-                yield batch
-        finally:
-            # The iterator ends its workers when it is freed; the frame of a traceback must not hold it.
-            del batches
+        deaths, came = DeathRegister(), 0
+        notes: list[str] = []
+        order, dataset = cast("EpochSampler", self.sampler), cast("ViewDataset", self.dataset)
+        first = order.start_step
+        while True:
+            order.start_step = first + came
+            with deaths_seen_by_polling():
+                batches = super().__iter__()
+            order.start_step = first
+            try:
+                for batch in batches:
+                    if isinstance(batch, GlocalError):
+                        raise batch
+                    came += 1
+                    deaths.a_batch_came()
+                    yield replace(batch, notes=tuple(notes))
+                    notes = []
+                return
+            except (RuntimeError, OSError, EOFError):
+                died = dead_workers(batches)
+                if not died:
+                    raise
+                for worker, code in died:
+                    position = dataset.reading.position(worker)
+                    name = "" if position is None else dataset.source.key(position)
+                    notes.append(deaths.note(position, code, name))
+                dataset.left_out = dict(deaths.left_out)
+            finally:
+                # The iterator ends its workers when it is freed; the frame of a traceback must not hold it.
+                del batches
 
 
 def make_loader(
@@ -190,7 +224,7 @@ def make_loader(
     if workers:
         _check_shared_memory(groups, batch_size // world_size, workers)
     return ViewLoader(
-        cast("Dataset[LoadedBatch]", ViewDataset(source, groups, at_least, keep_bytes)),
+        cast("Dataset[LoadedBatch]", ViewDataset(source, groups, at_least, keep_bytes, workers)),
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
@@ -211,13 +245,15 @@ def _empty_bytes(*shape: int) -> Tensor:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ignore SIGINT, and SIGTERM unless this worker's own parent sent it.
+    """Ignore the signals that ask a run to stop, and SIGTERM unless this worker's own parent sent it.
 
-    Schedulers and terminals signal the whole process group. A worker that died of it would fail the run before its
-    checkpoint is written. But a parent that exits with a loader still alive ends its workers by SIGTERM and waits for
-    them, so that ignoring the signal altogether would keep the parent from ever exiting.
+    Schedulers and terminals signal the whole process group. A worker that died of it would cost the run some batches
+    before its checkpoint is written. But a parent that exits with a loader still alive ends its workers by SIGTERM and
+    waits for them, so that ignoring the signal altogether would keep the parent from ever exiting.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where workers die of SIGTERM
         # Threads made from here on inherit the mask, so the one that waits is the only one to get the signal.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
