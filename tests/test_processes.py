@@ -46,6 +46,16 @@ def test_every_signal_raises_the_flag_and_handlers_come_back():
     assert before == {number: signal.getsignal(number) for number in SIGNALS}
 
 
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_requested() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.agreed()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_interrupt_ends_the_process_at_once():
     child = os.fork()
     if child == 0:

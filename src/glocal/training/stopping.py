@@ -64,7 +64,8 @@ class StopFlag:
 def stop_requested() -> Iterator[StopFlag]:
     """A flag that INT, TERM, HUP, USR1 and USR2 raise; a second INT (Ctrl-C) ends the process at once.
 
-    Outside the main thread signals can't be caught and the flag stays down.
+    What was ignored when the run was started stays so: HUP under nohup, INT of a job in the background. Outside the main
+    thread signals can't be caught and the flag stays down.
     """
     flag = StopFlag()
 
@@ -76,7 +77,8 @@ def stop_requested() -> Iterator[StopFlag]:
     before = {}
     try:
         for number in SIGNALS:
-            before[number] = signal.signal(number, handle)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handle)
     except ValueError:
         pass
     try:
