@@ -9,7 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import checkpoint, config_for, noisy_pictures, records, start_elsewhere, wait_for_records
+from tiny_runs import (
+    checkpoint,
+    config_for,
+    noisy_pictures,
+    records,
+    start_elsewhere,
+    stop_after,
+    wait_for_records,
+)
 
 from glocal.training.loop import pretrain
 from glocal.training.processes import is_first
