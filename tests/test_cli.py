@@ -100,6 +100,30 @@ def test_show_draws_a_picture(photos, tmp_path, what):
     assert sheet.exit_code == 0
 
 
+@pytest.mark.parametrize("what", ["attention", "pca", "neighbours", "correspondences", "map"])
+def test_show_draws_what_a_model_makes_of_images(trained, photos, tmp_path, what):
+    out = tmp_path / f"{what}.png"
+    shown = run("show", what, str(photos / "train"), f"model={trained}", f"out={out}", "images=2")
+    assert shown.exit_code == 0, shown.output
+    with Image.open(out) as picture:
+        assert min(picture.size) > 200
+
+
+def test_show_puts_a_second_image_beside_the_first(trained, photos, tmp_path):
+    first, second = (str(photos / "train" / "red" / f"{n}.png") for n in (1, 3))
+    words = [
+        "show",
+        "correspondences",
+        first,
+        f"other={second}",
+        f"model={trained}",
+        f"out={tmp_path / 'c.png'}",
+    ]
+    assert run(*words).exit_code == 0
+    assert isinstance(run("show", "pca", first).exception, ConfigError)
+    assert isinstance(run("show", "pcb", first, f"model={trained}").exception, ConfigError)
+
+
 def test_doctor_tells_what_a_run_learnt(trained):
     shown = run("doctor", str(trained))
     assert shown.exit_code == 0, shown.output

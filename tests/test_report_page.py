@@ -248,3 +248,21 @@ def test_a_click_gives_the_map_that_python_computes(page, tmp_path, width):
     )
     assert found["wide"] <= 0 and found["unnamed"] == 0
     assert {"patches", "lenses", "neighbours", "map", "groups", "training", "views"} <= set(found["sections"])
+
+
+def test_patches_that_find_each_other_equal_a_search_both_ways():
+    from glocal.models.features import Features
+    from glocal.report.model_pictures import mutual_nearest
+
+    patches = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(5))
+    found = mutual_nearest(Features(torch.zeros(2, 4), patches, (3, 3), torch.zeros(2, 10, 4)))
+    a, b = (p / np.linalg.norm(p, axis=1, keepdims=True) for p in patches.numpy())
+    expected = [
+        (float(a[i] @ b[j]), i, j)
+        for i in range(9)
+        for j in range(9)
+        if all(a[i] @ b[j] >= a[i] @ b[k] for k in range(9))
+        and all(a[i] @ b[j] >= a[k] @ b[j] for k in range(9))
+    ]
+    assert 0 < len(expected) < 9
+    assert found == [(i, j) for _, i, j in sorted(expected, reverse=True)]

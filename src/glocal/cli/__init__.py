@@ -123,11 +123,12 @@ def embed(settings: Settings = None) -> None:
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="matches or views")], image: str, settings: Settings = None
+    what: Annotated[str, typer.Argument(metavar="PICTURE")], image: str, settings: Settings = None
 ) -> None:
-    """Draw what training sees of an image.
+    """Draw one picture: what training sees of images, or what a model makes of them.
 
-    glocal show matches|views IMAGE [recipe=pw-self] [out=FILE.png]
+    glocal show views|matches IMAGE [recipe=pw-self] [out=FILE.png]
+    glocal show attention|pca|neighbours|correspondences|map IMAGE|DATA model=RUN [other=IMAGE] [out=FILE.png]
     """
     from glocal.cli.show import run
 

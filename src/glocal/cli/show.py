@@ -1,4 +1,8 @@
-"""glocal show matches|views IMAGE [recipe=pw-self] [preset=...] [seed=0] [out=FILE.png] [a.b=c ...]."""
+"""glocal show PICTURE IMAGE|DATA [model=RUN] [out=FILE.png] [key=value ...]: one picture as a file.
+
+views and matches show what training sees, by recipe; attention, pca, neighbours, correspondences and map show what a
+model makes of images.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,12 @@ from pydantic import Field
 from glocal.cli.screen import say, screen
 from glocal.cli.settings import Index, Seed, split_words
 from glocal.config import Config
-from glocal.errors import ConfigError, DataError
+from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.outside import given_path, new_file
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from glocal.data import ImageSource
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -36,15 +42,32 @@ class ShowSettings(Config):
     index: Index = 0
     """Which image of a data set."""
     images: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """Draw a contact sheet of so many images instead."""
+    """How many images of a data set; views and matches draw a contact sheet of so many."""
+    model: str | None = None
+    """What `glocal.load` reads; needed for pictures of a model."""
+    other: str | None = None
+    """A second image, for correspondences and neighbours of one image: it is put beside the first."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Pixels at which the model looks at patches; null: chosen from model and images."""
+
+
+SEEN = ("views", "matches")
 
 
 def run(what: str, image: str, words: Sequence[str]) -> None:
-    """Draw one image (or, for a data set, an image of it or a contact sheet) to a PNG."""
-    if what not in ("matches", "views"):
-        raise ConfigError(f"glocal show {what}: it must be matches or views.")
+    """Draw one picture to a file."""
     own, overrides = split_words(ShowSettings, words)
     out = new_file(own.out or f"{what}.png", "out", _PICTURES)
+    picture = (
+        _draw_seen(what, image, own, overrides) if what in SEEN else _draw_model(what, image, own, overrides)
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(out)
+    say(screen(), f"wrote {out} ({picture.width}x{picture.height})")
+
+
+def _draw_seen(what: str, image: str, own: ShowSettings, overrides: Sequence[str]) -> Image:
+    """What training sees of an image, or of several on a contact sheet."""
     from glocal.recipes import choose_preset, configure
     from glocal.report.views import contact_sheet, draw_matches, draw_views
 
@@ -54,14 +77,31 @@ def run(what: str, image: str, words: Sequence[str]) -> None:
     if own.index >= len(source):
         raise ConfigError(f"index={own.index}: {image} has images 0 to {len(source) - 1}.")
     if own.images is not None:
-        picture = contact_sheet(source, config, own.images, own.seed)
-    elif what == "views":
-        picture = draw_views(source, own.index, config, own.seed)
-    else:
-        picture = draw_matches(source, own.index, config, own.seed, own.rule)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
-    say(screen(), f"wrote {out} ({picture.width}x{picture.height})")
+        return contact_sheet(source, config, own.images, own.seed)
+    if what == "views":
+        return draw_views(source, own.index, config, own.seed)
+    return draw_matches(source, own.index, config, own.seed, own.rule)
+
+
+def _draw_model(what: str, image: str, own: ShowSettings, overrides: Sequence[str]) -> Image:
+    """What a model makes of an image, a pair or a collection."""
+    from glocal.models.loading import load
+    from glocal.report.collection import collect
+    from glocal.report.model_pictures import MODEL_PICTURES, SHOWN_IMAGES
+
+    if what not in MODEL_PICTURES:
+        names = (*SEEN, *MODEL_PICTURES)
+        raise ConfigError(
+            f"glocal show {what}: there is no such picture.{nearest_name(what, names)} Allowed: {', '.join(names)}."
+        )
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: views and matches take settings of a run; {what} does not.")
+    if own.model is None:
+        raise ConfigError(f"glocal show {what} shows what a model makes of images: add model=RUN.")
+    images = collect(_open(image), own.images or SHOWN_IMAGES[what])
+    if own.other is not None:
+        images = images.pick([0]).beside(collect(_open(own.other), SHOWN_IMAGES[what] - 1))
+    return MODEL_PICTURES[what](load(own.model), images, own.size)
 
 
 def _open(image: str) -> ImageSource:

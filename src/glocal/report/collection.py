@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
 from PIL import Image
 
 from glocal.data import ImageSource
@@ -19,46 +18,37 @@ LONGEST_NAME = 80
 
 
 class Collection(NamedTuple):
-    """Readable images of a source: their places in it and their largest central squares, at most 336 pixels wide."""
+    """Readable images: their names, classes in words where there are any, and their largest central squares."""
 
-    source: ImageSource
-    places: Int64[np.ndarray, " images"]
+    source: str
+    of: int
+    """How many images the source has."""
+    names: list[str]
+    labels: list[str | None]
     squares: list[Image.Image]
 
     def pick(self, numbers: Sequence[int]) -> Collection:
         """Some of the images, in this order."""
-        return Collection(self.source, self.places[list(numbers)], [self.squares[i] for i in numbers])
+        names, labels, squares = ([column[i] for i in numbers] for column in self[2:])
+        return Collection(self.source, self.of, names, labels, squares)  # type: ignore[arg-type]
 
-    def name(self, number: int) -> str:
-        """What the source calls the image, its end when that is long."""
-        key = self.source.key(int(self.places[number]))
-        return key if len(key) <= LONGEST_NAME else "…" + key[-LONGEST_NAME:]
-
-    def label(self, number: int) -> str | None:
-        """The image's class in words; null without labels."""
-        labels = self.source.labels
-        if labels is None or labels[self.places[number]] < 0:
-            return None
-        label = int(labels[self.places[number]])
-        names = self.source.class_names
-        return names[label] if names is not None and label < len(names) else str(label)
+    def beside(self, other: Collection) -> Collection:
+        """These images, then those of another collection."""
+        return Collection(
+            f"{self.source}, {other.source}", self.of + other.of, self.names + other.names,
+            self.labels + other.labels, self.squares + other.squares,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Names, classes and one sheet of thumbnails."""
-        count = range(len(self.places))
-        return {
-            "name": self.source.name,
-            "names": [self.name(i) for i in count],
-            "labels": [self.label(i) for i in count],
-            "sheet": sheet(self.squares, THUMBNAIL).to_json(),
-            "of": len(self.source),
-        }
+        thumbnails = sheet(self.squares, THUMBNAIL).to_json()
+        return {"names": self.names, "labels": self.labels, "sheet": thumbnails, "of": self.of}
 
     def large(self) -> list[dict[str, Any]]:
         """Every image as the page shows it large, with its name and class."""
         return [
-            {"name": self.name(i), "label": self.label(i), "picture": picture_uri(square)}
-            for i, square in enumerate(self.squares)
+            {"name": name, "label": label, "picture": picture_uri(square)}
+            for name, label, square in zip(self.names, self.labels, self.squares, strict=True)
         ]
 
 
@@ -74,12 +64,13 @@ def collect(source: ImageSource, most: int) -> Collection:
             squares.append(central_square(source.read(int(place), at_least=PICTURE)))
         except UnreadableImageError:
             continue
-        places.append(place)
+        places.append(int(place))
     if not places:
         raise DataError(
             f"{source.name}: none of its {len(source)} images could be read; there is nothing to show."
         )
-    return Collection(source, np.array(places, dtype=np.int64), squares)
+    names, labels = [_name(source, p) for p in places], [_label(source, p) for p in places]
+    return Collection(source.name, len(source), names, labels, squares)
 
 
 def central_square(image: Image.Image, most: int = PICTURE) -> Image.Image:
@@ -88,3 +79,16 @@ def central_square(image: Image.Image, most: int = PICTURE) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return square if side <= most else square.resize((most, most), Image.Resampling.LANCZOS)
+
+
+def _name(source: ImageSource, place: int) -> str:
+    """What the source calls an image; its end when that is long."""
+    key = source.key(place)
+    return key if len(key) <= LONGEST_NAME else "…" + key[-LONGEST_NAME:]
+
+
+def _label(source: ImageSource, place: int) -> str | None:
+    if source.labels is None or source.labels[place] < 0:
+        return None
+    label, names = int(source.labels[place]), source.class_names
+    return names[label] if names is not None and label < len(names) else str(label)

@@ -177,8 +177,8 @@ def _neighbours(embeddings: Float[Tensor, "images dim"], samples: Sequence[int])
 def _clusters(encoder: Encoder, samples: Collection, collection: Collection, side: int) -> dict[str, Any]:
     """Groups of patches over samples and collection: their shares, examples, and where they lie in the samples."""
     spread = np.linspace(0, len(collection.squares) - 1, min(CLUSTERED, len(collection.squares))).astype(int)
-    names = [samples.name(i) for i in range(len(samples.squares))] + [collection.name(int(i)) for i in spread]
-    squares = [*samples.squares, *(collection.squares[int(i)] for i in spread)]
+    shown = samples.beside(collection.pick([int(i) for i in spread]))
+    names, squares = shown.names, shown.squares
     portions = _portions(encoder, pixels_of(squares, side))
     features = [encoder.features(part) for part in portions]
     grid = features[0].grid

@@ -77,11 +77,10 @@ def read_story(folder: Path) -> RunStory:
 
 
 def planned_steps(config: RunConfig, records: Sequence[Mapping[str, Any]]) -> int:
-    """Steps that the run was meant to take, from its records where the settings count epochs."""
-    if config.training.steps is not None:
-        return config.training.steps
-    per_epoch = [r["step"] / r["epoch"] for r in records if r.get("epoch")]
-    return max(1, round(config.training.epochs * per_epoch[-1])) if per_epoch else 1
+    """Steps that the run is meant to take, as its examinations note it: budgets of minutes change it on the way."""
+    planned = latest(records, "planned_steps")
+    taken = max((record["step"] for record in records), default=0)
+    return int(planned or config.training.steps or max(1, taken))
 
 
 def cards(story: RunStory) -> list[dict[str, str]]:
