@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -200,12 +200,20 @@ def _clusters(encoder: Encoder, samples: Collection, collection: Collection, sid
     }
 
 
-def patch_crop(square: Image.Image, patch: int, grid: tuple[int, int], around: float = 1.0) -> Image.Image:
-    """A patch and what lies around it, `around` patches on each side; the border repeats nothing, it is grey."""
-    cell = square.width / grid[1], square.height / grid[0]
-    column, row = patch % grid[1], patch // grid[1]
+def patch_crop(square: Image.Image, patch: int, grid: tuple[int, int], around: int = 2) -> Image.Image:
+    """A patch, framed, and what lies around it: `around` patches on each side, fewer where the image ends."""
+    cells = min(2 * around + 1, *grid)
+    row, column = patch // grid[1], patch % grid[1]
+    top, left = (min(max(0, at - around), end - cells) for at, end in ((row, grid[0]), (column, grid[1])))
+    height, width = square.height / grid[0], square.width / grid[1]
     box = (
-        round((column - around) * cell[0]), round((row - around) * cell[1]),
-        round((column + 1 + around) * cell[0]), round((row + 1 + around) * cell[1]),
-    )  # fmt: skip
-    return square.crop(box)
+        round(left * width),
+        round(top * height),
+        round((left + cells) * width),
+        round((top + cells) * height),
+    )
+    crop = square.crop(box).resize((CROP, CROP), Image.Resampling.LANCZOS)
+    side = CROP / cells
+    x, y = (column - left) * side, (row - top) * side
+    ImageDraw.Draw(crop).rectangle((x, y, x + side, y + side), outline=(255, 255, 255), width=1)
+    return crop

@@ -180,11 +180,8 @@ def _sentence(
     first = next(r for r in records if "verdict.score" in r)
     found, place = at_best["verdict.retrieval"], at_best["verdict.correspondence"]
     done = max(r["step"] for r in records)
-    where = (
-        f"at step {best:,}"
-        if done >= planned
-        else f"at step {best:,} (the run is at {done:,} of {planned:,})"
-    )
+    going_on = "" if done >= planned else f"; the run is at {done:,} of {planned:,}"
+    where = f"at step {best:,}{going_on}"
     if best == 0:
         told = (
             "it has just begun"
@@ -192,15 +189,13 @@ def _sentence(
             else f"after {done:,} of {planned:,} steps no score is above the untouched model's"
         )
         return f"Nothing can be said yet: {told}."
-    before = (
-        f" (before training: {first['verdict.retrieval']:.0f} and {first['verdict.correspondence']:.0f})"
-        if first["step"] == 0 and best > 0
-        else ""
-    )
+    ago = ["", ""]
+    if first["step"] == 0:
+        ago = [f" ({first[f'verdict.{n}']:.0f} before training)" for n in ("retrieval", "correspondence")]
     end = " " + findings[0].what if findings and findings[0].severity == "warning" else ""
     return (
-        f"It is learning: of 100 distorted crops {found:.0f} find their image, and of 100 patches {place:.0f} find their "
-        f"place {where}{before}.{end}"
+        f"It is learning: of 100 distorted crops {found:.0f} find their image{ago[0]}, and of 100 patches {place:.0f} find "
+        f"their place{ago[1]}, {where}.{end}"
     )
 
 

@@ -32,13 +32,13 @@ function neighbourSection() {
   const draw = (m) => holder.replaceChildren(...STORED[m].neighbours.map((found, s) => neighbourLine(DATA.queries[s], found)));
   draw(0);
   const labelled = DATA.collection.labels.some((label) => label !== null);
-  section("neighbours", "Nearest images", `Images whose embedding points most nearly in the same direction, among ${DATA.collection.names.length} of ${DATA.collection.of.toLocaleString("en")} images.${labelled ? " A green frame: the same class; red: another. The model saw no class." : ""}`,
+  section("neighbours", "Nearest images", `Images whose embedding points most nearly in the same direction, among ${DATA.collection.names.length} of ${DATA.collection.of.toLocaleString("en")} images.${labelled ? " A green frame: the same class; a dashed red one: another. The model saw no class." : ""}`,
     make("div", { class: "bar" }, choice("Model", STORED.map((model) => model.name), 0, draw)), holder);
 }
 
 function neighbourLine(index, found) {
   const { sheet, labels } = DATA.collection;
-  const shot = (i, text, extra, frame) => make("div", { class: `shot ${extra}` }, cell(sheet, i, 96, imageName(i), frame), make("p", { title: imageName(i) }, text));
+  const shot = (i, text, extra, frame) => make("div", { class: `shot ${extra}` }, cell(sheet, i, extra ? 96 : 64, imageName(i), frame), make("p", { title: imageName(i) }, text));
   return make("div", { class: "line", tabindex: 0, role: "group", "aria-label": `Nearest to ${imageName(index)}` },
     shot(index, labels[index] ?? "query", "query", ""),
     ...found.map(([i, cosine]) => shot(i, `${cosine.toFixed(2)} ${labels[i] ?? ""}`, "", labels[index] === null || labels[i] === null ? "" : labels[index] === labels[i] ? "same" : "other")));
@@ -62,14 +62,18 @@ function clusterSection() {
 }
 
 function evaluationSection() {
-  const tables = [...(DATA.table ? [DATA.table] : []), ...(DATA.evaluation ?? []).map((t) => ({
+  const tables = (DATA.evaluation ?? []).map((t) => ({
     title: `${t.protocol} on ${t.data}`, columns: ["measure", ...t.columns], notes: t.notes,
-    rows: t.rows.map((row) => [row.measure, ...row.values.map((v) => v === null ? "–" : v.interval ? `${v.text} (${v.interval[0]} to ${v.interval[1]})` : v.text)]) }))];
+    rows: t.rows.map((row) => [row.measure, ...row.values.map((v) => v === null ? "–" : v.interval ? `${v.text} (${v.interval[0]} to ${v.interval[1]})` : v.text)]) }));
   if (!tables.length) return;
-  section("evaluation", "Evaluation", "", ...tables.map((table) => make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": table.title }, make("table", {}, make("caption", {}, table.title),
-    make("thead", {}, make("tr", {}, ...table.columns.map((name) => make("th", { scope: "col" }, name)))),
-    make("tbody", {}, ...table.rows.map((row) => make("tr", {}, ...row.map((text, i) => make(i ? "td" : "th", i ? {} : { scope: "row" }, String(text)))))))
-    , ...(table.notes ?? []).map((note) => make("p", { class: "quiet" }, note)))));
+  section("evaluation", "Evaluation", "", ...tables.map(resultTable));
+}
+
+function resultTable(table) {
+  const head = make("thead", {}, make("tr", {}, ...table.columns.map((name) => make("th", { scope: "col" }, name))));
+  const body = make("tbody", {}, ...table.rows.map((row) => make("tr", {}, ...row.map((text, i) => make(i ? "td" : "th", i ? {} : { scope: "row" }, String(text))))));
+  return make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": table.title }, make("table", {}, make("caption", {}, table.title), head, body),
+    ...(table.notes ?? []).map((note) => make("p", { class: "quiet" }, note)));
 }
 
 function settingsSection() {

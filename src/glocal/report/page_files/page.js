@@ -76,4 +76,5 @@ function header() {
   for (const card of (DATA.cards ?? []))
     document.getElementById("cards").append(make("div", {}, make("dt", {}, card.label),
       make("dd", { class: "value" }, card.value), make("dd", { class: "note" }, card.note)));
+  if (DATA.table) document.getElementById("table").append(resultTable(DATA.table));
 }
