@@ -41,7 +41,17 @@ PROTOCOL_ROOMS = [
     {"results"},
     {"intervals"},
 ]
-EXTRAS = {"timm", "transformers", "skimage", "tensorboard", "matplotlib", "huggingface_hub", "torchvision"}
+EXTRAS = {
+    "timm",
+    "transformers",
+    "skimage",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "matplotlib",
+    "huggingface_hub",
+    "torchvision",
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -34,6 +34,7 @@ _MAY_CHANGE = (
     "probe.*",
     "verdict.*",
     "training.stop",
+    "training.recorders",
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_every",

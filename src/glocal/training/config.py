@@ -12,6 +12,7 @@ from glocal.models.adaptation import AdaptConfig
 from glocal.models.backbone import BackboneConfig
 from glocal.objectives import AnyObjective
 from glocal.schedules import Schedule
+from glocal.training.recorders import RecorderName
 from glocal.verdict.config import VerdictConfig
 from glocal.views.groups import ViewGroup
 
@@ -82,6 +83,8 @@ class TrainingConfig(Config):
     """Hold the backbone still until the heads follow it, a tenth of the run at most: for a start from trained weights."""
     log_every: Positive = 20
     """Steps between records; the device is waited for only there."""
+    recorders: tuple[RecorderName, ...] | None = None
+    """Where records go besides metrics.jsonl: tensorboard, wandb, mlflow. null: TensorBoard where it is installed."""
     checkpoint_every: Positive = 500
     """Steps between writes of `checkpoints/last.pt`; also written at the end and on SIGTERM."""
     keep_every: Positive | None = None

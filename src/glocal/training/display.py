@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 
 class Display:
@@ -17,7 +18,7 @@ class Display:
         self.total = total
         self._live = enabled and self.console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeLeft(),
             console=self.console, disable=not self._live,
         )  # fmt: skip
         self._task: TaskID = self._progress.add_task("pretraining", total=total, completed=done)
@@ -42,10 +43,19 @@ class Display:
         """Show a record: in the bar's text, or as a line with the time left."""
         shown = f"loss {record['loss']:.3f} · {record['images_per_second']:.0f} img/s · waiting {record['waiting_share']:.0%} · {record['memory_gib']:.1f} GiB"
         if self._live:
-            self._progress.update(self._task, description=shown)
+            self._progress.update(self._task, description=shown, left=record["seconds_left"])
         else:
             left = in_words(record["seconds_left"])
             self.console.print(f"step {record['step']}/{self.total} · {shown} · {left} left", highlight=False)
+
+
+class TimeLeft(ProgressColumn):
+    """Time left as the records estimate it, days too; rich's own column counts hours only."""
+
+    def render(self, task: Task) -> Text:
+        """Empty before the first record."""
+        left = task.fields.get("left")
+        return Text("" if left is None else f"{in_words(left)} left")
 
 
 def in_words(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Where figures go: JSON lines always, TensorBoard when it is installed."""
+"""Where figures go: JSON lines always, and the recorders a person asks for."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from glocal.atomic_files import write_atomically
+from glocal.training.recorders import Recorder, RecorderName, figures_of, open_recorders
 
 
 class MetricsLog:
-    """`metrics.jsonl` and, when tensorboard can be imported, an event file beside it. Only the first process writes."""
+    """`metrics.jsonl`, and recorders beside it. Only the first process writes."""
 
-    def __init__(self, path: Path, *, enabled: bool) -> None:
+    def __init__(self, path: Path, *, enabled: bool, recorders: Sequence[RecorderName] | None = None) -> None:
         self.path, self.enabled = path, enabled
-        self._board: Any = None
+        self.recorders: list[Recorder] = open_recorders(recorders, path.parent) if enabled else []
         self._waiting = ""
-        if enabled:
-            with contextlib.suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(path.parent / "tensorboard"))
 
     def cut_after(self, step: int) -> None:
         """Drop records later than the checkpoint that a run goes on from, so that none appears twice; and what is no
@@ -46,16 +43,14 @@ class MetricsLog:
         written = append_text(self.path, self._waiting)
         if written:
             self._waiting = ""
-        if self._board is not None:
-            for key, value in finite.items():
-                if isinstance(value, int | float) and key != "step":
-                    self._board.add_scalar(key.replace(".", "/"), value, record["step"])
+        for recorder in self.recorders:
+            recorder.write(record["step"], figures_of(finite))
         return written
 
     def close(self) -> None:
-        """Flush what TensorBoard buffers."""
-        if self._board is not None:
-            self._board.close()
+        """Close the recorders."""
+        for recorder in self.recorders:
+            recorder.close()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

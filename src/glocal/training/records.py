@@ -33,7 +33,7 @@ class Records:
     def __init__(self, run: Run) -> None:
         self.run, self.watch, self.monitor = run, Stopwatch(), CollapseMonitor()
         self.display = Display(run.steps, run.done, enabled=run.first)
-        self.log = MetricsLog(run.folder.metrics, enabled=run.first)
+        self.log = MetricsLog(run.folder.metrics, enabled=run.first, recorders=run.config.training.recorders)
         self.log.cut_after(run.done)
         self.probes = training_probes(run.config, run.source) if run.first else []
         kept = [record for record in read_records(run.folder.metrics) if record["step"] <= run.done]
@@ -139,7 +139,7 @@ class Records:
     def _examine(self, step: int) -> None:
         assert self.verdict is not None
         figures = self.verdict.look(self.run.model.teacher.backbone, step)
-        self._log({"step": step, **figures})
+        self._log({"step": step, "planned_steps": self.run.steps, **figures})
         told = ("score", "retrieval", "correspondence")
         shown = " · ".join(f"{name} {figures[f'verdict.{name}']:.4g}" for name in told)
         self.display.say(f"step {step} · without labels: {shown}")
