@@ -13,7 +13,7 @@ Kind = Literal["uniform", "constant", "same"]
 
 # Shares of ln K. A healthy run sits between; the first steps of every run start near uniform, hence the patience.
 UNIFORM_ENTROPY = 0.98
-CONSTANT_MARGINAL = 0.05
+CONSTANT_MARGINAL = 0.2
 SAME_TARGET = 0.01
 """Marginal entropy less target entropy: what a target tells of its image. Below this, all images get the same target."""
 RANK_KEPT = 0.5

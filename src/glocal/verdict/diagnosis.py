@@ -12,8 +12,8 @@ from glocal.verdict.score import best_step
 Severity = Literal["failed", "warning", "note"]
 Record = Mapping[str, Any]
 
-LEARNT = 2.0
-"""Points of score above the untouched model that count as having learnt something."""
+LEARNT = 1.05
+"""The best score over that of the untouched model, from which on something was learnt."""
 PAST_BEST = 3.0
 OVERFITTING = 10.0
 WAITING = 0.3
@@ -91,17 +91,18 @@ def _cut(text: str) -> tuple[str, str]:
 
 
 def _learning(scores: Sequence[tuple[int, float]], planned: int) -> list[Finding]:
+    """A run that is over and whose score never rose above that of the model it started from."""
     if len(scores) < 2 or scores[0][0] != 0 or scores[-1][0] < planned:
         return []
     start, highest = scores[0][1], max(value for _, value in scores)
-    if highest >= start + LEARNT:
+    if highest >= LEARNT * start:
         return []
     return [
         Finding(
-            "failed",
-            f"Nothing was learnt: the score is {scores[-1][1]:.1f}, the untouched model's was {start:.1f}.",
-            "Raise optimiser.learning_rate tenfold (or lower it, if the loss jumps), and look at pictures/views.png: do two "
-            "views of an image still show the same thing?",
+            "warning",
+            f"Nothing was learnt that shows without labels: the best score is {highest:.1f}, before training it was {start:.1f}.",
+            "Train longer. If this was the full length, change optimiser.learning_rate tenfold (down, if the loss jumps), and "
+            "look at pictures/views.png: do two views of an image still show the same thing?",
         )
     ]
 
@@ -172,7 +173,7 @@ def _sentence(
     best: int | None,
     planned: int,
 ) -> str:
-    if findings and findings[0].severity == "failed":
+    if findings and (findings[0].severity == "failed" or findings[0].what.startswith("Nothing was learnt")):
         return findings[0].what
     if best is None:
         return "There are no label-free figures of this run, so nothing can be said of what it learnt."

@@ -94,10 +94,12 @@ def label_free_figures(
         return dict.fromkeys(("retrieval", "correspondence", "rank", "patch_rank", "score"), float("nan"))
     tokens = whole.tokens_before_norm[:, -whole.patches.shape[1] :]
     every_eighth = whole.patches.flatten(0, 1)[:: max(1, whole.patches.shape[1] // 8)]
+    rank = float(effective_rank(whole.cls.float()))
     figures = {
         "retrieval": 100 * float(retrieval_accuracy(crop.cls, whole.cls)),
         "correspondence": 100 * float(correspondence_accuracy(crop.patches, whole.patches, right)),
-        "rank": float(effective_rank(whole.cls.float())),
+        "rank": rank,
+        "rank_share": 100 * rank / min(whole.cls.shape),
         "patch_rank": float(effective_rank(every_eighth.float())),
         "alignment": float(alignment(crop.cls, whole.cls)),
         "uniformity": float(uniformity(whole.cls)),

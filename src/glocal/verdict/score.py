@@ -1,10 +1,10 @@
 """One score of a run without labels, by a rule fixed in advance.
 
-The score is the geometric mean of two shares of right answers: how many held-out images are found again by a distorted
-crop of theirs (the class embedding), and how many patches find the patch that shows the same place (patch embeddings).
-A model that is good at one and useless at the other gets little. It compares checkpoints of one run, and runs on the
-same data at the same resolution; it does not compare data sets. What it is worth is measured by
-`benchmarks/verdict_study.py` and told in docs/verdict.md.
+The score is the geometric mean of three shares, in per cent: how many held-out images are found again by a distorted crop
+of theirs (the class embedding), how many patches find the patch that shows the same place (patch embeddings), and how much
+of its dimensions the class embedding uses (effective rank). A model that is good at one and useless at another gets little;
+a collapse shows in all. It compares checkpoints of one run, and runs of one width on the same data at the same resolution;
+it does not compare data sets. What it is worth is measured by `benchmarks/verdict_study.py` and told in docs/verdict.md.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ STANDS_STILL = 0.5
 
 
 def score(figures: Mapping[str, float]) -> float:
-    """0..100, from `retrieval` and `correspondence` in per cent.
+    """0..100, from `retrieval`, `correspondence` and `rank_share` in per cent.
 
-    >>> score({"retrieval": 50.0, "correspondence": 8.0})
+    >>> round(score({"retrieval": 50.0, "correspondence": 10.0, "rank_share": 16.0}), 6)
     20.0
     """
-    return math.sqrt(figures["retrieval"] * figures["correspondence"])
+    return math.prod(max(0.0, figures[name]) for name in ("retrieval", "correspondence", "rank_share")) ** (
+        1 / 3
+    )
 
 
 def best_step(scores: Sequence[tuple[int, float]]) -> int | None:
