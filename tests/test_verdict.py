@@ -189,6 +189,7 @@ def examined(*scores: float) -> list[dict[str, float]]:
         (examined(10, 9, 10, 10.4), "warning", "Nothing was learnt"),
         (examined(10, 40, 38, 30), "warning", "highest at step 10"),
         ([{"step": 5, "loss": float("nan")}], "failed", "diverged"),
+        ([{"step": 5, "loss": None}], "failed", "diverged"),
         ([], "unknown", "nothing can be said"),
     ],
 )

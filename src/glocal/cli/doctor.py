@@ -34,7 +34,7 @@ def run(folder: str) -> None:
             say(console, f"  change: {finding.change}")
     if diagnosis.status == "healthy":
         say(console, "Nothing is wrong.")
-    examined = [record for record in story.records if "verdict.score" in record]
+    examined = [record for record in story.records if record.get("verdict.score") is not None]
     if examined:
         best = (
             next(record for record in examined if record["step"] == diagnosis.best)

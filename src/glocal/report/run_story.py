@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from glocal.config import to_yaml
 from glocal.training.config import RunConfig
+from glocal.training.metrics_log import read_records
 from glocal.training.run_folder import read_run_config
 from glocal.verdict.diagnosis import Diagnosis, diagnose, latest
 
@@ -69,9 +69,7 @@ def read_story(folder: Path) -> RunStory:
         TrainingError: when there is no run in it.
     """
     config = read_run_config(folder)
-    metrics = folder / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    records = [record for line in lines if (record := _record(line)) is not None]
+    records = read_records(folder / "metrics.jsonl")
     planned = planned_steps(config, records)
     return RunStory(config, records, planned, diagnose(records, planned))
 
@@ -97,7 +95,7 @@ def cards(story: RunStory) -> list[dict[str, str]]:
     ):
         value = latest(records, name)
         if value is not None and math.isfinite(value):
-            start = next(r[name] for r in records if name in r)
+            start = next(r[name] for r in records if r.get(name) is not None)
             shown.append((label, f"{value:.1f}", f"{unit}; {start:.1f} before training"))
     knn = next((name for r in records for name in r if name.endswith("top1")), None)
     if knn is not None:
@@ -138,12 +136,3 @@ def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[list[float]
     ]
     every = max(1, len(points) // POINTS)
     return points[:-1][::every] + points[-1:]
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """A record, or nothing for a line that is being written just then."""
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return record if "step" in record else None

@@ -55,4 +55,6 @@ class RunVerdict:
 
 def recorded_scores(metrics: Path) -> list[tuple[int, float]]:
     """(step, score) of every examination that `metrics.jsonl` holds."""
-    return [(r["step"], r["verdict.score"]) for r in read_records(metrics) if "verdict.score" in r]
+    return [
+        (r["step"], r["verdict.score"]) for r in read_records(metrics) if r.get("verdict.score") is not None
+    ]

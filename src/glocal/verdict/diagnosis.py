@@ -63,12 +63,12 @@ def diagnose(records: Sequence[Record], planned: int) -> Diagnosis:
 def _diverged(records: Sequence[Record]) -> list[Finding]:
     for record in records:
         for name in ("loss", "verdict.score", "effective_rank"):
-            value = record.get(name)
-            if isinstance(value, float) and not math.isfinite(value):
+            value = record.get(name, 0.0)
+            if value is None or not math.isfinite(value):  # records keep no number as null
                 return [
                     Finding(
                         "failed",
-                        f"Weights diverged: {name} is {value} at step {record['step']}.",
+                        f"Weights diverged: {name} is no number at step {record['step']}.",
                         "Halve optimiser.learning_rate, make optimiser.clip smaller, or set speed.precision=fp32.",
                     )
                 ]
@@ -178,7 +178,7 @@ def _sentence(
     if best is None:
         return "There are no label-free figures of this run, so nothing can be said of what it learnt."
     at_best = next(r for r in records if r["step"] == best and "verdict.score" in r)
-    first = next(r for r in records if "verdict.score" in r)
+    first = next(r for r in records if r.get("verdict.score") is not None)
     found, place = at_best["verdict.retrieval"], at_best["verdict.correspondence"]
     done = max(r["step"] for r in records)
     going_on = "" if done >= planned else f"; the run is at {done:,} of {planned:,}"
