@@ -266,3 +266,14 @@ def test_patches_that_find_each_other_equal_a_search_both_ways():
     ]
     assert 0 < len(expected) < 9
     assert found == [(i, j) for _, i, j in sorted(expected, reverse=True)]
+
+
+def test_a_run_is_alive_while_a_process_holds_its_folder(tmp_path):
+    """What `glocal report live=true` goes by."""
+    from glocal.training.run_folder import RunFolder, is_alive
+
+    assert not is_alive(tmp_path / "run")
+    with RunFolder(tmp_path / "run") as folder:
+        folder.claim(resume=False)
+        assert is_alive(tmp_path / "run")
+    assert not is_alive(tmp_path / "run")
