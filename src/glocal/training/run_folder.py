@@ -36,7 +36,7 @@ _LOCK = ".lock"
 # What a run writes before its first checkpoint.
 _OF_A_START = {
     _LOCK, "config.yaml", "environment.json", "summary.json", "resumes.jsonl", "metrics.jsonl", "unreadable.txt", "images.npy",
-    "checkpoints", "pictures", "tensorboard",
+    "checkpoints", "pictures", "export", "tensorboard", "wandb", "wandb_run_id", "mlflow.db", "mlflow_run_id",
 }  # fmt: skip
 
 
