@@ -18,7 +18,7 @@ class LadderSettings(Config):
     data: str = "data"
     """The folder in which the grounds' data sets lie."""
     scale: str = "cpu"
-    """FLOPs a run: smoke 2e10, short 1e13, medium 1e14, cpu 1e15, gpu 1e18."""
+    """FLOPs a run: smoke 2e10, short 1e13, medium 1.55e14, cpu 1e15, gpu 1e18."""
     rows: tuple[str, ...] = ()
     """Rows to run; none: all."""
     grounds: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ class ReproduceSettings(Config):
     ground: str = "cifar10"
     """The data set."""
     scale: str = "short"
-    """FLOPs of the run: smoke 2e10, short 1e13, medium 1e14, cpu 1e15, gpu 1e18."""
+    """FLOPs of the run: smoke 2e10, short 1e13, medium 1.55e14, cpu 1e15, gpu 1e18."""
     seed: int = 100
     """None of the recorded ones, so that the run is a new draw."""
     records: str = RECORDS

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from glocal.data import ImageSource, hold_out, open_source
 from glocal.evaluation.classification.knn import KnnConfig
-from glocal.evaluation.classification.linear import LinearProbe
+from glocal.evaluation.classification.logistic import LowShot
 from glocal.evaluation.correspondence import Correspondence
 from glocal.evaluation.retrieval.copy_detection import CopyDetection
 from glocal.evaluation.segmentation.knn_segmentation import KnnSegmentation
@@ -14,6 +14,10 @@ from glocal.extraction.work import Work
 from glocal.ladder.rows import Ground
 from glocal.models.encoder import Encoder
 
+# The convex optimum on class and mean patch, penalty picked on a tenth of train: half the time of the grid of SGD heads.
+_LINEAR = LowShot(
+    shares=(1.0,), per_class=(), seeds=1, features="cls+mean_patches", strengths=(0.01, 0.1, 1.0)
+)
 HELD_OUT = 0.1
 """Share of the training images that tuning is measured on, so that no test image decides a setting."""
 
@@ -46,8 +50,7 @@ def _labelled(
     if bank.labels is not None:
         figures["knn"] = KnnConfig(ks=(20,)).run(encoder, splits, work).numbers["k20_top1"]
         if linear:
-            probe = LinearProbe(inputs=("cls", "cls+mean"))
-            figures["linear"] = probe.run(encoder, splits, work).numbers["top1"]
+            figures["linear"] = _LINEAR.run(encoder, splits, work).numbers["100_percent_top1"]
     return figures
 
 

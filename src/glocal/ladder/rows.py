@@ -72,8 +72,8 @@ GROUNDS: dict[str, Ground] = {
     "photographs": Ground("imagenet_sample_1k", None, "small", camvid=True, copies=True),
 }
 
-BUDGETS = {"smoke": 2e10, "short": 1e13, "medium": 1e14, "cpu": 1e15, "gpu": 1e18}
-"""FLOPs a run, by scale: seconds, minutes, a quarter and two hours of two cores, an hour of a large GPU."""
+BUDGETS = {"smoke": 2e10, "short": 1e13, "medium": 1.55e14, "cpu": 1e15, "gpu": 1e18}
+"""FLOPs a run, by scale: seconds, minutes, ten minutes and two hours of two cores, an hour of a large GPU."""
 
 RATES = (0.5, 1.0, 2.0)
 """Factors of both learning rates that every row tries at a tenth of the budget."""
