@@ -1,6 +1,8 @@
-"""Which device to compute on, chosen or checked before anything is moved to it."""
+"""Which device to compute on, chosen or checked before anything is moved to it, and what it multiplies natively."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 
@@ -24,3 +26,15 @@ def choose_device(name: str = "auto", key: str = "device") -> torch.device:
     if name not in here:
         raise ConfigError(f"{key}={name}: this machine has no such device. Here: auto, {', '.join(here)}.")
     return torch.device(name)
+
+
+@functools.cache
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 matrices with instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        # Private, yet the only place where torch tells; without them the answer is no, which costs speed only.
+        asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in asked)
+    return device.type == "mps"

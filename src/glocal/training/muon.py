@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from glocal.training.precision import has_native_bfloat16
+from glocal.models.device import has_native_bfloat16
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _STEPS = 5

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from glocal.distributed import world_size
+from glocal.models.device import has_native_bfloat16
 
 if TYPE_CHECKING:
     from glocal.training.trial import TrialStep
@@ -28,18 +28,6 @@ class Precision(NamedTuple):
     def autocast(self) -> torch.dtype | None:
         """The type that products are cast to."""
         return torch.bfloat16 if self.name == "bf16" else None
-
-
-@functools.cache
-def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 matrices with instructions of its own."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":
-        # Private, yet the only place where torch tells; without them the answer is no, which costs speed only.
-        asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, name, bool)() for name in asked)
-    return device.type == "mps"
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16"], trial: TrialStep) -> Precision:
