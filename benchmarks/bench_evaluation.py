@@ -24,10 +24,11 @@ from glocal.data.source import ImageSource
 from glocal.evaluation.classification.knn import knn_classify
 from glocal.evaluation.classification.labels import LabelPair
 from glocal.evaluation.classification.linear import LinearProbe, readouts_for
-from glocal.extraction.feature_stream import FeatureTransform, iterate_features, iterate_pixels
+from glocal.extraction.feature_stream import iterate_features, iterate_pixels
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 from glocal.models.vit import BackboneConfig, VisionTransformer
 
 

@@ -14,9 +14,10 @@ from glocal.evaluation.all_protocols import evaluate_all
 from glocal.evaluation.base import PROTOCOLS, evaluate, protocol_class
 from glocal.evaluation.results import Result, Skip, read_results, read_skips
 from glocal.evaluation.segmentation.masks import CheckedSource
-from glocal.extraction.feature_stream import FeatureTransform, Skipped
+from glocal.extraction.feature_stream import Skipped
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.random_crops import RandomCrops
+from glocal.models.preprocessing import FeatureTransform
 
 
 def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path) -> None:

@@ -19,10 +19,11 @@ from glocal.evaluation.classification.knn import KnnConfig
 from glocal.evaluation.classification.labels import align_labels, split_held_out
 from glocal.evaluation.compare import as_tables, compare
 from glocal.evaluation.results import Result, read_results, write_result
-from glocal.extraction.feature_stream import FeatureTransform, Skipped, iterate_features, iterate_pixels
+from glocal.extraction.feature_stream import Skipped, iterate_features, iterate_pixels
 from glocal.extraction.image_embeddings import SHARD, extract_embeddings, gem
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
+from glocal.models.preprocessing import FeatureTransform
 
 QUIET = Work(progress=False)
 

@@ -268,3 +268,38 @@ def test_copy_detection_is_not_measured_as_retrieval(tmp_path, form) -> None:
     with pytest.raises(DataError, match="glocal evaluate copy_detection"):
         evaluate("retrieval", small_encoder(), tmp_path, work=QUIET)
     assert evaluate("copy_detection", small_encoder(), tmp_path, work=QUIET).numbers["queries"] == 4
+
+
+def test_a_test_split_without_labels_is_passed_over_for_val() -> None:
+    data = {
+        "train": coloured(40, 2, name="train"),
+        "test": coloured(10, 2, name="t"),
+        "val": coloured(20, 2, seed=1, name="v"),
+    }
+    data["test"].labels = None
+    result = evaluate("knn", small_encoder(), data, overrides=["ks=[1]"], work=QUIET)
+    assert result.sources["test"]["name"] == "v" and "t has no labels: val was tested" in result.notes
+
+
+@pytest.mark.parametrize("protocol", ["knn", "linear", "logistic"])
+def test_class_folders_without_splits_are_divided_and_said(tmp_path, protocol) -> None:
+    source = coloured(40, 2, side=16)
+    for index in range(40):
+        save(tmp_path / "set" / f"class{source.labels[index]}" / f"{index}.png", source.pixels[index])
+    quick = {
+        "knn": ["ks=[1]"],
+        "linear": ["least_steps=20", "epochs=1"],
+        "logistic": ["shares=[]", "per_class=[2]"],
+    }
+    result = evaluate(protocol, small_encoder(), tmp_path / "set", overrides=quick[protocol], work=QUIET)
+    assert [s["images"] for s in result.sources.values()] == [32, 8]
+    assert "set has no splits: a fifth of every class" in result.notes[0]
+
+
+def test_one_image_is_prepared_as_evaluations_do(tmp_path) -> None:
+    source, encoder = coloured(1, 1), small_encoder()
+    expected = extract_embeddings(encoder, source, work=QUIET).first
+    image = source.read(0)
+    image.save(tmp_path / "a.png")
+    for given in (image, tmp_path / "a.png", str(tmp_path / "a.png")):
+        assert torch.equal(encoder.features(encoder.transform(given)).cls, expected)

@@ -24,12 +24,12 @@ from glocal.evaluation.segmentation.linear_segmentation import (
     LinearHead,
     LinearSegmentation,
     LinearSegmentation100,
-    warmup_cosine,
 )
 from glocal.evaluation.segmentation.sliding import window_starts
 from glocal.extraction import nearest as search
 from glocal.extraction.nearest import nearest
 from glocal.extraction.work import Work
+from glocal.schedules import warmup_cosine
 
 PROTOCOLS = [
     KnnSegmentation(size=32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -67,3 +68,19 @@ class Schedule(Config):
 def value_at(value: float | Schedule, progress: Progress) -> float:
     """The value of a number or a schedule for the step about to be done."""
     return value.at(progress) if isinstance(value, Schedule) else value
+
+
+def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
+    """Learning rate as a share of its peak: linear warm-up, then half a cosine down to 0 at the end.
+
+    >>> rate = warmup_cosine(2, 10)
+    >>> [rate(0), rate(2), round(rate(6), 2)]
+    [0.5, 1.0, 0.5]
+    """
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    return rate

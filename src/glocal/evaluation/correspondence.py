@@ -24,18 +24,13 @@ from glocal.errors import ConfigError, DataError, ModelError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import (
-    FeatureTransform,
-    Skipped,
-    check_patches,
-    iterate_features,
-    iterate_pixels,
-)
+from glocal.extraction.feature_stream import Skipped, check_patches, iterate_features, iterate_pixels
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import crop_sides
 from glocal.extraction.work import Work
 from glocal.matching.geometric import teacher_index
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 from glocal.views.photometric import Operation, apply_pipeline
 from glocal.views.randomness import fold_in_array, hash_seed, uniform_array
 

@@ -25,10 +25,11 @@ from glocal.errors import DataError, name_some
 from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import FeatureTransform, Skipped, check_patches, iterate_features
+from glocal.extraction.feature_stream import Skipped, check_patches, iterate_features
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 ALPHAS = (0.1, 0.05, 0.01)
 _SPLITS = {"train": "trn", "val": "val", "test": "test"}

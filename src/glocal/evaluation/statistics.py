@@ -25,18 +25,13 @@ from glocal.extraction.embedding_statistics import (
     patch_similarity,
     uniformity,
 )
-from glocal.extraction.feature_stream import (
-    LARGEST_TILE,
-    FeatureTransform,
-    Skipped,
-    check_patches,
-    iterate_features,
-)
+from glocal.extraction.feature_stream import Skipped, check_patches, iterate_features
 from glocal.extraction.image_embeddings import extract_embeddings
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import LARGEST_TILE, FeatureTransform
 
 
 class Statistics(ProtocolConfig):

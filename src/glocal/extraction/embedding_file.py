@@ -14,11 +14,11 @@ from glocal.atomic_files import write_atomically
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError
-from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
+from glocal.models.preprocessing import FeatureTransform
 
 
 def embed(

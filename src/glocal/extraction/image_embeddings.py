@@ -19,11 +19,12 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
-from glocal.extraction.feature_stream import FeatureTransform, Skipped, computed_by, iterate_features
+from glocal.extraction.feature_stream import Skipped, computed_by, iterate_features
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
+from glocal.models.preprocessing import FeatureTransform
 
 SHARD = 512
 """Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""

@@ -14,16 +14,10 @@ from torch import Tensor
 
 from glocal.data.source import ImageSource
 from glocal.extraction.feature_files import key_of, read_features, write_features
-from glocal.extraction.feature_stream import (
-    FeatureBatch,
-    FeatureTransform,
-    Skipped,
-    computed_by,
-    device_of,
-    iterate_features,
-)
+from glocal.extraction.feature_stream import FeatureBatch, Skipped, computed_by, device_of, iterate_features
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 FORMAT = 4
 """Layout and arithmetic of the files; part of their key."""

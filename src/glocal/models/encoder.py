@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
+from PIL import Image
 from torch import Tensor, nn
 
+from glocal.data.decoding import decode_image
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
 from glocal.models.features import Features
 from glocal.models.precision import Precision, computing
+from glocal.models.preprocessing import FeatureTransform
 
 ResultT = TypeVar("ResultT")
 
@@ -105,6 +109,24 @@ class Encoder:
         scaled = pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
         mean, std = (scaled.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (scaled - mean) / std
+
+    def transform(
+        self, image: Image.Image | str | Path, settings: FeatureTransform | None = None
+    ) -> Float[Tensor, "1 channels height width"]:
+        """Bring one image, or the file it is in, to this model's input, as every evaluation does: resized, cut, normalised.
+
+        Args:
+            image: a picture of any mode, or its path.
+            settings: how it is placed; null: the shorter side at the model's size, central crop.
+
+        Raises:
+            UnreadableImageError: when the file can't be decoded.
+
+        >>> encoder.features(encoder.transform("cat.jpg")).cls  # doctest: +SKIP
+        """
+        opened = image.convert("RGB") if isinstance(image, Image.Image) else decode_image(Path(image))
+        placed = (settings or FeatureTransform()).resolve(self).image(opened, self.patch_size)
+        return self.normalise(placed[None].to(self.device))
 
     def features(self, pixels: Float[Tensor, "batch channels height width"]) -> Features:
         """Features of normalised pixels."""

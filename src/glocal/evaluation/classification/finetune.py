@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,24 +18,20 @@ from torch.nn.functional import cross_entropy
 from glocal.atomic_files import write_atomically
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, TrainingError
-from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
+from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.classification.labelled import TOP, Answers, accuracies, with_answers
-from glocal.evaluation.classification.labels import LabelPair, align_labels
+from glocal.evaluation.classification.labels import LabelPair, align_labels, open_labelled
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import (
-    FeatureTransform,
-    Skipped,
-    device_of,
-    iterate_features,
-    iterate_pixels,
-)
+from glocal.extraction.feature_stream import Skipped, device_of, iterate_features, iterate_pixels
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.depth_groups import depth_of
 from glocal.models.encoder import Encoder
 from glocal.models.export import export_backbone
+from glocal.models.preprocessing import FeatureTransform
 from glocal.models.vit import VisionTransformer
+from glocal.schedules import warmup_cosine
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -83,7 +78,7 @@ class FineTune(ProtocolConfig):
             DataError: without labels or with one class.
             TrainingError: when the loss stops being a number.
         """
-        train, test = open_split(data, "train"), open_split(data, "test", "val")
+        train, test, told = open_labelled(data)
         labels = align_labels(train, test)
         skipped = Skipped()
         tuned, head = self._train(encoder, train, labels, work, skipped)
@@ -95,7 +90,7 @@ class FineTune(ProtocolConfig):
             encoder,
             {"train": train, "test": test},
             accuracies(answers),
-            notes=[*labels.notes, *skipped.notes()],
+            notes=[*told, *labels.notes, *skipped.notes()],
             transform=transform.model_dump(),
             resolution=transform.size,
             layer="-1",
@@ -166,10 +161,7 @@ class FineTune(ProtocolConfig):
     def _set_rate(self, optimiser: torch.optim.Optimizer, step: int, steps: int) -> None:
         """Linear warm-up over at most a fifth of the run, then cosine to 0."""
         warmup = min(round(self.warmup_epochs * steps / self.epochs), steps // 5)
-        if step < warmup:
-            factor = (step + 1) / warmup
-        else:
-            factor = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        factor = warmup_cosine(warmup, steps)(step)
         for group in optimiser.param_groups:
             group["lr"] = self.learning_rate * self.batch_size / 256 * group["factor"] * factor
 

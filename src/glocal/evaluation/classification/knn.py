@@ -16,11 +16,11 @@ from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, open_split
 from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, accuracies
 from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows
-from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.nearest import Distance, nearest_chunks
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 UNRANKED = -1
 """In place of a class: no neighbour had another one."""
@@ -106,12 +106,12 @@ class KnnConfig(LabelledConfig):
         """Unit length where the cosine compares."""
         return "final norm" + (", then unit length" if self.distance == "cosine" else "")
 
-    def open(self, data: DataLike) -> tuple[ImageSource, ImageSource]:
+    def open(self, data: DataLike) -> tuple[ImageSource, ImageSource, list[str]]:
         """Both splits; training images alone for `leave_one_out`."""
         if not self.leave_one_out:
             return super().open(data)
         train = open_split(data, "train", "all")
-        return train, train
+        return train, train, []
 
     def answer(
         self,

@@ -13,14 +13,14 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from glocal.data.source import ImageSource
-from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
-from glocal.evaluation.classification.labels import LabelPair, align_labels
+from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.classification.labels import LabelPair, align_labels, open_labelled
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 TOP = 5
 """Classes ranked per image."""
@@ -62,9 +62,9 @@ class LabelledConfig(ProtocolConfig):
         """How features are scaled, in words."""
         return "final norm"
 
-    def open(self, data: DataLike) -> tuple[ImageSource, ImageSource]:
-        """The images to learn from and those to be classified."""
-        return open_split(data, "train"), open_split(data, "test", "val")
+    def open(self, data: DataLike) -> tuple[ImageSource, ImageSource, list[str]]:
+        """The images to learn from, those to be classified, and notes."""
+        return open_labelled(data)
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Embed both splits once, learn, and answer for the test images once.
@@ -72,7 +72,7 @@ class LabelledConfig(ProtocolConfig):
         Raises:
             DataError: without labels, with one class, or with too few images.
         """
-        train, test = self.open(data)
+        train, test, told = self.open(data)
         labels, what = align_labels(train, test), self.readouts(encoder)
         fitted = extract_embeddings(encoder, train, self.transform, what, work)
         tested = fitted if test is train else extract_embeddings(encoder, test, self.transform, what, work)
@@ -84,7 +84,7 @@ class LabelledConfig(ProtocolConfig):
             {"train": train} if test is train else {"train": train, "test": test},
             accuracies(answers),
             rows=answers.rows,
-            notes=[*answers.notes, *skipped],
+            notes=[*told, *answers.notes, *skipped],
             picked=answers.picked,
             transform=transform.model_dump(),
             resolution=transform.size,

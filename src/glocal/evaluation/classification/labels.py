@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,10 +12,15 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glocal.data.open import splits_of
 from glocal.data.source import ImageSource
+from glocal.data.splits import read_spec
 from glocal.errors import DataError
+from glocal.evaluation.base import DataLike, open_split
 from glocal.extraction.image_embeddings import Embeddings
 
+HELD_OUT = 0.2
+"""Share of each class that is tested where data has no splits."""
 UNLABELLED = -1
 """Label of an image without one, or of a class that training images lack by name."""
 
@@ -87,6 +94,33 @@ def labelled_rows(
         raise DataError("None of the readable images has a label.")
     rows = [vectors[kept].to(device) for vectors in embeddings.vectors.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1), classes[kept].to(device)
+
+
+def open_labelled(data: DataLike) -> tuple[ImageSource, ImageSource, list[str]]:
+    """The images to learn from, those to be classified, and notes on how they were come by.
+
+    A test split without labels (ImageNet's) is passed over for `val`. Data without splits is divided: a fifth of every
+    class, drawn once, is test.
+
+    Raises:
+        DataError: when there are splits but none to learn from or to test on.
+    """
+    if isinstance(data, str | Path) and read_spec(str(data)).split is None and not splits_of(data):
+        source = open_split(data, "all")
+        fitted, held = split_held_out(labels_of(source), HELD_OUT, seed=0)
+        train, test = source.subset(fitted), source.subset(held)
+        train.split, test.split = "4 of 5", "1 of 5"
+        return (
+            train,
+            test,
+            [f"{source.name} has no splits: a fifth of every class, drawn by seed 0, was tested"],
+        )
+    train, test = open_split(data, "train"), open_split(data, "test", "val")
+    if test.labels is None and not isinstance(data, Mapping) and "val" in splits_of(data):
+        return train, open_split(data, "val"), [f"{test.name} has no labels: val was tested"]
+    if test.labels is None and isinstance(data, Mapping) and "val" in data:
+        return train, data["val"], [f"{test.name} has no labels: val was tested"]
+    return train, test, []
 
 
 def split_held_out(

@@ -17,10 +17,10 @@ from glocal.config import Config
 from glocal.data.changed import ChangedSource
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 _READOUTS: dict[str, tuple[str, ...]] = {"cls": ("cls",), "cls_gem": ("cls", "gem_patches")}
 # Eigenvalues below this share of the largest are raised to it: directions without variance aren't blown up.

@@ -17,17 +17,12 @@ from torch import Tensor
 from glocal.config import Config
 from glocal.data.source import ImageSource
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, at_size
-from glocal.extraction.feature_stream import (
-    FeatureTransform,
-    Skipped,
-    check_patches,
-    device_of,
-    iterate_features,
-)
+from glocal.extraction.feature_stream import Skipped, check_patches, device_of, iterate_features
 from glocal.extraction.nearest import Neighbours
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 _QUERIES_AT_ONCE = 64  # their patches are held: 64 x 1024 x 768 floats are 200 MB
 

@@ -24,11 +24,12 @@ from glocal.evaluation.segmentation.metrics import (
     confusion_matrix,
     segmentation_score,
 )
-from glocal.extraction.feature_stream import FeatureTransform, Skipped, check_patches
+from glocal.extraction.feature_stream import Skipped, check_patches
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -31,11 +31,11 @@ from glocal.evaluation.segmentation.dense_features import (
     upsample,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
-from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.nearest import nearest
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 from glocal.views.randomness import hash_seed, uniform_array
 
 

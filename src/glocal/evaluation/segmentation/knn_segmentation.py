@@ -26,11 +26,11 @@ from glocal.evaluation.segmentation.dense_features import (
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix, segmentation_score
-from glocal.extraction.feature_stream import FeatureTransform
 from glocal.extraction.nearest import Distance, nearest
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
 
 
 def majority(labels: UInt8[Tensor, "queries k pixels"], classes: int) -> UInt8[Tensor, "queries pixels"]:

@@ -36,11 +36,13 @@ from glocal.evaluation.segmentation.dense_features import (
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import IGNORED
 from glocal.evaluation.segmentation.sliding import sliding_logits
-from glocal.extraction.feature_stream import FeatureTransform, device_of
+from glocal.extraction.feature_stream import device_of
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
+from glocal.models.preprocessing import FeatureTransform
+from glocal.schedules import warmup_cosine
 from glocal.views.randomness import hash_seed
 
 if TYPE_CHECKING:
@@ -312,22 +314,6 @@ class LinearSegmentation100(_Linear):
             scoring.add(resize_mask(image.mask, side), best_class(logits))
         told = f"{transform.size} squash, scored at {self.output}x{self.output}"
         return self.scored(encoder, train, scoring, counted, resolution=told, features="patches")
-
-
-def warmup_cosine(warmup: int, steps: int) -> Callable[[int], float]:
-    """Learning rate as a share of its peak: linear warm-up, then half a cosine down to 0 at the end.
-
-    >>> rate = warmup_cosine(2, 10)
-    >>> [rate(0), rate(2), round(rate(6), 2)]
-    [0.5, 1.0, 0.5]
-    """
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return rate
 
 
 def _head_on(
