@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from glocal.config import apply_overrides
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import PROTOCOLS, ProtocolConfig, evaluate, protocol_class
 from glocal.evaluation.classification.knn import KnnConfig
-from glocal.evaluation.classification.labels import align_labels, split_held_out
+from glocal.evaluation.classification.labels import align_labels, labelled_rows, split_held_out
 from glocal.evaluation.compare import as_tables, compare
 from glocal.evaluation.results import Result, read_results, write_result
 from glocal.extraction.feature_stream import Skipped, iterate_features, iterate_pixels
@@ -289,3 +290,19 @@ def test_compare_puts_runs_side_by_side_and_warns(tmp_path) -> None:
     assert shown["k3_top1"][1] is None and shown["k1_top1"][0] is None  # the latest of run a is k=3 only
     with pytest.raises(DataError, match="has no results"):
         compare([tmp_path / "nothing"])
+
+
+def test_features_are_held_once_and_their_size_is_told(caplog, monkeypatch) -> None:
+    monkeypatch.setattr("glocal.extraction.image_embeddings.TOLD_FROM", 0.0)
+    source = coloured(SHARD + 9, 3, side=16)
+    with caplog.at_level(logging.INFO):
+        found = extract_embeddings(
+            small_encoder(), source, what=["cls", "cls@-1", "mean_patches"], work=QUIET
+        )
+    assert f"features of {SHARD + 9} images take" in caplog.text
+    assert found.vectors["cls"].data_ptr() == found.vectors["cls@-1"].data_ptr()
+    one = extract_embeddings(small_encoder(), source, work=QUIET)
+    assert torch.equal(one.first, found.first)
+    assert labelled_rows(one, source.labels)[0].data_ptr() == one.first.data_ptr()
+    some = np.where(np.arange(len(source)) % 2, source.labels, -1)
+    assert torch.equal(labelled_rows(one, some)[0], one.first[1::2])

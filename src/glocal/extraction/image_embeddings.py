@@ -6,6 +6,7 @@ format. Each readout (`cls@-1`) has files of its own, so a protocol that needs o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,12 @@ from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 from glocal.models.preprocessing import FeatureTransform
 
+logger = logging.getLogger("glocal.extraction")
+
 SHARD = 512
 """Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
+TOLD_FROM = 1.0
+"""GiB of features from which their size is said before they are computed."""
 FORMAT = 4
 """Layout and arithmetic of the cache; part of its key."""
 
@@ -89,6 +94,9 @@ def extract_embeddings(
     folder = None if work.cache is None else work.cache / key_of(deciding)
     starts = range(0, len(source), SHARD)
     items = list(dict.fromkeys(asked.values()))
+    size = len(source) * encoder.embed_dim * 4 * len(items) / 2**30
+    if size >= TOLD_FROM:
+        logger.info("%s: features of %d images take %.1f GiB of memory", source.name, len(source), size)
     stored = {start: _read_shard(folder, start, items) for start in starts}
     shards = {start: shard for start, shard in stored.items() if shard is not None}
     for start, shard in _compute(
@@ -167,11 +175,8 @@ def _gather(
     """Put all shards together in source order."""
     indices = np.concatenate([s.indices for s in shards]) if shards else np.empty(0, np.int64)
     bad = [entry for shard in shards for entry in shard.bad]
-    empty = torch.empty(0, encoder.embed_dim)
-    vectors = {
-        name: torch.cat([s.vectors[item] for s in shards]) if shards else empty
-        for name, item in asked.items()
-    }
+    joined = {item: _joined(shards, item) for item in dict.fromkeys(asked.values())} if len(indices) else {}
+    vectors = {name: joined[item] for name, item in asked.items() if item in joined}
     if len(indices) == 0:
         first = f" The first: {bad[0][1]}" if bad else ""
         raise DataError(f"{source.name}: none of its {len(source)} images could be read.{first}")
@@ -180,6 +185,18 @@ def _gather(
         skipped.images[(source.name, index)] = text
     labels = None if source.labels is None else np.asarray(source.labels)[indices]
     return Embeddings(vectors, indices, labels, skipped)
+
+
+def _joined(shards: list[_Shard], item: _Item) -> Float[Tensor, "images dim"]:
+    """One readout of all shards, each given up once it is copied: never more than a shard is held twice."""
+    parts = [shard.vectors.pop(item) for shard in shards if len(shard.indices)]
+    rows = torch.empty(sum(map(len, parts)), parts[0].shape[1])
+    start = 0
+    while parts:
+        part = parts.pop(0)
+        rows[start : start + len(part)] = part
+        start += len(part)
+    return rows
 
 
 def _shard_path(folder: Path, start: int, item: _Item) -> Path:

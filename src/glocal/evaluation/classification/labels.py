@@ -92,7 +92,9 @@ def labelled_rows(
     kept = classes >= 0
     if not bool(kept.any()):
         raise DataError("None of the readable images has a label.")
-    rows = [vectors[kept].to(device) for vectors in embeddings.vectors.values()]
+    # Indexing copies, which at ImageNet's size is gigabytes: not where all are kept.
+    every = bool(kept.all())
+    rows = [(v if every else v[kept]).to(device) for v in embeddings.vectors.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1), classes[kept].to(device)
 
 
