@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _WORTH = 1.05
 """bfloat16 is taken from this ratio of speeds on: below it rounding would buy nothing."""
-_TRIAL_SECONDS = 2.0
+_TRIAL_SECONDS = 1.0
 
 
 class Precision(NamedTuple):
@@ -45,12 +45,12 @@ def choose_precision(asked: Literal["auto", "fp32", "bf16"], trial: TrialStep) -
 
 
 def _seconds_by_precision(trial: TrialStep) -> dict[str, float]:
-    """The fastest of three steps in each, in turn, on as much of the batch as takes some two seconds at most."""
+    """The faster of two steps in each, in turn, on as much of the batch as takes about a second."""
     most = max(1, len(trial.views) // 4)
     trial.seconds(most)
     parts = min(most, math.ceil(trial.seconds(most) * most / _TRIAL_SECONDS))
     seconds = {"fp32": math.inf, "bf16": math.inf}
-    for repeat in range(4):
+    for repeat in range(3):
         for name, autocast in (("fp32", None), ("bf16", torch.bfloat16)):
             trial.model.autocast = autocast
             taken = trial.seconds(parts)

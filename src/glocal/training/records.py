@@ -43,6 +43,8 @@ class Records:
         self.probed = {record["step"] for record in looks if not {"verdict.score", "failed"} & set(record)}
         examined = run.first and run.config.verdict.enabled
         self.verdict = RunVerdict(run.config, run.source, run.folder, run.steps) if examined else None
+        # Settled here: a run by the clock plans its steps anew before each, and a moving period would skip probes.
+        self.probe_every = run.config.probe.every or max(1, run.steps // 10)
         self.sums: dict[str, Tensor] = {}
         self.began, self.began_at = time.perf_counter(), run.done
 
@@ -110,8 +112,7 @@ class Records:
             self.verdict.steps = run.steps
         if self.verdict is not None and self.verdict.due(step) and step not in self.examined:
             self.guarded("The label-free examination", step, lambda: self._examine(step))
-        period = run.config.probe.every or max(1, run.steps // 10)
-        if self.probes and (step % period == 0 or step == run.steps) and step not in self.probed:
+        if self.probes and (step % self.probe_every == 0 or step == run.steps) and step not in self.probed:
             self.guarded("A probe", step, lambda: self._probe(step))
 
     @property

@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from glocal.data import ImageSource
 from glocal.distributed import all_reduce_sum, rank, world_size
+from glocal.models.adaptation import adapt
 from glocal.models.teacher import MovingAverage
 from glocal.schedules import Progress
 from glocal.training.config import RunConfig
 from glocal.training.gradients import backward
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import StepInput, build_distillation, seeded
 from glocal.training.optimiser import build_optimiser, clip_gradients
 from glocal.views.augment import augment
 from glocal.views.loader import make_loader
@@ -32,10 +33,10 @@ class TrialStep:
         self.config, self.device = config, fabric.device
         self.model = build_distillation(config).to(self.device)
         self.model.teacher.to(self.device)
-        self.model.student.backbone.checkpoint_blocks = config.speed.checkpoint_blocks
-        self.optimiser = build_optimiser(
-            self.model, len(self.model.student.backbone.blocks), config.optimiser
-        )
+        student, teacher = self.model.student.backbone, self.model.teacher.backbone
+        seeded(config, "adapt", lambda: adapt(student, teacher, config.adapt))
+        student.checkpoint_blocks = config.speed.checkpoint_blocks
+        self.optimiser = build_optimiser(self.model, len(student.blocks), config.optimiser)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.average = MovingAverage(self.model.teacher, self.model.student)
         loader = make_loader(
