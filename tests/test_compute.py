@@ -178,7 +178,8 @@ def test_a_run_of_some_minutes_ends_in_time_and_goes_on_where_it_was(tmp_path, m
         return time.now
 
     monkeypatch.setattr(compute.time, "perf_counter", tick)
-    more = ["training.minutes=0.005", "optimiser.final_learning_rate=0", "probe.enabled=true", "probe.bank=40"]
+    more = ["training.minutes=0.01", "optimiser.final_learning_rate=0"]
+    more += ["probe.enabled=true", "probe.bank=40", "probe.queries=20"]
     out = pretrain(
         configure("dino", data="digits", out=str(tmp_path), preset="cifar", overrides=[*FAST, *more])
     )
@@ -186,8 +187,8 @@ def test_a_run_of_some_minutes_ends_in_time_and_goes_on_where_it_was(tmp_path, m
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     records = [record for record in lines if "loss" in record]
     probes = [line["step"] for line in lines if "loss" not in line]
-    assert probes[0] == 0 and probes[-1] == summary["steps"] and len(probes) > 3
-    assert summary["seconds"] == pytest.approx(0.3, abs=0.1)
+    assert probes[0] == 0 and probes[-1] == summary["steps"] and len(probes) >= 3
+    assert summary["seconds"] == pytest.approx(0.6, abs=0.2)
     assert records[-1]["step"] == summary["steps"] == summary["steps_planned"]
     assert records[-1]["learning_rate"] < 2e-4 < max(r["learning_rate"] for r in records)
     assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["seconds"] == summary["seconds"]
