@@ -159,9 +159,7 @@ def _write_on_two(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         memory = RingMemory(6, 2, storage="fp32", payload=True)
-        if rank == 0:
-            memory.write(numbered(50, 1), torch.tensor([50]))
-        memory.broadcast()
+        memory.write(numbered(50, 1), torch.tensor([50]))
         for step in range(3):
             # Rank 0 gives two rows, rank 1 gives one.
             own = torch.arange(3 * step + 2 * rank, 3 * step + 2 + rank)

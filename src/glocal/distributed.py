@@ -109,13 +109,6 @@ class _GatheredRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        pulled = all_reduce_sum(grad_outputs[0].contiguous())
+        pulled = all_reduce_sum(grad_outputs[0].clone(memory_format=torch.contiguous_format))
         rows = pulled.shape[0] // world_size()
         return pulled[rank() * rows : (rank() + 1) * rows]
-
-
-def broadcast_(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Give every process the first one's values, in place."""
-    if world_size() > 1:
-        dist.broadcast(x, src=0)
-    return x

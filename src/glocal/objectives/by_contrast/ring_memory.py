@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from glocal.distributed import broadcast_
 from glocal.errors import ConfigError, DataError, TrainingError, nearest_name
 
 StorageType = Literal["bf16", "fp32"]
@@ -183,13 +182,6 @@ class RingMemory(nn.Module):
         written = self.written_at >= 0
         age = (self.step - 1 - self.written_at) * written
         return age.sum() / written.sum().clamp(min=1)
-
-    def broadcast(self) -> None:
-        """Give every process the first one's memory, pointer included. Reads the pointer back: not for every step."""
-        place = torch.tensor([self.pointer, self.filled, self.step], device=self.stored.device)
-        for buffer in (*self.buffers(), place):
-            broadcast_(buffer)
-        self.pointer, self.filled, self.step = place.tolist()
 
     def get_extra_state(self) -> Int64[Tensor, " 3"]:
         """Pointer, filled rows and step, for the checkpoint."""
