@@ -122,6 +122,22 @@ def embed(settings: Settings = None) -> None:
 
 
 @app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, an exported folder, a weight file or timm:NAME.")
+    ],
+    settings: Settings = None,
+) -> None:
+    """Write a model for another library, read it back and compare.
+
+    glocal export MODEL to=timm|transformers|onnx|program out=FOLDER [size=...]
+    """
+    from glocal.cli.export import run
+
+    run(model, settings or [])
+
+
+@app.command()
 def show(
     what: Annotated[str, typer.Argument(metavar="PICTURE")], image: str, settings: Settings = None
 ) -> None:

@@ -26,6 +26,8 @@ def attend(
     value: Float[Tensor, "*batch tokens head_dim"],
 ) -> Float[Tensor, "*batch queries head_dim"]:
     """softmax(Q K^T / sqrt(head_dim)) V, written out or fused, whichever is faster for this device and length."""
+    if torch.compiler.is_exporting():  # the length may be a symbol, which can't decide anything
+        return F.scaled_dot_product_attention(query, key, value)
     if query.device.type == "cpu" and key.shape[-2] <= _EXPLICIT_TOKENS:
         return attention_weights(query, key) @ value
     return F.scaled_dot_product_attention(query, key, value)

@@ -105,6 +105,8 @@ def convert(state: Mapping[str, Tensor], layout: str, settings: Mapping[str, Any
     renamed = {_rename(name, rules): tensor.float() for name, tensor in state.items()}
     if layout == "selfpatch":
         renamed = _place_aggregator(renamed)
+    if "reg_token" in renamed and renamed["reg_token"].numel() == 0:
+        del renamed["reg_token"]  # a class with registers that has none
     periods = renamed.pop("rope_embed.periods", None)
     ignored = [name for name in renamed if any(re.search(pattern, name) for pattern in convention.ignorable)]
     kept = {name: tensor for name, tensor in renamed.items() if name not in ignored}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -95,13 +96,26 @@ def export_teacher(folder: Path, backbone: Backbone, config: RunConfig, step: in
     """Write the teacher's backbone so that `glocal.load` and timm read it, and a low-rank adapter also by itself."""
     export_backbone(
         backbone, folder, mean=config.mean, std=config.std, image_size=view_side(config),
-        extra={"recipe": config.recipe, "step": step},
+        extra=_provenance(config, step),
     )  # fmt: skip
     if config.adapt.method == "lora" and config.init is not None:
         start = Path(config.init).expanduser()
         save_adapter(
             folder / "adapter.safetensors", backbone, str(start.resolve()) if start.exists() else config.init
         )
+
+
+def _provenance(config: RunConfig, step: int) -> dict[str, Any]:
+    """Where these weights come from, for whoever gets them: what they were trained on, by which terms, from what."""
+    return {
+        "recipe": config.recipe,
+        "step": step,
+        "data": config.data,
+        "terms": {name: getattr(term, "kind", "") for name, term in config.active_objectives().items()},
+        "init": config.init,
+        "adapt": config.adapt.method,
+        "frozen_teacher": config.teacher.frozen,
+    }
 
 
 def as_encoder(config: RunConfig, backbone: Backbone) -> Encoder:
