@@ -169,6 +169,16 @@ def test_steps_follow_the_time_when_the_pace_changes(monkeypatch):
     assert shares[-1][0] > 0.99
 
 
+def test_a_run_that_was_put_back_is_not_cut_short(monkeypatch):
+    time = Time(monkeypatch)
+    clock = Clock(limit=60.0)
+    planned = 100
+    for step in (0, 1, 2, 3, 1, 0, 1, 2):
+        planned = clock.steps(step, planned)
+        time.now += 1.0
+    assert 40 < planned < 60
+
+
 def test_a_run_of_some_minutes_ends_in_time_and_goes_on_where_it_was(tmp_path, monkeypatch):
     """Every look at the clock takes a hundredth of a second."""
     time = Time(monkeypatch)

@@ -83,8 +83,8 @@ class Clock:
             return planned
         used = self.used()
         self._asked += 1
-        if self._asked <= 2:
-            # The first step waits for workers to start.
+        if self._asked <= 2 or step <= self._from[0]:
+            # The first step waits for workers to start. A run that was put back begins to count there.
             self._from = step, used
             return max(step + 1, planned)
         pace = (used - self._from[1]) / (step - self._from[0])
