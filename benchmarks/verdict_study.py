@@ -5,7 +5,7 @@ images, too strong per-patch augmentation. The rule of the score is fitted on tw
 run leaves one JSON file; a study that was stopped goes on with what is missing.
 
     python -m benchmarks.verdict_study run DATA OUT [--sets cifar10 ...] [--only NAME ...]
-    python -m benchmarks.verdict_study tell OUT
+    python -m benchmarks.verdict_study tell OUT|RECORDS.jsonl
 
 DATA holds `cifar10/`, `tiny_imagenet_mini/`, `caltech101/` and `camvid/` as parquet; nothing is fetched.
 """
@@ -175,7 +175,10 @@ def first_rows(folder: Path, out: Path, count: int = 500) -> Path:
 
 def tell(out: Path) -> None:
     """Print a line a run, then Spearman's correlation of the score with k-NN and CamVid's mIoU, set by set."""
-    runs = [with_score(json.loads(path.read_text())) for path in sorted(out.glob("*.json"))]
+    packed = (
+        out.read_text().splitlines() if out.is_file() else [p.read_text() for p in sorted(out.glob("*.json"))]
+    )
+    runs = [with_score(json.loads(text)) for text in packed]
     for r in runs:
         numbers = " ".join(
             f"{k} {r[k]:6.2f}" if r[k] is not None else f"{k} {'-':>6}" for k in ("score", "knn", "miou")
