@@ -7,11 +7,16 @@ import os
 # One thread, before torch is imported: the tensors are tiny, and sums cut over threads round differently.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+
+# Annotations of these rooms are checked at every call: types, and shapes by name. Before anything of theirs is imported.
+jaxtyping.install_import_hook(["glocal.views", "glocal.matching"], "beartype.beartype")
 
 from glocal.models.vit import BackboneConfig
 from glocal.objectives import HeadConfig, ImageLevelConfig, MatchedPatchesConfig
@@ -34,6 +39,14 @@ GROUPS = {
 def _exact_products():
     """A run sets torch's global precision of float32 products; no test may depend on which ran before it."""
     torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the check of annotations, which refuses bad input before our own errors can."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

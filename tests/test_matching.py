@@ -255,6 +255,7 @@ def test_many_pairs_go_through_under_float_boxes_and_an_empty_batch() -> None:
     assert match_patches(box, flip, (4, 4), box, flip, (4, 4)).patch_a.tolist() == list(range(16))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

@@ -101,6 +101,7 @@ def test_half_precision_zero_tokens_and_gradients() -> None:
     assert found.similarity.isfinite().all() and found.valid.all()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [

@@ -162,15 +162,6 @@ def test_results_do_not_depend_on_the_batch() -> None:
         _close(whole.groups[name].pixels, torch.cat([part.groups[name].pixels for part in parts]))
 
 
-def test_large_outputs_in_huge_pages_hold_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    groups = {"g": _group(photometric=(JITTER, BLUR))}
-    views = _views(groups)
-    plain = augment(views, groups, 16).groups["g"].pixels
-    monkeypatch.setattr("glocal.views.augment.HUGE_PAGES_FROM", 0)
-    huge = augment(views, groups, 16).groups["g"].pixels
-    assert torch.equal(huge, plain) and huge.is_contiguous() and huge.data_ptr() % 64 == 0
-
-
 def test_view_seeds_are_folded_group_then_view() -> None:
     seeds = view_seeds(torch.tensor([hash_seed(1), hash_seed(2)]), 1, 3)
     for image in range(2):

@@ -6,8 +6,6 @@ steps of one pipeline; `photometric.operation` and its neighbours change pixels.
 
 from __future__ import annotations
 
-import math
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -18,14 +16,11 @@ from torch import Tensor
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.views.batch import ViewBatch, Views
 from glocal.views.groups import Pipeline, ViewGroup
-from glocal.views.photometric.operation import Pixels
 from glocal.views.photometric.pipeline import draw_steps, pieces, run_for_both
 from glocal.views.randomness import fold_in
 
 Rows = Int64[Tensor, " rows"] | slice
 """Some views of a group by flat number, image * views + view."""
-HUGE_PAGES_FROM = 32 << 20
-"""Bytes; less memory than that glibc recycles."""
 
 
 def augment(
@@ -47,11 +42,11 @@ def augment(
     torch.float32
     """
     normalise = Normalisation(mean, std, views.device)
-    done = {}
+    augmented = {}
     for number, (name, group) in enumerate(groups.items()):
         seeds = view_seeds(views.seed, number, group.count).to(views.device, non_blocking=True)
-        done[name] = _augment_group(views.groups[name], group, seeds.flatten(), patch_size, normalise)
-    return views.with_groups(done)
+        augmented[name] = _augment_group(views.groups[name], group, seeds.flatten(), patch_size, normalise)
+    return views.with_groups(augmented)
 
 
 def view_seeds(seed: Int64[Tensor, " batch"], group: int, views: int) -> Int64[Tensor, "batch views"]:
@@ -67,7 +62,13 @@ class Normalisation:
         shift = -torch.tensor(mean).view(3, 1, 1) * scale
         self._scale, self._shift = scale.to(device, non_blocking=True), shift.to(device, non_blocking=True)
 
-    def write(self, pixels: Pixels, out: Pixels, rows: Rows, piece: slice) -> None:
+    def write(
+        self,
+        pixels: Float[Tensor, "piece 3 height width"],
+        out: Float[Tensor, "views 3 height width"],
+        rows: Rows,
+        piece: slice,
+    ) -> None:
         """Write to one piece of the chosen rows of `out`; overwrites `pixels`.
 
         Two passes, the first within the cache: `addcmul` with its two broadcast arguments is three times slower.
@@ -88,9 +89,9 @@ def _augment_group(
     """Run the group's views through their pipelines, piece by piece."""
     pixels = batch.pixels.flatten(0, 1)
     shares = _shares(batch, group)
-    student = _empty_floats(batch.pixels)
+    student = torch.empty(batch.pixels.shape, dtype=torch.float32, device=batch.pixels.device)
     differs = any(operation.seen_by == "student" for pipeline, _ in shares for operation in pipeline)
-    teacher = _empty_floats(batch.pixels) if differs and group.seen_by == "both" else None
+    teacher = torch.empty_like(student) if differs and group.seen_by == "both" else None
     for pipeline, rows in shares:
         chosen = pixels[rows]
         steps = draw_steps(pipeline, seeds[rows], patch_size, group.height_width)
@@ -124,17 +125,3 @@ def _shares(batch: ViewBatch, group: ViewGroup) -> list[tuple[Pipeline, Rows]]:
         shares.append((pipeline, number[takes & ~strong]))
     device = batch.pixels.device
     return [(pipeline, rows.to(device, non_blocking=True)) for pipeline, rows in shares if len(rows)]
-
-
-def _empty_floats(like: Tensor) -> Float[Tensor, "batch views 3 height width"]:
-    """Uninitialised float32 memory of the shape of `like`, on a CPU in huge pages where the system offers them.
-
-    Fresh memory costs a page fault for every 4 kB: 0.5 ms a megabyte on some virtual machines, more than all
-    operations on the pixels that go there. Huge pages take a tenth of that.
-    """
-    size = 4 * math.prod(like.shape)
-    if like.device.type != "cpu" or size < HUGE_PAGES_FROM or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(like.shape, dtype=torch.float32, device=like.device)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.float32).view(like.shape)

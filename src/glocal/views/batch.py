@@ -86,7 +86,7 @@ class Views:
         size = len(self) // parts
         return [self._rows(slice(start, start + size)) for start in range(0, size * parts, size)]
 
-    def _rows(self, rows: slice) -> Views:
+    def _rows(self, rows: slice | Int64[Tensor, " chosen"]) -> Views:
         groups = {
             name: ViewBatch(
                 g.pixels[rows],

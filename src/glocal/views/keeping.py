@@ -14,8 +14,9 @@ _SALT = sum(b"kept patches")
 
 def kept_patches(
     seed: Int64[Tensor, " batch"], number: int, group: ViewGroup, patches: int
-) -> Int64[Tensor, "batch*views kept"] | None:
-    """Draw the patch numbers that stay in every view of group number `number`, ascending; None when all do.
+) -> Int64[Tensor, "rows kept"] | None:
+    """Draw the patch numbers that stay in every view of group number `number`, ascending: a row for image * views + view.
+    None when all stay.
 
     Every view has its own random subset, a function of its image's seed alone, and all subsets are of one size, so that
     shapes are static. On the CPU, as geometry is: matching needs the numbers without waiting for the device.

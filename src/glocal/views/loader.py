@@ -109,11 +109,11 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         groups = {
             name: ViewBatch(
                 pixels[name],
-                torch.from_numpy(np.ascontiguousarray(box[:, part])),
-                torch.from_numpy(np.ascontiguousarray(draws.flip[:, part])),
-                torch.from_numpy(np.ascontiguousarray(draws.strong[:, part])),
+                torch.from_numpy(np.ascontiguousarray(box[:, of_group])),
+                torch.from_numpy(np.ascontiguousarray(draws.flip[:, of_group])),
+                torch.from_numpy(np.ascontiguousarray(draws.strong[:, of_group])),
             )
-            for name, part in self.law.slices.items()
+            for name, of_group in self.law.slices.items()
         }
         seed = torch.from_numpy(key.seeds.copy())
         return LoadedBatch(Views(groups, seed, torch.from_numpy(index), torch.from_numpy(size)), unreadable)
@@ -127,12 +127,12 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         pixels: dict[str, Tensor],
     ) -> None:
         """Write the views of some images to `rows` of every group."""
-        for name, part in self.law.slices.items():
+        for name, of_group in self.law.slices.items():
             size = self.groups[name].height_width
             for slots, source, placed, mirrored in zip(
                 pixels[name][rows], sources, boxes, flips, strict=True
             ):
-                for slot, box, flip in zip(slots, placed[part], mirrored[part], strict=True):
+                for slot, box, flip in zip(slots, placed[of_group], mirrored[of_group], strict=True):
                     slot.copy_(crop_and_resize(source, box, size, flip))
 
     def _read(self, index: int, unreadable: list[tuple[str, str]]) -> tuple[int, Tensor]:

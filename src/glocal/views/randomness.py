@@ -32,8 +32,8 @@ def mix(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
     return x ^ _shift_right(x, 31)
 
 
-def fold_in(seed: Int64[Tensor, "*shape"], data: int | Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-    """Derive an independent seed, for example one a view from one an image: `fold_in(seed, view)`."""
+def fold_in(seed: Int64[Tensor, "*#seeds"], data: int | Int64[Tensor, "*#seeds"]) -> Int64[Tensor, "*#seeds"]:
+    """Derive an independent seed, for example one a view from one an image: `fold_in(seed, view)`; the two broadcast."""
     # A plain integer is multiplied here, modulo 2**64: as a tensor it would have to travel to the device.
     step = _signed((data + 1) * _GOLDEN) if isinstance(data, int) else (data + 1) * _GOLDEN
     return mix(mix(seed + _GOLDEN) ^ step)
@@ -50,15 +50,15 @@ def uniforms(seed: Int64[Tensor, " units"], count: int) -> Float[Tensor, "units 
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
-def hash_seed(*parts: int) -> int:
+def hash_seed(*numbers: int) -> int:
     """Fold plain integers (run seed, epoch, image number) into one signed 64-bit seed; equals repeated `fold_in` on 0.
 
     >>> hash_seed(7, 0, 3) == int(fold_in(fold_in(fold_in(torch.tensor(0), 7), 0), 3))
     True
     """
     seed = 0
-    for part in parts:
-        seed = _mix_integer(_mix_integer(seed + _GOLDEN) ^ ((part + 1) * _GOLDEN))
+    for number in numbers:
+        seed = _mix_integer(_mix_integer(seed + _GOLDEN) ^ ((number + 1) * _GOLDEN))
     return _signed(seed)
 
 

@@ -68,8 +68,8 @@ class EpochSampler(Sampler[BatchKey]):
             )
         self.length, self.batch_size, self.seed, self.shared = length, batch_size, seed, shared
         self.start_step, self.total_steps = start_step, total_steps
-        part = batch_size // world_size
-        self._part = np.arange(rank * part, (rank + 1) * part, dtype=np.int64)
+        share = batch_size // world_size
+        self._own_positions = np.arange(rank * share, (rank + 1) * share, dtype=np.int64)
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.start_step)
@@ -80,7 +80,9 @@ class EpochSampler(Sampler[BatchKey]):
     def at(self, step: int) -> BatchKey:
         """Return the batch of one step."""
         epoch, batch = divmod(step, self.length // self.batch_size)
-        indices = shuffled(batch * self.batch_size + self._part, self.length, hash_seed(self.seed, epoch))
+        indices = shuffled(
+            batch * self.batch_size + self._own_positions, self.length, hash_seed(self.seed, epoch)
+        )
         if self.shared == "batch":
             return BatchKey(indices, np.full(len(indices), hash_seed(self.seed, step), dtype=np.int64))
         of_epoch = np.array([hash_seed(self.seed, epoch)], dtype=np.int64).view(np.uint64)

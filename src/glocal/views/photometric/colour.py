@@ -173,8 +173,8 @@ def jitter_exact(
     for position in range(4):
         for number, step in enumerate(steps):
 
-            def adjust(part: Pixels, rows: Rows, step: _Adjustment = step, number: int = number) -> Pixels:
-                return step(part, factors[rows, number])
+            def adjust(units: Pixels, rows: Rows, step: _Adjustment = step, number: int = number) -> Pixels:
+                return step(units, factors[rows, number])
 
             out = transform_where(order[:, position] == number, out, adjust)
     return out

@@ -83,10 +83,10 @@ class SomeOf(OperationBase):
         for position in range(self.count):
             start = len(self.pool)
             for number, member in enumerate(self.pool):
-                own = draws[:, start + 1 : start + 1 + member.draws]
+                member_draws = draws[:, start + 1 : start + 1 + member.draws]
                 chosen = (order[:, position] == number) & (draws[:, start] < member.probability)
                 start += 1 + member.draws
-                pixels = member.transform_chosen(pixels, own, chosen)
+                pixels = member.transform_chosen(pixels, member_draws, chosen)
         return pixels
 
 
@@ -153,9 +153,9 @@ class RandAugment(OperationBase):
         """Which operation stands at each position."""
         return draws[:, : len(RAND_AUGMENT_STEPS)].argsort(dim=1)[:, : self.count]
 
-    def levels(self, own: Float[Tensor, "units 5"]) -> Float[Tensor, " units"]:
+    def levels(self, uniforms: Float[Tensor, "units 5"]) -> Float[Tensor, " units"]:
         """Magnitude as a share of 10, from a normal draw (Box and Muller)."""
-        normal = (-2 * torch.log1p(-own[:, 1])).sqrt() * torch.cos(2 * math.pi * own[:, 2])
+        normal = (-2 * torch.log1p(-uniforms[:, 1])).sqrt() * torch.cos(2 * math.pi * uniforms[:, 2])
         return ((self.magnitude + self.magnitude_std * normal) / 10).clamp(0.0, 1.0)
 
     def transform(self, pixels: Pixels, draws: Float[Tensor, "units draws"]) -> Pixels:
@@ -163,13 +163,17 @@ class RandAugment(OperationBase):
         which = self.drawn(draws)
         pixels = pixels.clone()
         for position in range(self.count):
-            own = draws[:, len(RAND_AUGMENT_STEPS) + 5 * position :][:, :5]
-            amounts = self.levels(own), torch.where(own[:, 3] < 0.5, -1.0, 1.0), own[:, 4] < 0.5
+            uniforms = draws[:, len(RAND_AUGMENT_STEPS) + 5 * position :][:, :5]
+            amounts = (
+                self.levels(uniforms),
+                torch.where(uniforms[:, 3] < 0.5, -1.0, 1.0),
+                uniforms[:, 4] < 0.5,
+            )
             for number, step in enumerate(RAND_AUGMENT_STEPS.values()):
 
-                def change(part: Pixels, rows: Rows, step: Step = step, at: _Amounts = amounts) -> Pixels:
-                    return step(part, at[0][rows], at[1][rows], at[2][rows])
+                def change(units: Pixels, rows: Rows, step: Step = step, at: _Amounts = amounts) -> Pixels:
+                    return step(units, at[0][rows], at[1][rows], at[2][rows])
 
-                chosen = (which[:, position] == number) & (own[:, 0] < self.each)
+                chosen = (which[:, position] == number) & (uniforms[:, 0] < self.each)
                 pixels = transform_where(chosen, pixels, change)
         return pixels

@@ -19,7 +19,7 @@ from glocal.config import Config
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Pixels = Float[Tensor, "units 3 height width"]
 Rows = Tensor | slice
-PIECE_BYTES = 2 << 20
+PIECE_BYTES = 4 << 20
 """Float bytes of the views that a CPU core works on at a time: they stay in the cache, and few calls are made."""
 
 
@@ -54,7 +54,7 @@ class OperationBase(Config):
         self, pixels: Pixels, draws: Float[Tensor, "units draws"], chosen: Bool[Tensor, " units"]
     ) -> Pixels:
         """Apply to the chosen units; the others pass unchanged. May overwrite `pixels`."""
-        return transform_where(chosen, pixels, lambda part, rows: self.transform(part, draws[rows]))
+        return transform_where(chosen, pixels, lambda units, rows: self.transform(units, draws[rows]))
 
 
 def transform_where(

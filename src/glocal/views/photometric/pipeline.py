@@ -21,7 +21,7 @@ from glocal.views.photometric.colour import ColorJitter, ColourMap, Grayscale, a
 from glocal.views.photometric.operation import PIECE_BYTES, OperationBase, Pixels
 from glocal.views.randomness import fold_in, uniforms
 
-Apply = Callable[[Pixels, slice], Pixels]
+Apply = Callable[..., Pixels]
 """(pixels of some units, which units of the batch they are) to changed pixels; may overwrite its argument."""
 
 
@@ -155,7 +155,7 @@ def _kind(numbered: tuple[int, OperationBase]) -> tuple[str, str, bool]:
     return operation.unit, operation.seen_by, operation.fuses
 
 
-_Drawn = tuple[OperationBase, Bool[Tensor, " units"], Float[Tensor, "units draws"]]
+_Drawn = tuple[OperationBase, Bool[Tensor, " units"], Float[Tensor, "units _"]]
 
 
 def _draw(
@@ -171,8 +171,8 @@ def _draw(
 
 def _apply_operation(
     operation: OperationBase,
-    chosen: Bool[Tensor, " units"],
-    draws: Float[Tensor, "units draws"],
+    chosen: Bool[Tensor, " all_units"],
+    draws: Float[Tensor, "all_units draws"],
     pixels: Pixels,
     units: slice,
 ) -> Pixels:
