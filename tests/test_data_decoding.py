@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,22 @@ def test_masks_are_the_stored_numbers() -> None:
 def test_colour_masks_are_refused() -> None:
     with pytest.raises(UnreadableImageError, match=r"one channel.*RGB"):
         decode_mask(encoded(picture()))
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    """Half a megabyte that stands for 177 megapixels; Pillow itself refuses from 179 on."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 13_304, 13_304, 8, 0, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    for decode in (decode_image, decode_mask):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with pytest.raises(
+                UnreadableImageError, match=r"13304 x 13304 pixels, of which at most 134,217,728"
+            ):
+                decode(bomb)

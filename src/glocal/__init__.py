@@ -12,42 +12,30 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
-if TYPE_CHECKING:
-    from glocal.errors import ConfigError, DataError, GlocalError, ModelError, TrainingError
-    from glocal.evaluation.compare import compare
-    from glocal.evaluation.interface import evaluate
-    from glocal.extraction.embedding_file import embed
-    from glocal.models.loading import load
-    from glocal.recipes import configure, pretrain
+if TYPE_CHECKING:  # for type checkers; `_ROOMS` below is what Python sees
+    from glocal.errors import ConfigError as ConfigError
+    from glocal.errors import DataError as DataError
+    from glocal.errors import GlocalError as GlocalError
+    from glocal.errors import ModelError as ModelError
+    from glocal.errors import TrainingError as TrainingError
+    from glocal.evaluation.compare import compare as compare
+    from glocal.evaluation.interface import evaluate as evaluate
+    from glocal.extraction.embedding_file import embed as embed
+    from glocal.models.loading import load as load
+    from glocal.recipes import configure as configure
+    from glocal.recipes import pretrain as pretrain
 
 # Looked up on first use: `import glocal` must not import torch, which takes more than a second.
-_PUBLIC = {
-    "load": "glocal.models.loading",
-    "pretrain": "glocal.recipes",
-    "configure": "glocal.recipes",
-    "embed": "glocal.extraction.embedding_file",
-    "evaluate": "glocal.evaluation.interface",
-    "compare": "glocal.evaluation.compare",
-    "GlocalError": "glocal.errors",
-    "ConfigError": "glocal.errors",
-    "DataError": "glocal.errors",
-    "ModelError": "glocal.errors",
-    "TrainingError": "glocal.errors",
+_ROOMS = {
+    "glocal.models.loading": ("load",),
+    "glocal.recipes": ("configure", "pretrain"),
+    "glocal.extraction.embedding_file": ("embed",),
+    "glocal.evaluation.compare": ("compare",),
+    "glocal.evaluation.interface": ("evaluate",),
+    "glocal.errors": ("ConfigError", "DataError", "GlocalError", "ModelError", "TrainingError"),
 }
-
-__all__ = [
-    "ConfigError",
-    "DataError",
-    "GlocalError",
-    "ModelError",
-    "TrainingError",
-    "compare",
-    "configure",
-    "embed",
-    "evaluate",
-    "load",
-    "pretrain",
-]
+_PUBLIC = {name: room for room, names in _ROOMS.items() for name in names}
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

@@ -37,13 +37,19 @@ class Schedule(Config):
     """
 
     start: float
+    """Value at the beginning, after the warm-up."""
     end: float
+    """Value at the end."""
     shape: Literal["cosine", "linear", "step"] = "cosine"
+    """The way between them."""
     over_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Epochs until `end` is reached; null: the whole run."""
     every: Literal["step", "epoch"] = "step"
     """`epoch`: one value an epoch, `end` in the way's last one (DINO's and Mugs' teacher temperature)."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Epochs of a linear rise before `start`."""
     warmup_from: float = 0.0
+    """Value at the first step of the warm-up."""
 
     def at(self, progress: Progress) -> float:
         """The value for the step about to be done."""

@@ -18,7 +18,6 @@ app = typer.Typer(
     name="glocal",
     help="Pretrain Vision Transformers on your own unlabelled images, and evaluate, show, search and export what was learnt.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts hold [optional=settings], which are no markup
 )
@@ -166,14 +165,15 @@ def report(
 
 
 @app.command()
-def doctor(run: Annotated[str, typer.Argument(metavar="RUN")]) -> None:
-    """Say in plain words whether a run is learning, what is wrong and what to change.
+def doctor(words: Annotated[list[str], typer.Argument(metavar="RUN | data=DATA")]) -> None:
+    """Say in plain words whether a run is learning, what is wrong and what to change; or what images are like.
 
     glocal doctor RUN
+    glocal doctor data=FOLDER [recipe=pw-self] [look_at=400]
     """
     from glocal.cli.doctor import run as examine
 
-    examine(run)
+    examine(words)
 
 
 @app.command()
@@ -185,6 +185,20 @@ def demo(settings: Settings = None) -> None:
     from glocal.cli.demo import run
 
     run(settings or [])
+
+
+@app.command()
+def settings(
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]")] = "",
+    out: Annotated[str | None, typer.Argument(metavar="[out=FILE.md]")] = None,
+) -> None:
+    """List every setting of every part, or those that begin with a prefix.
+
+    glocal settings [PREFIX] [out=FILE.md]
+    """
+    from glocal.cli.all_settings import run
+
+    run(prefix, out)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,13 +1,17 @@
-"""glocal doctor RUN: is it learning, what is wrong, what to change. Reads the run's records, never its weights."""
+"""glocal doctor RUN: is it learning, what is wrong, what to change. glocal doctor data=...: what is there to learn from."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from rich.table import Table
 
 from glocal.cli.screen import say, screen
+from glocal.cli.settings import read_words
+from glocal.config import Config
 
 FIGURES = (
     "score",
@@ -21,8 +25,61 @@ FIGURES = (
 )
 
 
-def run(folder: str) -> None:
-    """Print the diagnosis and the figures it rests on."""
+class DoctorSettings(Config):
+    """What `glocal doctor data=...` takes."""
+
+    data: str
+    """Images to look at before anything is trained on them."""
+    recipe: str = "pw-self"
+    """The recipe to propose settings of."""
+    look_at: Annotated[int, Field(ge=1, le=100_000)] = 400
+    """Most images to read."""
+
+
+def look_at_data(words: Sequence[str]) -> None:
+    """Print what a set of images is like, what this machine makes of it, and the settings that suit."""
+    settings = read_words(DoctorSettings, words)
+    from glocal.data import open_source
+    from glocal.data.inspection import inspect
+    from glocal.recipes import configure
+    from glocal.recipes.plan import plan
+    from glocal.recipes.scales import choose_scale
+
+    console, source = screen(), open_source(settings.data)
+    found = inspect(source, settings.look_at)
+    readable = found.looked_at - len(found.unreadable)
+    low, median, high = found.sides
+    say(console, f"readable: {readable:,} of {found.looked_at:,} looked at", *found.unreadable[:5])
+    say(console, f"shorter side: {low} to {high} pixels, half are below {median}; grey: {found.grey:,}")
+    say(
+        console,
+        f"duplicates: {found.exact_duplicates:,} exact, {found.near_duplicates:,} near (among those looked at)",
+    )
+    say(console, f"decoding: {found.images_per_second:.0f} images a second and process")
+    preset, why = choose_scale(source)
+    config = configure(settings.recipe, data=settings.data, out="RUN", preset=preset)
+    batch = min(config.training.batch_size, len(source))
+    training = config.training.model_copy(update={"batch_size": batch})
+    say(console, *plan(config.model_copy(update={"training": training}), source))
+    smaller = f" training.batch_size={batch}" if batch < config.training.batch_size else ""
+    say(console, f"proposed, because {why}:")
+    say(
+        console,
+        f"  glocal pretrain {settings.recipe} data={settings.data} out=RUN preset={preset}{smaller}",
+        style="bold",
+    )
+
+
+def run(words: Sequence[str]) -> None:
+    """A run's folder, or `data=...`."""
+    if len(words) == 1 and "=" not in words[0]:
+        diagnose(words[0])
+    else:
+        look_at_data(words)
+
+
+def diagnose(folder: str) -> None:
+    """Print the diagnosis of a run and the figures it rests on."""
     from glocal.report.run_story import read_story
 
     story = read_story(Path(folder).expanduser())

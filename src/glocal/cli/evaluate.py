@@ -7,10 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.table import Table
-
-from glocal.cli.screen import say, screen
-from glocal.cli.settings import Count, describe, split_words
+from glocal.cli.screen import plain_table, say, screen, settings_table
+from glocal.cli.settings import Count, split_words
 from glocal.config import Config
 from glocal.errors import ConfigError
 from glocal.evaluation.results import Skip
@@ -154,6 +152,7 @@ def _load(own: EvaluateSettings) -> Encoder:
 
 def _print_help(console: Console, protocol: str | None) -> None:
     """The protocols with what each measures, or one protocol's settings."""
+    from glocal.cli.reference import describe
     from glocal.evaluation.base import PROTOCOLS, protocol_class
 
     say(console, "glocal evaluate PROTOCOL model=MODEL data=DATA [out=FOLDER] [key=value ...]", style="bold")
@@ -162,17 +161,10 @@ def _print_help(console: Console, protocol: str | None) -> None:
         "Splits are found by name in data=, or given as train= and test=. PROTOCOL all runs what the data allows, at "
         "quick settings unless quick=false, and takes settings as PROTOCOL.key=value.\n",
     )
-    table = Table("setting", "default", "meaning", box=None)
-    for row in describe(EvaluateSettings):
-        table.add_row(*row)
+    rows = describe(EvaluateSettings)
     if protocol in PROTOCOLS:
-        for row in describe(protocol_class(str(protocol))):
-            table.add_row(*row)
-    console.print(table)
+        rows += describe(protocol_class(str(protocol)))
+    console.print(settings_table(rows))
     if protocol not in PROTOCOLS:
-        listed = Table(
-            "protocol", "what it measures (glocal evaluate PROTOCOL --help: its settings)", box=None
-        )
-        for name in PROTOCOLS:
-            listed.add_row(name, (protocol_class(name).__doc__ or "").partition("\n")[0])
-        console.print(listed)
+        listed = ((name, (protocol_class(name).__doc__ or "").partition("\n")[0]) for name in PROTOCOLS)
+        console.print(plain_table("protocol", "what it measures (--help: its settings)", rows=listed))

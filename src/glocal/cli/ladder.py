@@ -24,6 +24,7 @@ class LadderSettings(Config):
     grounds: tuple[str, ...] = ()
     """Data sets to run on; none: all."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs: one run a seed."""
     tune: bool = True
     """Pick each row's learning rate by three short runs on held-out training images."""
     train: bool = True

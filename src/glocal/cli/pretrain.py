@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from rich.console import Console
 
-from glocal.cli.screen import say, screen
-from glocal.cli.settings import describe, split_words
+from glocal.cli.screen import say, screen, settings_table
+from glocal.cli.settings import split_words
 from glocal.config import Config
 from glocal.errors import ConfigError, GlocalError
 from glocal.outside import new_folder
+
+if TYPE_CHECKING:
+    from glocal.training.config import RunConfig
 
 
 class PretrainSettings(Config):
@@ -53,9 +57,26 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
     config = configure(
         recipe, data=data, out=out, preset=own.preset, init=own.init, file=own.config, overrides=overrides
     )
+    _say_plan(config, chosen=own.preset is None and own.config is None)
     pretrain(config, at_start=draw_start)
     if own.report:
         write_page(out)
+
+
+def _say_plan(config: RunConfig, chosen: bool) -> None:
+    """What is about to be done, and why; in the first process only."""
+    from glocal.data import open_source
+    from glocal.recipes.plan import plan
+    from glocal.recipes.scales import choose_scale
+    from glocal.training.processes import is_first
+
+    if not is_first():
+        return
+    console, source = Console(stderr=True, highlight=False), open_source(config.data)
+    if chosen:
+        name, why = choose_scale(source)
+        say(console, f"preset: {name}, because {why}; preset= chooses another")
+    say(console, *plan(config, source))
 
 
 def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> None:
@@ -90,6 +111,7 @@ def write_page(folder: str) -> None:
 
 
 def _print_help() -> None:
+    from glocal.cli.reference import describe
     from glocal.recipes import RECIPES
     from glocal.training.config import RunConfig
     from glocal.views.groups import ViewGroup
@@ -99,8 +121,6 @@ def _print_help() -> None:
     say(
         console, f"\nRecipes: {', '.join(RECIPES)}. `glocal recipes RECIPE` shows one resolved, with reasons."
     )
-    table = Table("setting", "default (a recipe may set another)", "meaning", box=None)
-    for row in [*describe(PretrainSettings), *describe(RunConfig), *describe(ViewGroup, "views.NAME.")]:
-        table.add_row(*row)
-    console.print(table)
+    rows = [*describe(PretrainSettings), *describe(RunConfig), *describe(ViewGroup, "views.NAME.")]
+    console.print(settings_table(rows))
     say(console, "\n`glocal settings` lists every setting, those of each objective and protocol included.")

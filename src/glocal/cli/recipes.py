@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from glocal.cli.screen import say, screen
+from glocal.cli.screen import plain_table, say, screen
 from glocal.cli.settings import split_words
 from glocal.config import Config, to_yaml
 
@@ -28,10 +26,8 @@ def run(recipe: str | None, words: Sequence[str]) -> None:
 
     console = screen()
     if recipe is None:
-        table = Table("recipe", "presets", "what", box=None)
-        for name, entry in RECIPES.items():
-            table.add_row(name, ", ".join(entry.presets), entry.summary)
-        console.print(table)
+        rows = ((name, ", ".join(entry.presets), entry.summary) for name, entry in RECIPES.items())
+        console.print(plain_table("recipe", "presets", "what", rows=rows))
         say(console, "\nglocal recipes RECIPE [preset=...] prints one, resolved.")
         say(console, "glocal pretrain RECIPE data=... out=... runs it.")
         return

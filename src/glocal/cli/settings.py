@@ -62,25 +62,3 @@ def read_words(kind: type[KindT], words: Sequence[str]) -> KindT:
                 f"There is no setting '{key}'.{nearest_name(key, names)} Allowed: {', '.join(names)}."
             )
     return split_words(kind, words)[0]
-
-
-def describe(kind: type[Config], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(key, default, meaning) of every setting of a configuration class, nested ones with dotted keys."""
-    rows = []
-    for name, field in kind.model_fields.items():
-        key = f"{prefix}{name}"
-        default = field.default if not field.is_required() else "required"
-        if (
-            isinstance(default, Config)
-            and isinstance(field.annotation, type)
-            and issubclass(field.annotation, Config)
-        ):
-            rows += describe(field.annotation, f"{key}.")
-        else:
-            rows.append((key, _short(default), field.description or ""))
-    return rows
-
-
-def _short(value: object) -> str:
-    text = str(value.model_dump()) if isinstance(value, Config) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -11,6 +11,7 @@ from glocal.config.base import Config
 from glocal.errors import nearest_name
 
 _SHOWN = 80
+_MESSAGE = 900
 
 
 def explain(kind: type[Config], data: Any, error: ValidationError) -> str:
@@ -29,7 +30,7 @@ def explain(kind: type[Config], data: Any, error: ValidationError) -> str:
 def _say(kind: type[Config], keys: list[str], item: Any) -> tuple[str, str]:
     """Where and what was seen; and what is allowed."""
     where = ".".join(keys) or kind.__name__
-    seen, message = item.get("input"), str(item["msg"]).removeprefix("Value error, ").rstrip(".")
+    seen, message = item.get("input"), _short(str(item["msg"]).removeprefix("Value error, ").rstrip("."))
     if item["type"] == "extra_forbidden":
         names = _names_beside(kind, keys[:-1])
         allowed = f".{nearest_name(keys[-1], names)} Allowed: {', '.join(names)}" if names else ""
@@ -41,6 +42,11 @@ def _say(kind: type[Config], keys: list[str], item: Any) -> tuple[str, str]:
         return f"{where}: " if keys else "", message
     shown = repr(seen) if len(repr(seen)) <= _SHOWN else repr(seen)[: _SHOWN - 3] + "..."
     return f"{where}: got {shown} ({type(seen).__name__}). ", message
+
+
+def _short(message: str) -> str:
+    """A message that quotes what it saw is cut in its middle, where the quotation is."""
+    return message if len(message) <= _MESSAGE else f"{message[:100]} ... {message[100 - _MESSAGE :]}"
 
 
 def _keys(data: Any, location: Sequence[Any], *, absent: bool) -> list[str]:

@@ -113,6 +113,9 @@ class CifarSource(ImageSource):
     def _mapped(self) -> list[UInt8[np.ndarray, "records bytes"]]:
         if self._maps is None:
             record = self._label_bytes + _PIXELS
+            for file in self._files:
+                if (size := Path(file).stat().st_size) == 0 or size % record:
+                    raise DataError(f"'{file}' has {size} bytes, no whole number of records of {record}.")
             self._maps = [
                 np.memmap(file, dtype=np.uint8, mode="r").reshape(-1, record) for file in self._files
             ]

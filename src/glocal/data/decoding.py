@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from glocal.errors import UnreadableImageError
+
+
+def _further_suffixes() -> tuple[str, ...]:
+    """Endings of formats that only some installations read: AVIF by Pillow from 11.3 on, HEIC by pillow-heif."""
+    found: tuple[str, ...] = ("avif",) if features.check("avif") else ()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+        found += ("heic", "heif")
+    return found
+
 
 IMAGE_SUFFIXES = (
     "jpg",
@@ -26,8 +39,13 @@ IMAGE_SUFFIXES = (
     "pgm",
     "pbm",
     "jp2",
+    *_further_suffixes(),
 )
 """File name endings that count as images, in any case."""
+
+MOST_PIXELS = 2**27
+"""Pixels of an image that is decoded, after JPEG's own reduction: 11,585 x 11,585, 400 MB as RGB. A small file may claim
+far more: a grey PNG of 177 megapixels took 40 s and 2.6 GB at every reading."""
 
 # EXIF orientation to the operation that undoes it.
 _UPRIGHT = {
@@ -58,7 +76,8 @@ def decode_image(
         name: what to call the image in errors; default the path.
 
     Raises:
-        UnreadableImageError: when the file is missing, empty, truncated or no image.
+        UnreadableImageError: when the file is missing, empty, truncated, no image, or has too many pixels
+            (`MOST_PIXELS`).
 
     >>> decode_image("cat.jpg", at_least=256).mode
     'RGB'
@@ -67,6 +86,7 @@ def decode_image(
         with Image.open(_readable(data)) as image:
             if at_least is not None and at_least > 0:
                 image.draft(None, (at_least, at_least))
+            _check_pixels(image)
             image.load()
             orientation = _orientation(image)
             rgb = to_rgb(image)
@@ -86,6 +106,7 @@ def decode_mask(data: bytes | str | Path, name: str | None = None) -> Integer[np
     """
     try:
         with Image.open(_readable(data)) as image:
+            _check_pixels(image)
             image.load()
             if len(image.getbands()) != 1:
                 raise ValueError(f"a mask has one channel of class numbers, this one has mode {image.mode}")
@@ -132,6 +153,14 @@ def _to_eight_bits(values: Integer[np.ndarray, "h w"] | Float[np.ndarray, "h w"]
     elif low < 0 or high > 255:
         wide = (wide - low) * (255 / max(high - low, 1e-12))
     return np.round(wide).astype(np.uint8)
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Raise ValueError for an image over the budget; nothing but its header has been read."""
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels, of which at most {MOST_PIXELS:,} are decoded; cut it into tiles"
+        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +138,7 @@ class _Walk:
     """What one walk below a folder found."""
 
     paths: list[bytes] = field(default_factory=list)
-    other_endings: set[bytes] = field(default_factory=set)
+    left_out: Counter[str] = field(default_factory=Counter)
     folders: int = 0
 
 
@@ -154,7 +155,9 @@ def _index(root: Path, prefixes: Sequence[bytes], name: str, classes: list[str] 
         where = ", ".join(f"'{root / os.fsdecode(prefix)}'" if prefix else f"'{root}'" for prefix in prefixes)
         raise DataError(_nothing_found(where, walk))
     labels, class_names = _labels(below, classes)
-    return FileSource(name, root, walk.paths, labels, class_names)
+    source = FileSource(name, root, walk.paths, labels, class_names)
+    source.left_out = dict(walk.left_out.most_common())
+    return source
 
 
 def _walk_classes(walk: _Walk, start: bytes, lead: bytes) -> Iterator[tuple[str | None, int]]:
@@ -191,8 +194,10 @@ def _scan(walk: _Walk, folder: bytes, lead: bytes) -> tuple[list[bytes], list[by
         ending = name.rpartition(b".")[2].lower()
         if ending in _SUFFIXES:
             files.append(name)
-        elif len(walk.other_endings) < 8 and b"." in name:
-            walk.other_endings.add(ending)
+        else:
+            walk.left_out[
+                "." + ending.decode("utf-8", "backslashreplace") if b"." in name else "no ending"
+            ] += 1
     files.sort()
     folders.sort()
     walk.paths += [lead + name for name in files] if lead else files
@@ -284,9 +289,7 @@ def _tail(path: bytes | str) -> bytes:
 
 def _nothing_found(where: str, walk: _Walk) -> str:
     searched = "1 folder was" if walk.folders == 1 else f"{walk.folders} folders were"
-    others = ", ".join(
-        sorted("." + ending.decode("utf-8", "backslashreplace") for ending in walk.other_endings)
-    )
+    others = ", ".join(sorted(walk.left_out)[:8])
     return (
         f"No images in {where}: {searched} searched"
         + (f", with files ending in {others}" if others else "")

@@ -33,6 +33,7 @@ from glocal.data.parquet_columns import (
 from glocal.data.source import ImageSource, check_index, short_hash
 from glocal.data.splits import ALL, SPELLINGS, split_of_file, split_of_folder
 from glocal.errors import DataError, UnreadableImageError
+from glocal.outside import reading
 
 MEMORY_LIMIT = 2**30
 """Bytes of row groups that one process keeps, by default."""
@@ -201,10 +202,13 @@ class ParquetSource(ImageSource):
         column = f"{self._image}.path"
         tables = []
         for file in self._files:
-            reader = pq.ParquetFile(file, memory_map=True)
-            if column not in (reader.schema.column(i).path for i in range(len(reader.schema))):
-                return pa.chunked_array([], type=pa.string())
-            tables.append(reader.read(columns=[column], use_threads=False).column(0))
+            with reading(
+                file, f"parquet with a column '{column}'", cure="Was it copied or downloaded whole?"
+            ):
+                reader = pq.ParquetFile(file, memory_map=True)
+                if column not in (reader.schema.column(i).path for i in range(len(reader.schema))):
+                    return pa.chunked_array([], type=pa.string())
+                tables.append(reader.read(columns=[column], use_threads=False).column(0))
         chunks = [chunk.flatten()[0].cast(pa.string()) for table in tables for chunk in table.chunks]
         return pa.chunked_array(chunks, type=pa.string())
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Int64, Integer, Shaped
@@ -32,6 +33,8 @@ class ImageSource(ABC):
     """The name of each class number, when known."""
     has_masks: bool = False
     """Whether `read_mask` works."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """Files beside the images that are none, counted by ending."""
     split: str | None = None
     """Which split of its data set this is, where one was opened by name."""
 

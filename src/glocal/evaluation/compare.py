@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-from glocal.errors import DataError
+from glocal.errors import DataError, name_some
 from glocal.evaluation.intervals import Samples, difference
 from glocal.evaluation.results import Result, format_number, read_items, read_results
 
@@ -133,11 +133,15 @@ def as_tables(found: Comparison) -> list[Table]:
             for name in found.columns:
                 table.add_column(escape(name), justify="right", overflow="fold")
             tables[head] = table
-        tables[head].add_row(measure.name, *cells_of(found, measure))
+        tables[head].add_row(escape(measure.name), *cells_of(found, measure))
     shown = list(tables.values())
+    if not shown:
+        raise DataError(
+            f"No figures in {name_some(found.columns)}. Run `glocal evaluate all` with out=FOLDER first."
+        )
     told = [LEGEND] if any(any(alike) for alike in found.alike.values()) else []
     if told or found.warnings:
-        shown[-1].caption, shown[-1].caption_justify = "\n".join([*told, *found.warnings]), "left"
+        shown[-1].caption, shown[-1].caption_justify = escape("\n".join([*told, *found.warnings])), "left"
     return shown
 
 

@@ -9,10 +9,11 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from glocal.atomic_files import locked, write_atomically
 from glocal.errors import DataError
@@ -80,9 +81,11 @@ class Result:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Result:
         """Read what `to_json` wrote; null numbers come back as NaN."""
-        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        known["numbers"] = {k: math.nan if v is None else float(v) for k, v in known["numbers"].items()}
-        return cls(**known)
+        numbers = {name: math.nan if value is None else value for name, value in data["numbers"].items()}
+        kinds = get_type_hints(cls)
+        known = {**data, "numbers": numbers}
+        kept = [n for n in cls.__dataclass_fields__ if n in known and n not in ("samples", "predictions")]
+        return cls(**{name: TypeAdapter(kinds[name]).validate_python(known[name]) for name in kept})
 
     def table(self) -> Table:
         """A rich table of the numbers, with the settings that must be told with them in the caption."""
@@ -213,7 +216,7 @@ def read_skips(path: Path) -> list[Skip]:
     """
     plain = _read(path)
     with reading(path, "results", cure="Move it away and evaluate again."):
-        return [Skip(**entry) for entry in plain.get("skipped", [])]
+        return TypeAdapter(list[Skip]).validate_python(plain.get("skipped", []))
 
 
 def _read(path: Path) -> dict[str, Any]:

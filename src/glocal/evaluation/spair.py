@@ -67,6 +67,7 @@ class KeypointTransfer(ProtocolConfig):
     version: ClassVar[int] = 1
 
     split: Literal["train", "val", "test"] = "test"
+    """Of the pairs."""
     size: int | None = None
     """Pixels of the square's side; null: the model's own. Published: 840 (patch 14)."""
     layer: Annotated[int, Field(le=-1)] = -1

@@ -45,6 +45,7 @@ class Statistics(ProtocolConfig):
     crop_area: tuple[float, float] = (0.25, 1.0)
     """Area, as a share of the image, of the two random crops that alignment compares."""
     seed: int = 0
+    """Of the images and pairs that are drawn."""
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Measure on the test split, or on whatever there is without one."""

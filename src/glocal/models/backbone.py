@@ -14,7 +14,8 @@ from glocal.config import Config
 from glocal.models.aggregator import Aggregator
 from glocal.models.features import Features, Masks
 
-Positive = Annotated[int, Field(ge=1)]
+# Far above any published model: a number in a damaged file must not fill the memory before it is refused.
+Positive = Annotated[int, Field(ge=1, le=16_384)]
 
 
 class Dimensions(NamedTuple):
@@ -48,7 +49,7 @@ class BackboneConfig(Config):
     giant 1536/40/24."""
     embed_dim: Positive | None = None
     """Width, when it isn't the size's."""
-    depth: Positive | None = None
+    depth: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Number of blocks, when it isn't the size's."""
     num_heads: Positive | None = None
     """Attention heads, when they aren't the size's."""
@@ -57,12 +58,13 @@ class BackboneConfig(Config):
     image_size: Positive = 224
     """Side in pixels of the square that the position table covers; other sizes are interpolated from it."""
     channels: Positive = 3
+    """Of the images; training reads three."""
     pooling: Literal["class_token", "class_attention", "mean"] = "class_token"
     """Where the image's embedding comes from: a class token (ViT, DINO), or, without one, class attention over the
     patches (SelfPatch) or their mean."""
     final_norm: bool = True
     """Whether features pass a norm at the end; released SelfPatch trunks have none."""
-    registers: Annotated[int, Field(ge=0)] = 0
+    registers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Extra tokens without a position that hold what belongs to no patch (Darcet et al. 2024); dropped at the end."""
     layer_scale: float | None = None
     """Initial factor of each residual branch, learnt per channel; null for none."""
@@ -78,9 +80,11 @@ class BackboneConfig(Config):
     """`drawn`: as `init` says. `whitened`: computed from the run's own images before the first step, so that outputs are
     uncorrelated over their patches; without effect where `init=` gives weights. One linear layer either way."""
     ffn: Literal["mlp", "swiglu"] = "mlp"
+    """The second half of a block: two layers with GELU, or SwiGLU."""
     ffn_hidden: Positive | None = None
     """Hidden width of the feed-forward part; by default 4 widths, or two thirds of that in multiples of 8 (SwiGLU)."""
     qkv_bias: bool = True
+    """Whether queries, keys and values have a bias."""
     position: Literal["table", "rope"] = "table"
     """A learnt table of absolute positions, or axial rotary embeddings (DINOv3)."""
     position_antialias: bool = True
@@ -88,7 +92,9 @@ class BackboneConfig(Config):
     position_offset: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Added to the grid's side where the table's scale is computed: 0.1 in DINO and DINOv2, else 0."""
     rope_base: Annotated[float, Field(gt=1)] = 100.0
+    """Longest wavelength of the rotations; only with position=rope."""
     norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Added to the variance in every norm."""
 
     @model_validator(mode="after")
     def _fits(self) -> BackboneConfig:

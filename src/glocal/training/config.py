@@ -33,12 +33,15 @@ class OptimiserConfig(Config):
     scaling: Literal["linear", "sqrt", "none"] = "linear"
     """How the rate grows with the batch."""
     reference_batch: Positive = 256
+    """Images a step that `learning_rate` is meant for."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    """Rate at the last step."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
     """Linear warm-up from 0; at most a tenth of the run."""
     weight_decay: float | Schedule = Schedule(start=0.04, end=0.4)
     """Of matrices, the class token and the position table; biases and norms have none."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two averages."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Rate of a block as a power of this, counted from the top."""
     patch_embed_factor: Annotated[float, Field(gt=0)] = 1.0
@@ -53,6 +56,7 @@ class TeacherConfig(Config):
     """The moving average that makes the targets, and a frozen model beside it. Changes results."""
 
     momentum: float | Schedule = Schedule(start=0.996, end=1.0)
+    """Share of the teacher that stays at a step."""
     frozen: str | None = None
     """A model that `distil` terms learn from: anything `glocal.load` reads, of any width and patch size."""
     frozen_size: Positive | None = None
@@ -112,6 +116,7 @@ class ProbeConfig(Config):
     data: str | None = None
     """Labelled images for the probe; null: those of the run's own data, held-out part and rest."""
     neighbours: Positive = 20
+    """K of the k-NN."""
     enabled: bool = True
     """Whether the k-NN probe runs."""
     evaluations: dict[str, str] = Field(default_factory=dict)
@@ -122,6 +127,7 @@ class SpeedConfig(Config):
     """Where and how fast. Changes rounding at most, never what is computed, but for `decode_at_least`."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: the first GPU, or the CPU where there is none."""
     devices: Positive = 1
     """Processes on this machine, one a device; ignored under torchrun, which decides."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -148,6 +154,7 @@ class RunConfig(Config):
     """Everything about a run."""
 
     recipe: str
+    """The recipe that made this configuration."""
     data: str
     """Images: a folder, a list file, parquet, or a built-in name."""
     out: str
@@ -165,8 +172,10 @@ class RunConfig(Config):
     crops: Literal["image", "batch"] = "image"
     """Crops, flips and colours drawn for every image, or once a batch (the PW-Self reference)."""
     views: dict[str, ViewGroup]
+    """Groups of crops by name."""
     backbone: BackboneConfig
     objectives: dict[str, AnyObjective]
+    """The terms of the loss by name; null drops one."""
     optimiser: OptimiserConfig = OptimiserConfig()
     teacher: TeacherConfig = TeacherConfig()
     training: TrainingConfig = TrainingConfig()

@@ -28,8 +28,9 @@ import torch
 
 import glocal
 from glocal.atomic_files import write_atomically
-from glocal.config import from_yaml, to_yaml
+from glocal.config import read_settings_file, to_yaml, validate
 from glocal.errors import TrainingError
+from glocal.outside import given_path
 from glocal.training.config import RunConfig
 
 _LOCK = ".lock"
@@ -150,12 +151,12 @@ def is_alive(path: str | Path) -> bool:
 
 def read_run_config(path: str | Path) -> RunConfig:
     """The configuration that a run folder holds."""
-    file = Path(path).expanduser() / "config.yaml"
+    file = given_path(path, "out") / "config.yaml"
     if not file.exists():
         raise TrainingError(
             f"There is no run to continue in {path}: {file.name} is missing. Leave resume=true out to start one."
         )
-    return from_yaml(RunConfig, file.read_text())
+    return validate(RunConfig, read_settings_file(file))
 
 
 def environment() -> dict[str, Any]:

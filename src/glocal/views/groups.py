@@ -28,6 +28,7 @@ class ViewGroup(Config):
     flip: Probability = 0.5
     """Probability of mirroring left-right."""
     seen_by: Literal["student", "teacher", "both"] = "both"
+    """Which network gets these views."""
     keep_patches: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of its patches that a network sees in a step, drawn at random for every view; the cost falls with it."""
     keep_patches_of: Literal["student", "both"] = "student"
@@ -37,6 +38,7 @@ class ViewGroup(Config):
     strong: Pipeline | None = None
     """A second pipeline (Mugs): a coin decides which one a view takes."""
     strong_probability: Probability = 0.5
+    """Of the second pipeline."""
     strong_coin: Literal["image", "view"] = "view"
     """One coin for all views of an image in this group, or one for every view."""
 

@@ -50,6 +50,7 @@ class FineTune(ProtocolConfig):
         "it trains the whole model; run `glocal evaluate finetune` by its name"
     )
     epochs: Positive = 50
+    """Passes over the training images."""
     batch_size: Positive = 128
     """Images a step. Changes results."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-4
@@ -59,7 +60,9 @@ class FineTune(ProtocolConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Of matrices."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    """Epochs of a rising rate."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the target that all classes get."""
     crop_area: tuple[float, float] = (0.25, 1.0)
     """Area of a training crop as a share of the image."""
     mirror: bool = True
@@ -67,6 +70,7 @@ class FineTune(ProtocolConfig):
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of all gradients."""
     seed: int = 0
+    """Of the order of images, crops and weights."""
     save: str | None = None
     """Folder for the tuned backbone, which `glocal.load` reads, and its head; null: nothing is kept."""
     transform: FeatureTransform = FeatureTransform()

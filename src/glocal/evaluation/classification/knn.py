@@ -91,6 +91,7 @@ class KnnConfig(LabelledConfig):
     ks: tuple[Annotated[int, Field(ge=1)], ...] = (10, 20, 100, 200)
     """Numbers of neighbours; those above the number of training images are left out, with a note."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Divides the similarities that neighbours vote with."""
     features: str = "cls"
     """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last; joined by +."""
     distance: Distance = "cosine"

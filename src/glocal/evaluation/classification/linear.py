@@ -125,19 +125,23 @@ class LinearProbe(LabelledConfig):
     protocol: ClassVar[str] = "linear"
     version: ClassVar[int] = 2
     inputs: tuple[InputName, ...] = ("cls", "cls+mean", "4cls", "4cls+mean")
+    """What the classifier sees of an image; each is fitted."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (
         1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1,
     )  # fmt: skip
     """For a batch of 256."""
     epochs: Positive = 20
+    """Passes over the training features."""
     batch_size: Positive = 1024
     """Rows a step. Changes results."""
     least_steps: Positive = 1000
     """More epochs than `epochs` are made where they give fewer steps than this: small sets need them."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of each class's training images on which the setting is picked."""
     seed: int = 0
+    """Of the order of images and of the weights."""
 
     def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
         """Embed both splits once, train the grid, pick, train the picked setting on everything, test once.

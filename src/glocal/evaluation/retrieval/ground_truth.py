@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from glocal.data.source import ImageSource
 from glocal.errors import DataError
+from glocal.outside import reading
 
 ORIGINALS = ("original", "originals")
 """Folders of untouched images in Copydays' layout."""
@@ -43,15 +44,10 @@ def read_ground_truth(path: Path) -> GroundTruth:
         DataError: for an unreadable or empty file, a row with too few columns, an empty query id, the same row twice,
             or a query both with and without a reference.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [
-                (number, [cell.strip() for cell in row])
-                for number, row in enumerate(csv.reader(file), 1)
-                if row
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Can't read ground truth {path}: {error}.") from error
+    with reading(path, "ground truth"), path.open(newline="", encoding="utf-8-sig") as file:
+        rows = [
+            (number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(file), 1) if row
+        ]
     if not rows:
         raise DataError(
             f"{path} holds no rows. Rows like 'Q00001,R000001', or 'Q00002,' for no match, are needed."
@@ -128,10 +124,12 @@ def _add_row(
     attack: int | None,
 ) -> None:
     if len(row) <= max(query, reference):
-        raise DataError(f"{path}, line {number}: {len(row)} column(s) in {row}; 'query,reference' is needed.")
+        raise DataError(
+            f"{path}, line {number}: {len(row)} column(s) in {str(row)[:80]}; 'query,reference' is needed."
+        )
     name, answer = row[query], row[reference]
     if not name:
-        raise DataError(f"{path}, line {number}: the query's id is empty in {row}.")
+        raise DataError(f"{path}, line {number}: the query's id is empty in {str(row)[:80]}.")
     known = truth.references.get(name)
     if known is not None and answer in known:
         raise DataError(f"{path}, line {number}: the row {name},{answer} stands in the file twice.")

@@ -18,6 +18,7 @@ from glocal.errors import DataError, name_some
 from glocal.evaluation.base import open_split
 from glocal.evaluation.retrieval.ground_truth import find_ids, is_copy_folder, read_ground_truth
 from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
+from glocal.outside import reading
 
 Indices = NDArray[np.int64]
 Box = tuple[float, float, float, float]
@@ -86,7 +87,8 @@ def open_revisited(root: Path) -> RetrievalData:
             f"{root} holds {len(files)} files gnd_*.pkl; exactly one is needed beside the folder jpg/."
         )
     truth = load_plain_pickle(files[0])
-    names, query_names, judged = _revisited_lists(files[0], truth)
+    with reading(files[0], "revisited ground truth"):
+        names, query_names, judged = _revisited_lists(files[0], truth)
     images = open_source(root / "jpg" if (root / "jpg").is_dir() else root)
     found = find_ids(images, {*names, *query_names})
     missing = [name for name in (*names, *query_names) if name not in found]
@@ -237,7 +239,8 @@ def _revisited_lists(path: Path, truth: Any) -> tuple[list[str], list[str], list
         raise DataError(
             f"{path} holds {keys}; a dict with imlist, qimlist and gnd is needed (revisited Oxford/Paris)."
         )
-    names, queries, judged = list(truth["imlist"]), list(truth["qimlist"]), list(truth["gnd"])
+    names, queries = [str(n) for n in truth["imlist"]], [str(n) for n in truth["qimlist"]]
+    judged = list(truth["gnd"])
     if len(queries) != len(judged):
         raise DataError(
             f"{path} names {len(queries)} queries and judges {len(judged)}; they must be as many."
@@ -254,14 +257,16 @@ def _revisited_lists(path: Path, truth: Any) -> tuple[list[str], list[str], list
 
 
 def _index_array(path: Path, query: dict[str, Any], key: str, size: int) -> Indices:
-    indices = np.asarray(query[key], dtype=np.float64).reshape(-1).astype(np.int64)
+    with reading(path, f"revisited ground truth with lists '{key}'"):
+        indices = np.asarray(query[key], dtype=np.float64).reshape(-1).astype(np.int64)
     if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise DataError(f"{path}: '{key}' names image {indices.max()} of {size}.")
     return indices
 
 
 def _box(path: Path, query: dict[str, Any]) -> Box:
-    box = np.asarray(query.get("bbx", ()), dtype=np.float64).reshape(-1)
+    with reading(path, "revisited ground truth"):
+        box = np.asarray(query.get("bbx", ()), dtype=np.float64).reshape(-1)
     if box.shape != (4,) or not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
         raise DataError(f"{path}: a query's bbx is {box.tolist()}; (left, top, right, bottom) is needed.")
     return float(box[0]), float(box[1]), float(box[2]), float(box[3])

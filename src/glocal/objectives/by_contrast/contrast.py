@@ -27,6 +27,7 @@ class ContrastConfig(ObjectiveConfig):
     kind: Literal["contrast"] = "contrast"
     head: ProjectionConfig = ProjectionConfig()
     temperature: Annotated[float, Field(gt=0)] | Schedule = 0.2
+    """Divides the similarities: lower weighs the hardest negatives more."""
     targets: Literal["student", "teacher"] = "student"
     """Whose embeddings a view is compared with: the student's other views, gradient on both sides and no forward pass
     of the teacher (SimCLR), or the EMA teacher's, without gradient (as in MoCo v3)."""

@@ -28,6 +28,7 @@ class MatchedContrastConfig(ObjectiveConfig):
     kind: Literal["matched_contrast"] = "matched_contrast"
     head: ProjectionConfig = ProjectionConfig(layers=2)
     temperature: Annotated[float, Field(gt=0)] | Schedule = 0.1
+    """Divides the similarities: lower weighs the hardest negatives more."""
     pairs: Annotated[int, Field(ge=1)] = 8
     """Most pairs an image gives a step, drawn from all matches of all its pairs of views."""
     images: Annotated[int, Field(ge=1)] | None = 8

@@ -14,8 +14,11 @@ class ProjectionConfig(Config):
     """An MLP without biases onto the unit sphere (SimCLR's projection, with GELU and without batch norm)."""
 
     hidden: Annotated[int, Field(ge=1)] = 256
+    """Width of its hidden layers."""
     layers: Annotated[int, Field(ge=1)] = 3
+    """Its linear layers."""
     out_dim: Annotated[int, Field(ge=1)] = 64
+    """Width of what it puts out."""
     init: Literal["trunc_normal", "fan_in"] = "fan_in"
     """Of the projection. `trunc_normal`: std 0.02 (DINO, Mugs). `fan_in`: std 1/sqrt(fan in), for small widths and high
     learning rates."""

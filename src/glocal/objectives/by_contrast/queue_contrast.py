@@ -27,10 +27,15 @@ class ContrastiveHeadConfig(ProjectionConfig):
     """A projection onto the unit sphere, and the student's predictor behind it (Mugs)."""
 
     hidden: Positive = 2048
+    """Width of its hidden layers."""
     layers: Positive = 3
+    """Its linear layers."""
     out_dim: Positive = 256
+    """Width of what it puts out."""
     predictor_hidden: Positive = 4096
+    """Hidden width of the student's predictor."""
     init: Literal["trunc_normal", "fan_in"] = "trunc_normal"
+    """How weights are drawn, as `backbone.init`."""
 
     def with_predictor(self, embed_dim: int, role: Role) -> ContrastiveHead:
         """A new head for embeddings of this size."""
@@ -63,6 +68,7 @@ class QueueContrastConfig(ObjectiveConfig):
 
     head: ContrastiveHeadConfig = ContrastiveHeadConfig()
     temperature: float | Schedule = 0.2
+    """Divides the similarities: lower weighs the hardest negatives more."""
     pair_weights: Literal["flat", "balanced"] = "balanced"
     """`balanced`: views as large as the teacher's share one half, smaller ones the other (Mugs). `flat`: every pair
     counts alike."""

@@ -40,8 +40,11 @@ class LocalGlobalReferenceConfig(ObjectiveConfig):
     token, the rest for the mean over patches (an earlier commit used 0.9)."""
     head: HeadConfig = HeadConfig(prototypes=10000)
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Divides the student's logits: lower is sharper."""
     teacher_temperature: float | Schedule = 0.04
+    """Divides the teacher's logits, a number or a schedule: lower is sharper, and too low invites collapse to one prototype."""
     centre_momentum: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """How much of the centre stays at a step."""
 
     def build(self, embed_dim: int, groups: Mapping[str, ViewGroup]) -> LocalGlobalReference:
         """Make the term.

@@ -23,9 +23,13 @@ class HeadConfig(Config):
     """An MLP to a bottleneck on the unit sphere, and prototypes there (DINO)."""
 
     hidden: Annotated[int, Field(ge=1)] = 2048
+    """Width of its hidden layers."""
     layers: Annotated[int, Field(ge=1)] = 3
+    """Its linear layers before the prototypes."""
     bottleneck: Annotated[int, Field(ge=1)] = 256
+    """Width in front of the prototypes."""
     prototypes: Annotated[int, Field(ge=2)] = 65536
+    """How many there are: the classes that the networks agree on."""
     norm_last_layer: bool = True
     """Prototypes are unit vectors; otherwise each has a learnt length."""
     init: Literal["trunc_normal", "fan_in"] = "trunc_normal"
@@ -50,7 +54,9 @@ class PrototypeTermConfig(ObjectiveConfig):
 
     head: HeadConfig = HeadConfig()
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Divides the student's logits: lower is sharper."""
     teacher_temperature: float | Schedule = 0.04
+    """Divides the teacher's logits, a number or a schedule: lower is sharper, and too low invites collapse to one prototype."""
     centring: CentringConfig = CentringConfig()
 
 

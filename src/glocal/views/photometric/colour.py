@@ -206,6 +206,7 @@ class ColorJitter(OperationBase):
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
     """Turn drawn from [-x, x], as a fraction of the colour circle."""
     form: Literal["affine", "exact"] = "affine"
+    """`exact`: torchvision's, step by step; `affine`: one matrix an image, faster and up to 6 levels off."""
 
     @property
     def draws(self) -> int:

@@ -81,6 +81,7 @@ class RandomErasing(OperationBase):
 
     op: Literal["random_erasing"] = "random_erasing"
     probability: Probability = 0.25
+    """Of erasing a rectangle."""
     area: tuple[float, float] = (0.02, 1 / 3)
     """Smallest and largest share of the view."""
     aspect: tuple[float, float] = (0.3, 3.3)

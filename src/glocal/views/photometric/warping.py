@@ -112,6 +112,7 @@ class Rotate(GeometricOperation):
 
     op: Literal["rotate"] = "rotate"
     degrees: Strength = 30.0
+    """Largest angle, to either side."""
 
     def inverse(self, amount: Float[Tensor, " units"], height: int, width: int) -> Float[Tensor, "units 2 3"]:
         """See `rotation`."""
@@ -123,6 +124,7 @@ class ShearX(GeometricOperation):
 
     op: Literal["shear_x"] = "shear_x"
     limit: Strength = 0.3
+    """Largest slope, to either side."""
 
     def inverse(self, amount: Float[Tensor, " units"], height: int, width: int) -> Float[Tensor, "units 2 3"]:
         """See `shear`."""
@@ -134,6 +136,7 @@ class ShearY(GeometricOperation):
 
     op: Literal["shear_y"] = "shear_y"
     limit: Strength = 0.3
+    """Largest slope, to either side."""
 
     def inverse(self, amount: Float[Tensor, " units"], height: int, width: int) -> Float[Tensor, "units 2 3"]:
         """See `shear`."""
@@ -145,6 +148,7 @@ class TranslateX(GeometricOperation):
 
     op: Literal["translate_x"] = "translate_x"
     limit: Strength = 0.45
+    """Largest shift as a share of the width, to either side."""
 
     def inverse(self, amount: Float[Tensor, " units"], height: int, width: int) -> Float[Tensor, "units 2 3"]:
         """See `translation`."""
@@ -156,6 +160,7 @@ class TranslateY(GeometricOperation):
 
     op: Literal["translate_y"] = "translate_y"
     limit: Strength = 0.45
+    """Largest shift as a share of the height, to either side."""
 
     def inverse(self, amount: Float[Tensor, " units"], height: int, width: int) -> Float[Tensor, "units 2 3"]:
         """See `translation`."""

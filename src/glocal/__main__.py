@@ -1,0 +1,5 @@
+"""`python -m glocal`."""
+
+from glocal.cli import main
+
+main()
