@@ -105,13 +105,18 @@ def test_cache_continues_where_it_stopped(tmp_path) -> None:
     assert again.skipped.notes() == full.skipped.notes()
 
     shards = sorted(tmp_path.rglob("*.safetensors"))
-    assert len(shards) == 2
+    assert len(shards) == 4  # the class token and, along with it, the mean patch
     shards[1].write_bytes(b"cut short")
     resumed = extract_embeddings(encoder, source, work=work)
     assert source.reads == SHARD + 60  # the broken shard only
     assert torch.equal(full.first, resumed.first)
     assert np.array_equal(full.indices, resumed.indices)
 
+    reads = source.reads
+    along = extract_embeddings(encoder, source, what=["cls", "mean_patches"], work=work)
+    assert source.reads == reads
+    anew = extract_embeddings(encoder, source, what=["mean_patches"], work=QUIET)
+    assert torch.equal(along.vectors["mean_patches"], anew.first)
     more = extract_embeddings(encoder, source, what=["cls", "mean_patches@-2"], work=work)
     assert torch.equal(more.vectors["cls"], full.first)
     other = extract_embeddings(small_encoder(seed=1), source, work=work)

@@ -92,7 +92,7 @@ def test_a_file_written_anew_has_another_state_and_the_same_fingerprint(tmp_path
 def test_damaged_kept_features_are_made_anew_and_said(tmp_path, caplog, what) -> None:
     source, work = coloured(5, 2), replace(QUIET, cache=tmp_path)
     first = extract_embeddings(small_encoder(), source, work=work).first
-    (file,) = tmp_path.rglob("*.safetensors")
+    file = next(tmp_path.rglob("cls*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-7 if what == "byte" else content.index(b"checksum") + 12] ^= 1
     file.write_bytes(bytes(content))
@@ -122,7 +122,7 @@ def test_kept_features_can_be_cleared_and_nothing_else(tmp_path) -> None:
     Journal(work.cache, ["x"]).add("a", 1)
     (tmp_path / "results.json").write_text("{}")
     files, size = clear_kept(tmp_path)
-    assert files == 2 and size > 5 * 64 * 4
+    assert files == 3 and size > 5 * 64 * 4
     assert list(tmp_path.rglob("*.safetensors")) == [] and (tmp_path / "results.json").exists()
 
 
@@ -191,6 +191,13 @@ def test_features_that_are_no_numbers_are_refused(protocol) -> None:
         source.labels = np.arange(len(source)) % 2
     with pytest.raises(ModelError, match=r"layer -1 aren't finite"):
         evaluate(protocol, encoder, data, work=QUIET)
+
+
+def test_a_model_without_patches_has_a_class_token_and_no_mean_patch(tmp_path) -> None:
+    work, encoder = replace(QUIET, cache=tmp_path), colour_encoder(patches=False)
+    assert extract_embeddings(encoder, blocks(3), work=work).first.shape == (3, 8)
+    with pytest.raises(ModelError, match="no patches, so there is no 'mean_patches'"):
+        extract_embeddings(encoder, blocks(3), what=["mean_patches"], work=work)
 
 
 def test_compare_tells_every_setting_that_decides_and_none_that_was_picked(tmp_path) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glocal.data.source import ImageSource
-from glocal.errors import ConfigError, DataError, nearest_name
+from glocal.errors import ConfigError, DataError, ModelError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
 from glocal.extraction.feature_stream import Skipped, computed_by, iterate_features
 from glocal.extraction.progress import progress_bar
@@ -99,16 +99,22 @@ def extract_embeddings(
         logger.info("%s: features of %d images take %.1f GiB of memory", source.name, len(source), size)
     stored = {start: _read_shard(folder, start, items) for start in starts}
     shards = {start: shard for start, shard in stored.items() if shard is not None}
+    made = [*items, ALONG] if folder is not None and ("cls", -1) in items and ALONG not in items else items
     for start, shard in _compute(
-        encoder, source, transform, items, [s for s in starts if s not in shards], work
+        encoder, source, transform, made, [s for s in starts if s not in shards], work
     ):
-        shards[start] = shard
         if folder is not None:
             _write_shard(folder, start, shard)
+        shards[start] = _Shard(shard.indices, shard.bad, {item: shard.vectors[item] for item in items})
     return _gather(encoder, source, asked, [shards[start] for start in sorted(shards)])
 
 
 _Item = tuple[str, int]
+
+
+ALONG: _Item = ("mean_patches", -1)
+"""Kept along with the class token, which costs the model nothing: a linear probe that comes after k-NN needs no second
+pass. Left out for models without patches."""
 
 
 @dataclass
@@ -161,6 +167,8 @@ def _compute(
                     where.append(batch.indices)
                     by_layer = dict(zip(layers, batch.features, strict=True))
                     for item in items:
+                        if item == ALONG and by_layer[-1].patches.shape[1] == 0:
+                            continue
                         rows[item].append(READOUTS[item[0]](by_layer[item[1]]).float())
             # One copy off the device a shard: nothing waits for the device in between.
             empty = torch.empty(0, encoder.embed_dim)
@@ -190,6 +198,8 @@ def _gather(
 def _joined(shards: list[_Shard], item: _Item) -> Float[Tensor, "images dim"]:
     """One readout of all shards, each given up once it is copied: never more than a shard is held twice."""
     parts = [shard.vectors.pop(item) for shard in shards if len(shard.indices)]
+    if sum(map(len, parts)) != sum(len(shard.indices) for shard in shards):
+        raise ModelError(f"The model gives no patches, so there is no '{item[0]}'. Ask for cls.")
     rows = torch.empty(sum(map(len, parts)), parts[0].shape[1])
     start = 0
     while parts:
@@ -220,5 +230,7 @@ def _read_shard(folder: Path | None, start: int, items: Sequence[_Item]) -> _Sha
 
 def _write_shard(folder: Path, start: int, shard: _Shard) -> None:
     for item, vectors in shard.vectors.items():
+        if len(vectors) != len(shard.indices):
+            continue
         tensors = {"vectors": vectors, "indices": torch.from_numpy(shard.indices)}
         write_features(_shard_path(folder, start, item), tensors, shard.bad)
