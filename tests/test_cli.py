@@ -168,6 +168,8 @@ def test_help_is_made_from_the_configuration():
         (["pretrain", "dino", "data=digits", "out=x", "word"], "Write key=value"),
         (["evaluate", "knnn", "model=x", "data=y"], "Did you mean 'knn'"),
         (["embed", "model=x", "data=y", "out=z.parquet", "wat=cls"], "There is no setting 'wat'"),
+        (["export", "nowhere", "to=timm", "out=z"], "There is no model at 'nowhere'"),
+        (["export", "nowhere", "to=tensorflow", "out=z"], "to: got 'tensorflow'"),
         (["show", "nothing", "digits"], "matches or views"),
     ],
 )

@@ -124,6 +124,7 @@ def test_a_difference_is_seen_and_refused():
 def test_what_a_form_has_no_place_for_is_named(settings, to, size, message, tmp_path):
     with pytest.raises((ConfigError, ModelError), match=message):
         export_model(encoder(**settings), to, tmp_path / "out", size)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:

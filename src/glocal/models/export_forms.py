@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -50,21 +53,35 @@ def export_model(model: str | Encoder, to: Form, out: str | Path, size: int | No
     encoder, folder = model if isinstance(model, Encoder) else load(model), Path(out).expanduser()
     _check(encoder, to, folder, size)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        run = _write(encoder, to, folder, size)
-        sizes = [(size, size)] if size is not None else three_sizes(encoder)
-        differences = compare(encoder, run, sizes)
-        native = (
-            [d for d in differences if d.size == sizes[0]] if _other_positions(encoder, to) else differences
-        )
-        refuse_differences(native, f"The export to {folder}")
-        write_card(encoder, to, folder, differences)
-        write_preprocessing(encoder, folder)
+        with _whole_or_not_at_all(folder) as partial:
+            run = _write(encoder, to, partial, size)
+            sizes = [(size, size)] if size is not None else three_sizes(encoder)
+            differences = compare(encoder, run, sizes)
+            native = [d for d in differences if d.size == sizes[0]]
+            refuse_differences(
+                native if _other_positions(encoder, to) else differences, f"The export to {folder}"
+            )
+            write_card(encoder, to, folder, partial / "README.md", differences)
+            write_preprocessing(encoder, partial)
     except OSError as error:
         raise ModelError(
             f"The export to {folder} failed: {error}. Free space or choose another out=."
         ) from error
     return Exported(folder, differences)
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(folder: Path) -> Iterator[Path]:
+    """A folder beside the wanted one, which takes its place when the body succeeds."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check(encoder: Encoder, to: Form, folder: Path, size: int | None) -> None:

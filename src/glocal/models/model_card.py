@@ -31,8 +31,12 @@ _USE = {
 }
 
 
-def write_card(encoder: Encoder, form: str, folder: Path, differences: Sequence[Difference]) -> None:
-    """Write README.md, with a front matter that model hubs read. States nothing that is not known."""
+def write_card(
+    encoder: Encoder, form: str, folder: Path, file: Path, differences: Sequence[Difference]
+) -> None:
+    """Write the card of a model that will lie in `folder`, with a front matter that model hubs read. States nothing that
+    is not known.
+    """
     licence = encoder.provenance.get("licence")
     front = ["---", f"license: {licence}" if licence else "# license: not known; name yours", "tags:", "- image-feature-extraction",
              "- glocal", *(["library_name: transformers"] if form == "transformers" else []), "---"]  # fmt: skip
@@ -49,7 +53,7 @@ def write_card(encoder: Encoder, form: str, folder: Path, differences: Sequence[
     measured = _measured(encoder.provenance.get("measured"))
     if measured:
         sections.append("## What was measured in training\n\n" + measured)
-    (folder / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    file.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
 
 
 def write_preprocessing(encoder: Encoder, folder: Path) -> None:
