@@ -84,7 +84,7 @@ COMMANDS = [
     for block in re.findall(
         r"^```(?:sh|bash|shell)?\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL
     )
-    for line in block.splitlines()
+    for line in re.sub(r"\\\n\s*", "", block).splitlines()
     if line.strip().startswith(("glocal ", ".venv/bin/glocal "))
 ]
 
