@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from glocal.training.metrics_log import read_records
+
 TOLERANCE = 1.0
 """Points by which a figure may lie below the untouched model's and still count as equal."""
 
@@ -18,7 +20,7 @@ def conclude(metrics: Path, export: Path) -> str:
     Figures are the label-free score and, where images have labels, k-NN. When the last weights are worse in either, they
     move to `export/last` and those of the best score, perhaps the untouched ones, take their place in `export`.
     """
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = read_records(metrics)
     lines = {name: _values(records, name) for name in _figures(records)}
     lines = {name: values for name, values in lines.items() if len(values) > 1 and values[0][0] == 0}
     if not lines:
@@ -50,7 +52,7 @@ def _figures(records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _values(records: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(record["step"], record[name]) for record in records if name in record]
+    return [(record["step"], record[name]) for record in records if record.get(name) is not None]
 
 
 def _hand_over(export: Path, best: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -37,7 +38,7 @@ class Records:
         self.log.cut_after(run.done)
         self.probes = training_probes(run.config, run.source) if run.first else []
         kept = [record for record in read_records(run.folder.metrics) if record["step"] <= run.done]
-        self.losses = [(record["step"], record["loss"]) for record in kept if "loss" in record]
+        self.losses = [(record["step"], record["loss"]) for record in kept if record.get("loss") is not None]
         looks = [record for record in kept if "loss" not in record]
         self.examined = {record["step"] for record in looks if "verdict.score" in record}
         self.probed = {record["step"] for record in looks if not {"verdict.score", "failed"} & set(record)}
@@ -82,7 +83,8 @@ class Records:
             self.warn(
                 f"{bad.skipped} step(s) up to step {step} were left out: their loss or gradient was no number."
             )
-        self.losses.append((step, record["loss"]))
+        if math.isfinite(record["loss"]):
+            self.losses.append((step, record["loss"]))
         self._log(record)
         self.display.record(record)
         return_freed_memory()

@@ -37,7 +37,9 @@ class StopFlag:
         return torch.full((), float(self.requested), device=device)
 
     def post(self, flag: Tensor) -> None:
-        """Send the flag of all processes on its way to the host."""
+        """Send the flag of all processes on its way to the host; a process alone needs no sending."""
+        if world_size() == 1:
+            return
         if flag.device.type != "cuda":
             self._posted.append((flag, None))
             return
