@@ -183,4 +183,4 @@ def test_a_student_learns_from_a_frozen_model_beside_another_term(tmp_path):
     run = loop.pretrain(config)
     losses = [json.loads(line)["distil"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.85 * losses[0]
-    assert glocal.load(run).embed_dim == 96
+    assert glocal.load(run).embed_dim == 128
