@@ -66,7 +66,7 @@ def load_into(backbone: Backbone, encoder: Encoder) -> None:
 def _load(spec: str, settings: Mapping[str, Any]) -> Encoder:
     source, colon, name = spec.partition(":")
     if colon and source in ("timm", "timm-untrained"):
-        from glocal.models.timm_backbone import load_timm
+        from glocal.models.timm_loading import load_timm
 
         return load_timm(name, pretrained=source == "timm")
     path = given_path(spec, "model", ModelError)

@@ -69,7 +69,7 @@ def _load_timm_folder(
     except ModelError:
         if "architecture" not in config:
             raise
-        from glocal.models.timm_backbone import load_timm_state
+        from glocal.models.timm_loading import load_timm_state
 
         arguments = config.get("model_args", {})
         encoder = load_timm_state(config["architecture"], arguments, raw.state, name)

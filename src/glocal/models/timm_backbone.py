@@ -11,13 +11,7 @@ from torch import Tensor, nn
 
 from glocal.errors import ModelError
 from glocal.models.backbone import Backbone, BackboneConfig
-from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.features import Features, Masks, layer_number
-from glocal.models.layouts import convert
-from glocal.models.weight_files import build_encoder
-
-# Tried in turn: how timm's families are told to take images of any size.
-_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 class TimmBackbone(Backbone):
@@ -112,68 +106,16 @@ def rebuild_timm(config: BackboneConfig) -> TimmBackbone:
     """
     assert config.timm is not None
     droppable = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    model = _create(config.timm, False, config.timm_arguments | droppable)
+    model = create_timm(config.timm, False, config.timm_arguments | droppable)
     return TimmBackbone(model, config.timm, config.timm_arguments)
 
 
-def load_timm(name: str, pretrained: bool = True) -> Encoder:
-    """Load timm's model of this name (timm may download its weights: that is what the name asks for).
-
-    A plain Vision Transformer becomes ours when it gives equal features; everything else stays timm's, wrapped.
+def create_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
+    """Timm's model without a classifier.
 
     Raises:
-        ModelError: when timm is absent, the name unknown, or the model gives no grid of patches.
+        ModelError: when timm is absent or refuses.
     """
-    model, arguments = _create_for_any_size(name, pretrained)
-    wrapped = TimmBackbone(model, name, arguments).eval().requires_grad_(False)
-    import timm
-
-    data: dict[str, Any] = timm.data.resolve_model_data_config(model)
-    said = f"timm:{name}" if pretrained else f"timm-untrained:{name}"
-    report = LoadReport("timm", tuple(wrapped.state_dict()), note=f"trained as timm's {type(model).__name__}")
-    encoder = _as_ours(wrapped, said) or Encoder(
-        said, wrapped, wrapped.embed_dim, wrapped.patch_size, 0, report=report
-    )
-    encoder.image_size = max(1, int(data["input_size"][-1]) // encoder.patch_size) * encoder.patch_size
-    encoder.mean, encoder.std = tuple(data["mean"]), tuple(data["std"])
-    about = getattr(model, "pretrained_cfg", None) or {}
-    encoder.provenance = {"architecture": name, "licence": about.get("license") if pretrained else None}
-    return encoder
-
-
-def load_timm_state(
-    name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor], said: str
-) -> Encoder:
-    """A timm folder's weights in the architecture that it names.
-
-    Raises:
-        ModelError: when timm is absent, or weights are missing or left over.
-    """
-    backbone = TimmBackbone(_create(name, False, arguments), name, arguments)
-    wanted = backbone.model.state_dict()
-    given = {n: t for n, t in state.items() if n in wanted or not n.startswith(("head.", "fc."))}
-    wrong = sorted(wanted.keys() ^ given.keys())
-    if wrong:
-        raise ModelError(
-            f"'{said}' doesn't hold the weights of timm's {name}; they differ in {', '.join(wrong[:4])}."
-        )
-    backbone.model.load_state_dict({n: t.to(wanted[n].dtype) for n, t in given.items()})
-    backbone.eval().requires_grad_(False)
-    size = 224 // backbone.patch_size * backbone.patch_size
-    report = LoadReport("timm", tuple(given), note=f"timm's {type(backbone.model).__name__}")
-    return Encoder(said, backbone, backbone.embed_dim, backbone.patch_size, size, report=report)
-
-
-def _create_for_any_size(name: str, pretrained: bool) -> tuple[Any, dict[str, Any]]:
-    for arguments in _ANY_SIZE:
-        try:
-            return _create(name, pretrained, arguments), dict(arguments)
-        except TypeError:
-            continue
-    raise ModelError(f"timm can't make '{name}' without a classifier. Choose a vision backbone.")
-
-
-def _create(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> Any:
     try:
         import timm
     except ImportError as error:
@@ -209,26 +151,3 @@ def _describe(model: Any, name: str, arguments: Mapping[str, Any]) -> BackboneCo
         num_heads=dim // 64 if dim % 64 == 0 else 1, patch_size=side, image_size=max(1, 224 // side) * side,
         pooling="class_token" if has_class else "mean",
     )  # fmt: skip
-
-
-def _as_ours(wrapped: TimmBackbone, said: str) -> Encoder | None:
-    """The same weights in our Vision Transformer, or None where that isn't the same model."""
-    model = wrapped.model
-    if type(model).__name__ != "VisionTransformer":
-        return None
-    settings = {"num_heads": model.blocks[0].attn.num_heads, "norm_eps": getattr(model.norm, "eps", 1e-6)}
-    try:
-        encoder = build_encoder(convert(model.state_dict(), "timm", settings), said, "")
-    except (ModelError, ValueError, KeyError):
-        return None
-    side = 3 * wrapped.patch_size
-    for size in ((side, side), (side, 2 * side)):
-        pixels = torch.randn(
-            1, model.patch_embed.proj.weight.shape[1], *size, generator=torch.Generator().manual_seed(0)
-        )
-        with torch.no_grad():
-            ours, theirs = encoder.backbone(pixels), wrapped(pixels)
-        if not all(torch.allclose(a, b, atol=1e-4, rtol=1e-4)
-                   for a, b in ((ours.cls, theirs.cls), (ours.patches, theirs.patches))):  # fmt: skip
-            return None
-    return encoder
