@@ -45,7 +45,7 @@ MUON = OptimiserConfig(
 def imagenet() -> Scale:
     """ImageNet-like: a hundred thousand images and more, of a few hundred pixels; ViT-S/16 on GPUs (DINO, section 1)."""
     return Scale(
-        why="DINO's published ViT-S/16 settings: batch 1024, 2 views of 224 and 8 of 96 pixels, 65,536 prototypes.",
+        why="ViT-S/16 as DINO trains it, a mix of two published runs: the epochs of the short one, batch and temperatures of the longer; batch 1024, 2 views of 224 and 8 of 96 pixels, 65,536 prototypes.",
         backbone=BackboneConfig(
             size="small",
             patch_size=16,
