@@ -170,7 +170,7 @@ def test_help_is_made_from_the_configuration():
         (["embed", "model=x", "data=y", "out=z.parquet", "wat=cls"], "There is no setting 'wat'"),
         (["export", "nowhere", "to=timm", "out=z"], "There is no model at 'nowhere'"),
         (["export", "nowhere", "to=tensorflow", "out=z"], "to: got 'tensorflow'"),
-        (["show", "nothing", "digits"], "matches or views"),
+        (["show", "nothing", "digits"], "Allowed: views, matches"),
     ],
 )
 def test_errors_name_what_is_wrong(words, says, monkeypatch, capsys, tmp_path):

@@ -45,6 +45,14 @@ def end(process, seconds: float = 90) -> str:
     return said.decode()
 
 
+@pytest.fixture(autouse=True)
+def hanging_up_is_not_ignored():
+    """Under nohup it is, by this process and by all that it starts."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_every_signal_raises_the_flag_and_handlers_come_back():
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
