@@ -33,10 +33,11 @@ def write_page(records: Sequence[Record], folder: Path) -> list[Path]:
 
 _INTRODUCTION = """# The ladder: every recipe at equal compute
 
-Each row is trained with the same FLOPs (forward, backward, teacher, heads and optimiser counted), its learning rates
-picked by the same three short runs on held-out training images, and measured once on the test images. Mean and, behind
-±, half the range over seeds. Controls need no training. Regenerate this page with `glocal ladder page`; hold a run of
-your own against it with `glocal reproduce ROW`.
+The rows of a table are trained with the same FLOPs (forward, backward, teacher, heads and optimiser counted) and measured
+once on the test images. Rows that stand in a tuning table below had their learning rates picked by the same three short
+runs on held-out training images; the others ran at their recipe's. Mean and, behind ±, half the range over seeds. Rows
+that are missing have not been run. `glocal ladder train=false` makes this page anew from its records; `glocal reproduce
+ROW` holds a run of your own against it.
 """
 
 
