@@ -46,11 +46,13 @@ def end(process, seconds: float = 90) -> str:
 
 
 @pytest.fixture(autouse=True)
-def hanging_up_is_not_ignored():
-    """Under nohup it is, by this process and by all that it starts."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def signals_are_not_ignored():
+    """Under nohup SIGHUP is, in a script's background SIGINT, by this process and by all that it starts."""
+    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_every_signal_raises_the_flag_and_handlers_come_back():
