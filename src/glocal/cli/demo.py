@@ -47,5 +47,5 @@ def run(words: Sequence[str]) -> None:
     say(console, "Drawing the page ...")
     say(console, f"page: {write_demo_page(config, answers).resolve().as_uri()}")
     say(console, "\nNow on your own images:")
-    say(console, "  .venv/bin/glocal pretrain pw-self data=YOUR_FOLDER out=runs/mine")
+    say(console, "  .venv/bin/glocal pretrain glocal data=YOUR_FOLDER out=runs/mine")
     say(console, "  .venv/bin/glocal embed model=runs/mine data=YOUR_FOLDER out=embeddings.parquet")
