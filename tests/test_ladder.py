@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from glocal.data import open_source
 from glocal.errors import ConfigError, DataError
 from glocal.ladder.band import band, compare, peers_of
 from glocal.ladder.page import write_page
@@ -72,3 +73,10 @@ def test_the_page_shows_every_row_that_has_records(tmp_path: Path) -> None:
 
 def test_grounds_have_a_training_set() -> None:
     assert all(ground.train for ground in GROUNDS.values())
+
+
+@pytest.mark.parametrize("ground", GROUNDS)
+def test_every_ground_opens_with_its_splits(ground: str, real_data: Path) -> None:
+    place = GROUNDS[ground]
+    for images in filter(None, (place.train, place.test)):
+        assert len(open_source(f"{real_data}/{images}")) >= 1000

@@ -25,19 +25,19 @@ HELD_OUT = 0.1
 def measure(encoder: Encoder, ground: Ground, data: Path, *, tuning: bool = False) -> dict[str, float]:
     """Figures in per cent, by name. With `tuning`, k-NN and correspondence on a held-out part of the training images."""
     work = Work(progress=False)
-    train = open_source(data / ground.train)
+    train = open_source(f"{data}/{ground.train}")
     if tuning:
         rest, queries = hold_out(train, round(HELD_OUT * len(train)), seed=0)
         return _labelled(encoder, rest, queries, work, linear=False)
     figures: dict[str, float] = {}
     if ground.test is not None:
-        figures |= _labelled(encoder, train, open_source(data / ground.test), work, linear=True)
+        figures |= _labelled(encoder, train, open_source(f"{data}/{ground.test}"), work, linear=True)
     if ground.camvid:
         segmentation = KnnSegmentation(size=128, neighbours=(10,), distances=("cosine",))
         figures["camvid"] = segmentation.run(encoder, data / "camvid", work).numbers["mIoU"]
     if ground.copies:
         copies = CopyDetection(references=str(data / "imagenet_sample_1k"))
-        figures["copies"] = copies.run(encoder, data / "copydetect_mini", work).numbers["recall@1"]
+        figures["copies"] = copies.run(encoder, data / "copydetect_mini", work).numbers["recall_at_1"]
         figures["correspondence"] = _correspondence(encoder, open_source(data / "copydetect_mini"), work)
     return figures
 

@@ -68,6 +68,20 @@ def pair_table(
     return [(s, t, 1.0 / (halves * (large if is_large[s] else small))) for s, t in pairs]
 
 
+def flat_pair_weights(
+    teacher_views: Sequence[View], student_views: Sequence[View], groups: Mapping[str, ViewGroup]
+) -> Float[Tensor, "students teachers"]:
+    """The table of flat weights as a matrix: 0 where a view would meet itself, all others alike, summing to one.
+
+    Raises:
+        ConfigError: when no pair is left.
+    """
+    weights = torch.zeros(len(student_views), len(teacher_views))
+    for student, teacher, weight in pair_table(teacher_views, student_views, groups, "flat"):
+        weights[student, teacher] = weight
+    return weights
+
+
 def repeat_over_batch(
     table: Sequence[tuple[int, int, float]],
     batch: int,

@@ -15,7 +15,7 @@ from glocal.models.heads import ProjectionHead
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.step_info_nce import is_nearest, step_info_nce
-from glocal.objectives.view_pairs import pair_table, stack_cls, views_seen_by
+from glocal.objectives.view_pairs import flat_pair_weights, stack_cls, views_seen_by
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
@@ -67,10 +67,9 @@ class Contrast(Objective):
         self.config, self.embed_dim = config, embed_dim
         self.views = views_seen_by("student", groups)
         self.target_views = views_seen_by(config.targets, groups)
-        weight = torch.zeros(len(self.views), len(self.target_views))
-        for s, t, share in pair_table(self.target_views, self.views, groups, "flat"):
-            weight[s, t] = share
-        self.register_buffer("pair_weight", weight, persistent=False)
+        self.register_buffer(
+            "pair_weight", flat_pair_weights(self.target_views, self.views, groups), persistent=False
+        )
 
     @property
     def needs_teacher(self) -> bool:

@@ -14,7 +14,7 @@ from glocal.distributed import sum_over_processes, world_size
 from glocal.models.heads import ProjectionHead
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.by_contrast.projection import ProjectionConfig
-from glocal.objectives.view_pairs import largest_views, pair_table, stack_cls, views_seen_by
+from glocal.objectives.view_pairs import flat_pair_weights, largest_views, stack_cls, views_seen_by
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
@@ -65,10 +65,9 @@ class CodingRate(Objective):
         self.config, self.embed_dim = config, embed_dim
         self.views, self.target_views = (views_seen_by(role, groups) for role in ("student", config.targets))
         self.expanded = [self.views.index(view) for view in largest_views(self.views, groups)]
-        weight = torch.zeros(len(self.views), len(self.target_views))
-        for s, t, share in pair_table(self.target_views, self.views, groups, "flat"):
-            weight[s, t] = share
-        self.register_buffer("pair_weight", weight, persistent=False)
+        self.register_buffer(
+            "pair_weight", flat_pair_weights(self.target_views, self.views, groups), persistent=False
+        )
 
     @property
     def needs_teacher(self) -> bool:
