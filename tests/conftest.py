@@ -36,7 +36,7 @@ GROUPS = {
 
 
 @pytest.fixture(autouse=True)
-def _exact_products():
+def _exact_products() -> None:
     """A run sets torch's global precision of float32 products; no test may depend on which ran before it."""
     torch.set_float32_matmul_precision("highest")
 

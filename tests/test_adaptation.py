@@ -18,6 +18,7 @@ from glocal.models.vit import BackboneConfig, VisionTransformer
 from glocal.objectives import RelationsConfig
 from glocal.recipes import configure, continue_run
 from glocal.training import loop
+from glocal.training.config import RunConfig
 
 CONFIG = BackboneConfig(size="micro", embed_dim=64, depth=3, num_heads=4, patch_size=8, image_size=32)
 QUICK = [
@@ -63,7 +64,7 @@ def step(student: VisionTransformer, teacher: VisionTransformer, momentum: float
         ("full", lambda n: True),
     ],
 )
-def test_what_moves_and_what_stands_still(short, expected):
+def test_what_moves_and_what_stands_still(short: str, expected) -> None:
     student, teacher = pair(short)
     names = [name for name, _ in student.named_parameters()]
     assert moving(student) == {n for n in names if expected(n)} and moving(teacher) == set()
@@ -77,7 +78,7 @@ def test_what_moves_and_what_stands_still(short, expected):
     torch.testing.assert_close(teacher.get_parameter(last), (before[last] + student.get_parameter(last)) / 2)
 
 
-def test_adapters_start_as_the_untouched_model_and_merge_into_an_ordinary_one():
+def test_adapters_start_as_the_untouched_model_and_merge_into_an_ordinary_one() -> None:
     torch.manual_seed(0)
     untouched = VisionTransformer(CONFIG)
     student, teacher = pair("lora:4")
@@ -92,7 +93,7 @@ def test_adapters_start_as_the_untouched_model_and_merge_into_an_ordinary_one():
     assert difference < 1e-5 < 1e-2 < moved
 
 
-def test_an_update_is_its_definition():
+def test_an_update_is_its_definition() -> None:
     torch.manual_seed(0)
     base = torch.nn.Linear(6, 5)
     layer = LowRankLinear(base, rank=2, scale=0.5)
@@ -102,7 +103,7 @@ def test_an_update_is_its_definition():
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_targets_choose_the_layers():
+def test_targets_choose_the_layers() -> None:
     student, _ = pair("lora", targets=("qkv", "fc2"))
     assert {name.rpartition(".")[2] for name, _ in adapters(student)} == {"qkv", "fc2"}
 
@@ -111,20 +112,20 @@ def test_targets_choose_the_layers():
     ("short", "message"),
     [("last:9", "asks for more blocks than the backbone has \\(3\\)"), ("lora", "found no layer named")],
 )
-def test_what_a_backbone_lacks_is_named(short, message):
+def test_what_a_backbone_lacks_is_named(short: str, message: str) -> None:
     backbone = VisionTransformer(CONFIG) if short.startswith("last") else torch.nn.Sequential()
     with pytest.raises(ModelError, match=message):
         adapt(backbone, copy.deepcopy(backbone), AdaptConfig.model_validate(short))
 
 
-def start(tmp_path: Path, *overrides: str):
+def start(tmp_path: Path, *overrides: str) -> RunConfig:
     torch.manual_seed(0)
     weights = export_backbone(VisionTransformer(CONFIG), tmp_path / "weights")
     settings = dict(data="digits", out=str(tmp_path / "run"), preset="small", init=str(weights))
     return configure("dino", **settings, overrides=[*QUICK, *overrides])
 
 
-def test_a_run_leaves_an_ordinary_model_and_a_small_adapter(tmp_path):
+def test_a_run_leaves_an_ordinary_model_and_a_small_adapter(tmp_path: Path) -> None:
     run = loop.pretrain(start(tmp_path, "adapt=lora:2", "teacher.momentum=0"))
     ordinary = glocal.load(run)
     assert ordinary.backbone.config == CONFIG
@@ -145,7 +146,7 @@ def test_a_run_leaves_an_ordinary_model_and_a_small_adapter(tmp_path):
         glocal.load(adapter)
 
 
-def test_a_resumed_adaptation_equals_an_uninterrupted_one(tmp_path):
+def test_a_resumed_adaptation_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = loop.pretrain(start(tmp_path, "adapt=lora", "training.steps=4"))
     expected = load_file(whole / "export" / "adapter.safetensors")
     config = start(
@@ -167,17 +168,17 @@ def test_a_resumed_adaptation_equals_an_uninterrupted_one(tmp_path):
         ("lora:0", "greater than"),
     ],
 )
-def test_a_wrong_word_is_explained(tmp_path, value, message):
+def test_a_wrong_word_is_explained(tmp_path: Path, value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         start(tmp_path, f"adapt={value}")
 
 
-def test_adapting_needs_weights():
+def test_adapting_needs_weights() -> None:
     with pytest.raises(ConfigError, match=r"adapt=lora keeps most weights as they are.*give init=MODEL"):
         configure("dino", data="digits", out="x", preset="small", overrides=["adapt=lora"])
 
 
-def test_an_earlier_self_of_an_adapted_model_is_an_ordinary_one(tmp_path):
+def test_an_earlier_self_of_an_adapted_model_is_an_ordinary_one(tmp_path: Path) -> None:
     config = start(tmp_path)
     terms = {"same": RelationsConfig(form="gram", targets="earlier", refresh_steps=1)}
     config = config.model_copy(update={"adapt": AdaptConfig.model_validate("lora"), "objectives": terms})

@@ -15,12 +15,12 @@ from glocal.objectives import KINDS
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_page_of_terms_names_every_term():
+def test_the_page_of_terms_names_every_term() -> None:
     page = (ROOT / "docs" / "terms.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == set(KINDS)
 
 
-def test_one_file_and_one_line_make_a_term_that_passes_the_suite(tmp_path):
+def test_one_file_and_one_line_make_a_term_that_passes_the_suite(tmp_path: Path) -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
     section = page[page.index("## Add a term of the loss") :]
     code, line = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)

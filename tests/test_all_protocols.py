@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from glocal.evaluation.segmentation.masks import CheckedSource
 from glocal.extraction.feature_stream import Skipped
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.random_crops import RandomCrops
+from glocal.extraction.work import Work
 from glocal.models.preprocessing import FeatureTransform
 
 
-def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path) -> None:
+def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path: Path) -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
     overrides = ["linear.least_steps=20", "linear.epochs=1", "correspondence.images=8"]
     found = list(evaluate_all(small_encoder(), data, overrides=overrides, out=tmp_path, work=QUIET))
@@ -45,7 +47,7 @@ def test_every_protocol_gives_a_result_or_a_named_skip(tmp_path) -> None:
     assert [r.numbers for r in read_results(tmp_path / "results.json")] == [r.numbers for r in results]
 
 
-def test_a_protocol_that_is_run_after_all_is_no_longer_skipped(tmp_path) -> None:
+def test_a_protocol_that_is_run_after_all_is_no_longer_skipped(tmp_path: Path) -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
     path, other = tmp_path / "results.json", {"train": data["train"]}
     quick = ["linear.least_steps=20", "linear.epochs=1", "correspondence.images=8"]
@@ -68,7 +70,7 @@ def test_settings_go_to_the_protocol_they_name() -> None:
         list(evaluate_all(small_encoder(), data, overrides=["knn.kz=[3]"], work=QUIET))
 
 
-def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path) -> None:
+def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path: Path) -> None:
     encoder, data = (
         colour_encoder(),
         {"train": blocks(8, name="train"), "test": blocks(4, seed=1, name="test")},
@@ -84,13 +86,13 @@ def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path) -> None:
     assert quick["linear-seg"].steps == 1000 and quick["overclustering"].seeds == 1
 
 
-def test_dense_features_are_kept_and_continued(tmp_path) -> None:
+def test_dense_features_are_kept_and_continued(tmp_path: Path) -> None:
     encoder, source = small_encoder(), coloured(300, 3, bad=(5, 270))
     transform, tile = FeatureTransform(), FeatureTransform().resolve(encoder).tile(encoder)
     assert tile == 256  # so there are two files
     work = replace(QUIET, cache=tmp_path)
 
-    def stream(used) -> tuple[list[int], torch.Tensor, list[str]]:
+    def stream(used: Work) -> tuple[list[int], torch.Tensor, list[str]]:
         skipped = Skipped()
         batches = list(iterate_patches(encoder, source, transform, -1, used, skipped))
         assert sum(b.seen for b in batches) == 300
@@ -117,7 +119,7 @@ def test_dense_features_are_kept_and_continued(tmp_path) -> None:
     assert not torch.equal(torch.cat([b.patches for b in other]), plain[1])
 
 
-def test_kept_files_name_their_own_unreadable_images_only(tmp_path) -> None:
+def test_kept_files_name_their_own_unreadable_images_only(tmp_path: Path) -> None:
     train, test = coloured(12, 3, bad=(5,), name="train"), coloured(12, 3, seed=1, bad=(2,), name="test")
     for _ in range(2):
         skipped = Skipped()
@@ -130,7 +132,9 @@ def test_kept_files_name_their_own_unreadable_images_only(tmp_path) -> None:
         assert set(skipped.images) == {("train", 5), ("test", 2)}
 
 
-def test_dense_features_too_large_to_keep_are_not_kept(tmp_path, monkeypatch) -> None:
+def test_dense_features_too_large_to_keep_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("glocal.extraction.patch_stream.LARGEST_KEPT", 1000)
     list(
         iterate_patches(
@@ -148,7 +152,7 @@ def test_sources_of_other_pixels_have_other_fingerprints() -> None:
 
 
 @pytest.mark.parametrize("name", ["knn-seg", "hummingbird", "linear-seg"])
-def test_kept_features_change_no_number(tmp_path, name) -> None:
+def test_kept_features_change_no_number(tmp_path: Path, name: str) -> None:
     encoder, data = (
         colour_encoder(),
         {"train": blocks(8, name="train"), "test": blocks(4, seed=1, name="test")},
@@ -162,7 +166,7 @@ def test_kept_features_change_no_number(tmp_path, name) -> None:
         assert isinstance(kept, Result) and kept.numbers == plain.numbers and kept.rows == plain.rows
 
 
-def test_a_skip_survives_its_file(tmp_path) -> None:
+def test_a_skip_survives_its_file(tmp_path: Path) -> None:
     encoder = colour_encoder(patches=False)
     data = {"train": blocks(4, name="train"), "test": blocks(2, seed=1, name="test")}
     found = {f.protocol: f for f in evaluate_all(encoder, data, out=tmp_path, work=QUIET)}

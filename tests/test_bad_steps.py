@@ -24,7 +24,7 @@ from glocal.training.optimiser import build_optimiser, clip_gradients, learning_
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return noisy_pictures(tmp_path_factory.mktemp("images"))
 
 
@@ -46,7 +46,7 @@ def take_step(model, optimiser, config, guard, views) -> torch.Tensor:
 @pytest.mark.parametrize(
     "name", ["image", "patch-sinkhorn", "instance-full", "group-local", "neighbours-attention"]
 )
-def test_a_bad_step_changes_nothing_bit_for_bit(name, kind):
+def test_a_bad_step_changes_nothing_bit_for_bit(name: str, kind: str) -> None:
     model, config = build(name), OptimiserConfig(kind=kind)
     optimiser = build_optimiser(model, 2, config)
     guard = StepGuard(model.objectives)
@@ -70,12 +70,12 @@ def test_a_bad_step_changes_nothing_bit_for_bit(name, kind):
     assert guard.read() == (1, 1) and guard.read() == (0, 0)
 
 
-def test_the_suite_knows_every_kind_of_state():
+def test_the_suite_knows_every_kind_of_state() -> None:
     """Terms with a centre, with queues and with memories are among those above."""
     assert {"image", "patch-sinkhorn", "instance-full", "group-local", "neighbours-attention"} <= set(TERMS)
 
 
-def poison(monkeypatch, steps, seen=None) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, steps, seen=None) -> None:
     """Make the pixels of these steps (numbered as they are taken) no numbers."""
     original, count = loop.augment, {"step": 0}
 
@@ -90,7 +90,9 @@ def poison(monkeypatch, steps, seen=None) -> None:
     monkeypatch.setattr(loop, "augment", augment)
 
 
-def test_a_run_goes_on_after_a_bad_step_and_says_so(folder, tmp_path, monkeypatch, capsys):
+def test_a_run_goes_on_after_a_bad_step_and_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     poison(monkeypatch, {3})
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=8"))
     kept = records(out)
@@ -102,8 +104,8 @@ def test_a_run_goes_on_after_a_bad_step_and_says_so(folder, tmp_path, monkeypatc
 
 
 def test_bad_steps_in_a_row_go_back_to_the_last_checkpoint_at_half_the_rate(
-    folder, tmp_path, monkeypatch, capsys
-):
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     poison(monkeypatch, range(5, 11))
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=12", "training.checkpoint_every=4"))
     assert "back at step 4, with the learning rate at 0.5" in " ".join(capsys.readouterr().err.split())
@@ -119,7 +121,9 @@ def test_bad_steps_in_a_row_go_back_to_the_last_checkpoint_at_half_the_rate(
     assert list(history[-1]["changed"]) == ["optimiser.learning_rate"]
 
 
-def test_a_retreat_is_resumed_bit_for_bit(folder, tmp_path, monkeypatch):
+def test_a_retreat_is_resumed_bit_for_bit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a checkpoint the run begins again; the lower rate goes along into the next checkpoint."""
     more = ["training.steps=10", "training.checkpoint_every=100"]
     poison(monkeypatch, range(2, 9))
@@ -133,7 +137,9 @@ def test_a_retreat_is_resumed_bit_for_bit(folder, tmp_path, monkeypatch):
     assert rates == [r["learning_rate"] / 2 for r in records(plain)]
 
 
-def test_a_run_that_never_gets_better_ends_with_a_diagnosis(folder, tmp_path, monkeypatch):
+def test_a_run_that_never_gets_better_ends_with_a_diagnosis(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poison(monkeypatch, range(5, 1000))
     config = config_for(
         folder, tmp_path / "run", "training.steps=30", "training.checkpoint_every=4", "optimiser.clip=null"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ QUIET = Work(progress=False)
 
 
 @pytest.fixture(autouse=True)
-def _few_patches(monkeypatch) -> None:
+def _few_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controls, "SAMPLED", 3000)
     monkeypatch.setattr(controls, "kmeans_patches", partial(kmeans_patches, centroids=12))
 
@@ -83,7 +84,7 @@ def test_random_weights_are_another_draw_of_the_same_network() -> None:
     assert one.backbone.config == encoder.backbone.config
 
 
-def test_every_baseline_goes_through_the_protocols(tmp_path) -> None:
+def test_every_baseline_goes_through_the_protocols(tmp_path: Path) -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(30, 3, seed=1, name="test")}
     names = []
     for baseline in baselines(small_encoder(), data["train"]):
@@ -102,7 +103,7 @@ def test_every_baseline_goes_through_the_protocols(tmp_path) -> None:
     ]
 
 
-def test_the_command_measures_them_beside_the_model(tmp_path) -> None:
+def test_the_command_measures_them_beside_the_model(tmp_path: Path) -> None:
     from glocal.models.export import export_backbone
 
     encoder = small_encoder()

@@ -26,7 +26,7 @@ LONG = "x" * 5000
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with four photographs of two classes, a model, and things that are not what they are given for."""
     root = tmp_path_factory.mktemp("border")
     rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def place(tmp_path_factory) -> Path:
     return root
 
 
-def refused(words: list[str], place: Path, monkeypatch, capsys) -> str:
+def refused(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> str:
     """Run the command on bad input; return the one thing it says."""
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.argv", ["glocal", *words])
@@ -127,19 +127,25 @@ def refused(words: list[str], place: Path, monkeypatch, capsys) -> str:
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
-def test_bad_input_is_refused_in_one_sentence(words, says, place, monkeypatch, capsys):
+def test_bad_input_is_refused_in_one_sentence(
+    words, says: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert says in refused(words, place, monkeypatch, capsys)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("words", [[*PRETRAIN, "speed.device=cuda"], [*EVALUATE, "device=cuda"]])
-def test_a_gpu_that_is_not_there(words, place, monkeypatch, capsys):
+def test_a_gpu_that_is_not_there(
+    words, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "device=cuda: this machine has no such device. Here: auto, cpu" in refused(
         words, place, monkeypatch, capsys
     )
 
 
-def test_names_are_no_markup(place, tmp_path, monkeypatch, capsys):
+def test_names_are_no_markup(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A class `[/]` and a run `[red]` are printed as they are."""
     result = {
         "protocol": "knn", "version": 1, "settings": {}, "numbers": {"[/] top1": 50.0}, "rows": [{"[/]": "[bold]"}],
@@ -155,12 +161,12 @@ def test_names_are_no_markup(place, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "a\0b", LONG, "~nobodyhere/x"])
-def test_what_is_no_path(text):
+def test_what_is_no_path(text) -> None:
     with pytest.raises(ConfigError, match="out="):
         given_path(text, "out")
 
 
-def test_places_to_write(tmp_path):
+def test_places_to_write(tmp_path: Path) -> None:
     assert new_file(tmp_path / "deep" / "er.png", "out", (".png",)) == tmp_path / "deep" / "er.png"
     assert new_folder(tmp_path, "out") == tmp_path and list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match=r"is a folder; give a file in it"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,7 +30,7 @@ FAST = [
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photos(tmp_path_factory: pytest.TempPathFactory):
     """Two classes of twelve noisy pictures, in train and test folders."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(1)
@@ -48,20 +49,20 @@ def run(*words: str):
 
 
 @pytest.fixture(scope="module")
-def trained(photos, tmp_path_factory):
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory):
     out = tmp_path_factory.mktemp("cli") / "run"
     result = run("pretrain", "pw-self", f"data={photos}", f"out={out}", *FAST)
     assert result.exit_code == 0, result.output
     return out
 
 
-def test_pretrain_with_labels_records_the_probe(trained):
+def test_pretrain_with_labels_records_the_probe(trained: Path) -> None:
     records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     probes = [r for r in records if any(k.startswith("knn") for k in r)]
     assert [probes[0]["step"], probes[-1]["step"]] == [0, 3]
 
 
-def test_evaluate_prints_and_records(trained, photos, tmp_path):
+def test_evaluate_prints_and_records(trained: Path, photos: Path, tmp_path: Path) -> None:
     result = run("evaluate", "knn", f"model={trained}", f"data={photos}", f"out={tmp_path}", "ks=[5]")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "results.json").read_text())["results"][0]
@@ -74,7 +75,7 @@ def test_evaluate_prints_and_records(trained, photos, tmp_path):
     assert compared.exit_code == 0 and "k5_top1" in compared.output
 
 
-def test_embed_writes_one_row_an_image(trained, photos, tmp_path):
+def test_embed_writes_one_row_an_image(trained: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.parquet"
     assert (
         run(
@@ -88,7 +89,7 @@ def test_embed_writes_one_row_an_image(trained, photos, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["views", "matches"])
-def test_show_draws_a_picture(photos, tmp_path, what):
+def test_show_draws_a_picture(photos: Path, tmp_path: Path, what: str) -> None:
     out = tmp_path / f"{what}.png"
     result = run("show", what, str(photos / "train"), "preset=small", f"out={out}")
     assert result.exit_code == 0, result.output
@@ -101,7 +102,9 @@ def test_show_draws_a_picture(photos, tmp_path, what):
 
 
 @pytest.mark.parametrize("what", ["attention", "pca", "neighbours", "correspondences", "map"])
-def test_show_draws_what_a_model_makes_of_images(trained, photos, tmp_path, what):
+def test_show_draws_what_a_model_makes_of_images(
+    trained: Path, photos: Path, tmp_path: Path, what: str
+) -> None:
     out = tmp_path / f"{what}.png"
     shown = run("show", what, str(photos / "train"), f"model={trained}", f"out={out}", "images=2")
     assert shown.exit_code == 0, shown.output
@@ -109,7 +112,7 @@ def test_show_draws_what_a_model_makes_of_images(trained, photos, tmp_path, what
         assert min(picture.size) > 200
 
 
-def test_show_puts_a_second_image_beside_the_first(trained, photos, tmp_path):
+def test_show_puts_a_second_image_beside_the_first(trained: Path, photos: Path, tmp_path: Path) -> None:
     first, second = (str(photos / "train" / "red" / f"{n}.png") for n in (1, 3))
     words = [
         "show",
@@ -124,14 +127,14 @@ def test_show_puts_a_second_image_beside_the_first(trained, photos, tmp_path):
     assert isinstance(run("show", "pcb", first, f"model={trained}").exception, ConfigError)
 
 
-def test_doctor_tells_what_a_run_learnt(trained):
+def test_doctor_tells_what_a_run_learnt(trained: Path) -> None:
     shown = run("doctor", str(trained))
     assert shown.exit_code == 0, shown.output
     assert "without labels" in shown.output and "retrieval" in shown.output
     assert run("doctor", str(trained / "nothing")).exit_code != 0
 
 
-def test_report_writes_one_page(trained, tmp_path):
+def test_report_writes_one_page(trained: Path, tmp_path: Path) -> None:
     shown = run("report", str(trained), f"out={tmp_path / 'page.html'}", "images=8", "samples=4")
     assert shown.exit_code == 0, shown.output
     assert "Click a patch" in (tmp_path / "page.html").read_text()
@@ -140,13 +143,13 @@ def test_report_writes_one_page(trained, tmp_path):
     assert run("report", "data=x").exit_code != 0
 
 
-def test_recipes_are_listed_and_resolved():
+def test_recipes_are_listed_and_resolved() -> None:
     assert "pw-self" in run("recipes").output
     shown = run("recipes", "dino", "preset=small", "training.epochs=7").output
     assert "epochs: 7.0" in shown and "preset=small" in shown
 
 
-def test_help_is_made_from_the_configuration():
+def test_help_is_made_from_the_configuration() -> None:
     shown = run("pretrain", "--help").output
     assert "optimiser.learning_rate" in shown and "views.NAME.area" in shown and "init" in shown
     assert "[recipe=pw-self]" in run("show", "--help").output
@@ -173,7 +176,13 @@ def test_help_is_made_from_the_configuration():
         (["show", "nothing", "digits"], "Allowed: views, matches"),
     ],
 )
-def test_errors_name_what_is_wrong(words, says, monkeypatch, capsys, tmp_path):
+def test_errors_name_what_is_wrong(
+    words: list[str],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["glocal", *words])
     with pytest.raises(SystemExit) as end:
@@ -183,7 +192,7 @@ def test_errors_name_what_is_wrong(words, says, monkeypatch, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_split():
+def test_settings_split() -> None:
     own, rest = split_words(PretrainSettings, ["data=a=b", "x.y=1", "out=2024"])
     assert (own.data, own.out, rest) == ("a=b", "2024", ["x.y=1"])
     with pytest.raises(ConfigError, match="no setting"):
@@ -192,7 +201,7 @@ def test_settings_split():
         split_words(PretrainSettings, ["data=a", "data=b", "out=c"])
 
 
-def test_skip_reasons_are_whole_in_pipes(trained, photos):
+def test_skip_reasons_are_whole_in_pipes(trained: Path, photos: Path) -> None:
     result = run("evaluate", "all", f"model={trained}", f"data={photos}/train/red", "workers=0")
     assert result.exit_code == 0, result.output
     skipped = [line for line in result.output.splitlines() if "skipped:" in line]
@@ -200,7 +209,7 @@ def test_skip_reasons_are_whole_in_pipes(trained, photos):
     assert max(map(len, skipped)) > 100
 
 
-def test_the_demo_asks_fair_questions():
+def test_the_demo_asks_fair_questions() -> None:
     """A perfect embedding answers all, a constant one answers by chance; raw pixels find undistorted tiles."""
     source = open_source("digits").subset(np.arange(60))
     tiles = demo.gallery(source, 16)
@@ -212,7 +221,7 @@ def test_the_demo_asks_fair_questions():
     assert demo.retrieve_patches(demo.raw_patches(4), tiles, tiles, source.labels) > 0.2
 
 
-def test_help_is_fast():
+def test_help_is_fast() -> None:
     import subprocess
     import sys
 
@@ -226,11 +235,13 @@ def _seconds(command, subprocess) -> float:
     return time.perf_counter() - began
 
 
-def test_a_run_shows_what_it_is_about_to_see(trained):
+def test_a_run_shows_what_it_is_about_to_see(trained: Path) -> None:
     assert {p.name for p in (trained / "pictures").iterdir()} == {"views.png", "matches.png", "data.png"}
 
 
-def test_unreadable_images_stop_neither_the_choice_of_preset_nor_the_first_pictures(photos, tmp_path):
+def test_unreadable_images_stop_neither_the_choice_of_preset_nor_the_first_pictures(
+    photos: Path, tmp_path: Path
+) -> None:
     """The first image, which the choice and the pictures look at, is broken."""
     data = tmp_path / "data"
     shutil.copytree(photos / "train", data)
@@ -243,7 +254,7 @@ def test_unreadable_images_stop_neither_the_choice_of_preset_nor_the_first_pictu
     assert "blue/000.png" in (out / "unreadable.txt").read_text()
 
 
-def test_protocols_run_during_training_and_leave_the_weights_alone(photos, tmp_path):
+def test_protocols_run_during_training_and_leave_the_weights_alone(photos: Path, tmp_path: Path) -> None:
     weights = []
     for name, more in (
         ("with", [f"probe.evaluations={{logistic: {photos}}}"]),

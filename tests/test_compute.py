@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def backbone_products(views: int, patches: int, kept: int) -> tuple[int, int]:
     return 2 * views * patches * (3 * 8 * 8) * dim, 2 * views * depth * block
 
 
-def test_a_step_of_dino_equals_the_hand_count():
+def test_a_step_of_dino_equals_the_hand_count() -> None:
     """Forward 1, backward 2, but 1 for the patch embedding, whose pixels need no gradient; the teacher forward only."""
     objectives = {"image": ImageLevelConfig(head=SMALL_HEAD)}
     counted = trial_of(objectives=objectives).flops()
@@ -64,7 +65,7 @@ def test_a_step_of_dino_equals_the_hand_count():
     assert counted == expected
 
 
-def test_half_of_the_patches_cost_the_student_half():
+def test_half_of_the_patches_cost_the_student_half() -> None:
     group = ViewGroup(count=2, size=32, area=(0.4, 1.0))
     contrast = {"image": ContrastConfig()}
     whole, half = (
@@ -78,7 +79,7 @@ def test_half_of_the_patches_cost_the_student_half():
     assert whole - half == pytest.approx(3 * (rest - less), rel=1e-6)
 
 
-def test_muon_counts_its_newton_schulz_steps():
+def test_muon_counts_its_newton_schulz_steps() -> None:
     objectives = {"image": ImageLevelConfig(head=SMALL_HEAD)}
     plain, muon = (
         trial_of(objectives=objectives, optimiser=OptimiserConfig(kind=kind)).flops()
@@ -92,7 +93,7 @@ def test_muon_counts_its_newton_schulz_steps():
     assert muon - plain == 2 * block + newton_schulz(32, 32) + newton_schulz(16, 32)
 
 
-def test_micro_batches_count_what_they_repeat():
+def test_micro_batches_count_what_they_repeat() -> None:
     objectives = {"image": ContrastConfig()}
     one, two = (
         TrialStep(
@@ -104,7 +105,7 @@ def test_micro_batches_count_what_they_repeat():
     assert 1.2 < two / one < 1.4
 
 
-def test_attention_too_long_to_be_written_out_is_counted():
+def test_attention_too_long_to_be_written_out_is_counted() -> None:
     backbone = BackboneConfig(size="micro", embed_dim=8, depth=1, num_heads=2, patch_size=1, image_size=26)
     views = {"global": ViewGroup(count=2, size=26, area=(0.4, 1.0))}
     trial = TrialStep(
@@ -127,17 +128,17 @@ def test_attention_too_long_to_be_written_out_is_counted():
         ({"minutes": 0.5}, 15),
     ],
 )  # fmt: skip
-def test_ways_to_say_how_long(given, steps):
+def test_ways_to_say_how_long(given, steps: int) -> None:
     training = TrainingConfig(batch_size=100, **given)
     assert number_of_steps(training, 1000, StepCost(flops=1e6, seconds=2.0)) == steps
 
 
-def test_two_lengths_are_refused():
+def test_two_lengths_are_refused() -> None:
     with pytest.raises(ConfigError, match="flops and minutes both say how long"):
         configure("dino", data="digits", out="x", overrides=["training.flops=1e15", "training.minutes=3"])
 
 
-def test_a_budget_below_one_step_is_refused():
+def test_a_budget_below_one_step_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"training.flops=1e\+03 is less than one step takes \(1e\+06\)"):
         number_of_steps(TrainingConfig(flops=1e3), 1000, StepCost(1e6))
 
@@ -145,12 +146,12 @@ def test_a_budget_below_one_step_is_refused():
 class Time:
     """A clock that moves when told, in place of `time.perf_counter`."""
 
-    def __init__(self, monkeypatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         monkeypatch.setattr(compute.time, "perf_counter", lambda: self.now)
 
 
-def test_steps_follow_the_time_when_the_pace_changes(monkeypatch):
+def test_steps_follow_the_time_when_the_pace_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(monkeypatch)
     clock = Clock(limit=60.0)
     time.now += 5.0  # opening the data
@@ -169,7 +170,7 @@ def test_steps_follow_the_time_when_the_pace_changes(monkeypatch):
     assert shares[-1][0] > 0.99
 
 
-def test_a_run_that_was_put_back_is_not_cut_short(monkeypatch):
+def test_a_run_that_was_put_back_is_not_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time(monkeypatch)
     clock = Clock(limit=60.0)
     planned = 100
@@ -179,7 +180,9 @@ def test_a_run_that_was_put_back_is_not_cut_short(monkeypatch):
     assert 40 < planned < 60
 
 
-def test_a_run_of_some_minutes_ends_in_time_and_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_run_of_some_minutes_ends_in_time_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every look at the clock takes a hundredth of a second."""
     time = Time(monkeypatch)
 
@@ -207,7 +210,7 @@ def test_a_run_of_some_minutes_ends_in_time_and_goes_on_where_it_was(tmp_path, m
     assert again["steps"] <= summary["steps"] + 1
 
 
-def test_records_and_summary_say_what_was_used(tmp_path):
+def test_records_and_summary_say_what_was_used(tmp_path: Path) -> None:
     out = pretrain(
         configure(
             "dino", data="digits", out=str(tmp_path), preset="cifar", overrides=[*FAST, "training.images=80"]
@@ -230,19 +233,23 @@ def test_records_and_summary_say_what_was_used(tmp_path):
         (True, 1.0, 1.0, "fp32", "1.00 times as fast"),
     ],
 )
-def test_auto_takes_what_is_native_and_faster(monkeypatch, native, fp32, bf16, chosen, reason):
+def test_auto_takes_what_is_native_and_faster(
+    monkeypatch: pytest.MonkeyPatch, native: bool, fp32: float, bf16: float, chosen: str, reason: str
+) -> None:
     monkeypatch.setattr(precision, "has_native_bfloat16", lambda _: native)
     monkeypatch.setattr(precision, "_seconds_by_precision", lambda _: {"fp32": fp32, "bf16": bf16})
     choice = choose_precision("auto", trial_of())
     assert choice.name == chosen and reason in choice.reason
 
 
-def test_measuring_times_both_precisions():
+def test_measuring_times_both_precisions() -> None:
     seconds = precision._seconds_by_precision(trial_of(objectives={"image": ContrastConfig()}))
     assert set(seconds) == {"fp32", "bf16"} and all(0 < s < math.inf for s in seconds.values())
 
 
-def test_a_continued_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypatch):
+def test_a_continued_run_keeps_the_precision_that_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(precision, "has_native_bfloat16", lambda _: True)
     monkeypatch.setattr(precision, "_seconds_by_precision", lambda _: {"fp32": 2.0, "bf16": 1.0})
     fast = [w for w in FAST if "precision" not in w]
@@ -256,5 +263,5 @@ def test_a_continued_run_keeps_the_precision_that_was_chosen(tmp_path, monkeypat
     assert continue_run(str(tmp_path), []).speed.precision == "bf16"
 
 
-def test_auto_is_the_default():
+def test_auto_is_the_default() -> None:
     assert RunConfig.model_fields["speed"].default.precision == "auto"

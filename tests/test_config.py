@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from conftest import small_config
 
@@ -29,7 +31,7 @@ from glocal.training.config import RunConfig
         ),
     ],
 )
-def test_overrides_are_typed(override, value):
+def test_overrides_are_typed(override: str, value) -> None:
     assert value(apply_overrides(small_config(), [override]))
 
 
@@ -53,7 +55,7 @@ def test_overrides_are_typed(override, value):
         ("objectives.image.weight=0", None),
     ],
 )
-def test_refusals_name_value_and_cure(override, says):
+def test_refusals_name_value_and_cure(override: str, says: str | None) -> None:
     if says is None:
         assert list(apply_overrides(small_config(), [override]).active_objectives()) == ["patch"]
         return
@@ -61,7 +63,7 @@ def test_refusals_name_value_and_cure(override, says):
         apply_overrides(small_config(), [override])
 
 
-def test_what_no_override_names_stays_the_very_object():
+def test_what_no_override_names_stays_the_very_object() -> None:
     """Types are kept on every hop: a term keeps its class, and what lies beside the way is not built again."""
     config = small_config()
     changed = apply_overrides(config, ["objectives.patch.weight={start: 0, end: 1}", "training.epochs=3"])
@@ -71,7 +73,7 @@ def test_what_no_override_names_stays_the_very_object():
     assert changed.objectives["patch"].head is config.objectives["patch"].head
 
 
-def test_text_is_taken_as_it_is_written():
+def test_text_is_taken_as_it_is_written() -> None:
     config = apply_overrides(
         small_config(), ["data=2024", "out=1e5", "probe.evaluations.knn=07", "init=null"]
     )
@@ -98,13 +100,13 @@ def test_text_is_taken_as_it_is_written():
         ("seed=" + "[" * 3000, "nested too deeply"),
     ],
 )
-def test_one_line_says_what_is_wrong(override, says):
+def test_one_line_says_what_is_wrong(override, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         apply_overrides(small_config(), [override])
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400
 
 
-def test_the_command_beats_the_file(tmp_path):
+def test_the_command_beats_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text(
         "data: elsewhere\nout: overwritten\ntraining: {epochs: 7, batch_size: 8}\nobjectives: {patch: null}\n"
@@ -122,7 +124,7 @@ def test_the_command_beats_the_file(tmp_path):
     assert configure("pw-self", data=None, out="RUN", preset="small", file=str(file)).data == "elsewhere"
 
 
-def test_a_whole_configuration_is_taken_as_it_stands(tmp_path):
+def test_a_whole_configuration_is_taken_as_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     first = configure("pw-self", data="digits", out="A", preset="cifar", overrides=["objectives.patch=null"])
     file.write_text(to_yaml(first))
@@ -138,7 +140,7 @@ def test_a_whole_configuration_is_taken_as_it_stands(tmp_path):
     "content",
     [b"a: [", b"\x00\xff\x89PNG", "größe: 1".encode("latin-1"), b"a: &a [*a]", b"- 1", b"", b"[" * 3000],
 )
-def test_files_that_hold_no_settings(tmp_path, content):
+def test_files_that_hold_no_settings(tmp_path: Path, content) -> None:
     file = tmp_path / "x.yaml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -148,7 +150,7 @@ def test_files_that_hold_no_settings(tmp_path, content):
         configure("dino", data="digits", out="x", preset="small", file=str(tmp_path))
 
 
-def test_python_settings_are_values():
+def test_python_settings_are_values() -> None:
     config = configure(
         "pw-self",
         data="digits",
@@ -159,13 +161,13 @@ def test_python_settings_are_values():
     assert config.training.epochs == 3 and list(config.objectives) == ["image"]
 
 
-def test_no_term_left_is_refused():
+def test_no_term_left_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least one view group and one objective"):
         apply_overrides(small_config(), ["objectives.image.weight=0", "objectives.patch.weight=0"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_preset_of_every_recipe_resolves_and_survives_yaml(recipe):
+def test_every_preset_of_every_recipe_resolves_and_survives_yaml(recipe) -> None:
     for preset in RECIPES[recipe].presets:
         config = configure(recipe, data="DATA", out="RUN", preset=preset)
         assert from_yaml(RunConfig, to_yaml(config)) == config
@@ -173,14 +175,14 @@ def test_every_preset_of_every_recipe_resolves_and_survives_yaml(recipe):
     assert find_recipe(recipe).summary.endswith(".")
 
 
-def test_unknown_recipe_and_preset_name_the_nearest():
+def test_unknown_recipe_and_preset_name_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'pw-self'"):
         configure("pwself", data="DATA", out="RUN")
     with pytest.raises(ConfigError, match="Did you mean 'imagenet'"):
         configure("dino", data="DATA", out="RUN", preset="imagnet")
 
 
-def test_schedules_by_hand():
+def test_schedules_by_hand() -> None:
     cosine = Schedule(start=1.0, end=0.0, warmup_epochs=1.0)
     at = [cosine.at(Progress(step, 110, 10)) for step in (0, 3, 9, 10, 60, 110)]
     assert at == pytest.approx([0.0, 1 / 3, 1.0, 1.0, 0.5, 0.0])
@@ -196,5 +198,5 @@ def test_schedules_by_hand():
     assert [step.at(Progress(at, 100, 10)) for at in (0, 19, 20, 99)] == pytest.approx([3.0, 3.0, 0.3, 0.3])
 
 
-def test_warm_up_is_at_most_a_tenth_of_the_run():
+def test_warm_up_is_at_most_a_tenth_of_the_run() -> None:
     assert Schedule(start=1.0, end=1.0, warmup_epochs=100).at(Progress(10, 100, 10)) == 1.0

@@ -24,19 +24,19 @@ from glocal.training.run_folder import read_run_config
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return noisy_pictures(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory) -> Path:
+def finished(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of eight steps with two generations and two kept checkpoints; copied before it is changed."""
     more = ["training.steps=8", "training.checkpoint_every=4", "training.keep_every=4"]
     return pretrain(config_for(folder, tmp_path_factory.mktemp("finished") / "run", *more))
 
 
 @pytest.fixture
-def run(finished, tmp_path) -> Path:
+def run(finished: Path, tmp_path: Path) -> Path:
     import shutil
 
     return Path(shutil.copytree(finished, tmp_path / "run"))
@@ -53,7 +53,7 @@ def resumes(out: Path) -> list[dict]:
 # ------------------------------------------------------------------------------------------------- what a checkpoint says
 
 
-def test_a_checkpoint_says_what_it_is_and_every_kept_one_has_an_export(run):
+def test_a_checkpoint_says_what_it_is_and_every_kept_one_has_an_export(run: Path) -> None:
     state = checkpoint(run)
     assert state["format"] == 2 and state["step"] == 8 and state["image_size"] == 16
     assert json.loads(state["config"])["backbone"]["embed_dim"] == 32
@@ -91,7 +91,7 @@ def empty(path: Path, share: float) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_bit, zero_a_page, cut, empty])
 @pytest.mark.parametrize("share", [0.15, 0.4, 0.65, 0.9])
-def test_every_damage_is_seen(run, damage, share):
+def test_every_damage_is_seen(run: Path, damage, share: float) -> None:
     """A bit or page in any tensor. Where a bit lies between records it changes nothing, and the states are equal."""
     before = checkpoint(run)["student"]
     damage(run / "checkpoints" / "last.pt", share)
@@ -103,14 +103,16 @@ def test_every_damage_is_seen(run, damage, share):
         assert damage is flip_a_bit and all(torch.equal(before[k], v) for k, v in state["student"].items())
 
 
-def test_every_record_carries_a_checksum(run):
+def test_every_record_carries_a_checksum(run: Path) -> None:
     """What the promise rests on: torch writes the archive's CRC-32, and it is of the content."""
     with zipfile.ZipFile(run / "checkpoints" / "last.pt") as archive:
         sizes = [info.file_size for info in archive.infolist() if info.CRC]
     assert sum(sizes) > 0.95 * (run / "checkpoints" / "last.pt").stat().st_size
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folder, run, capsys):
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     expected = weights(run)
     zero_a_page(run / "checkpoints" / "last.pt", 0.5)
     resume(run)
@@ -122,7 +124,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(folder, run, cap
     assert read_checkpoint(run / "checkpoints" / "previous.pt")["step"] == 4
 
 
-def test_both_generations_damaged_are_named_with_what_is_left(run):
+def test_both_generations_damaged_are_named_with_what_is_left(run: Path) -> None:
     for name in ("last.pt", "previous.pt"):
         cut(run / "checkpoints" / name, 0.5)
     # A kept checkpoint may be the same file under a second name.
@@ -134,7 +136,7 @@ def test_both_generations_damaged_are_named_with_what_is_left(run):
 
 
 @pytest.mark.parametrize("content", ["text", "pickle", "tensor", "format1"])
-def test_foreign_files_are_one_sentence(run, tmp_path, content):
+def test_foreign_files_are_one_sentence(run: Path, tmp_path: Path, content: str) -> None:
     path = tmp_path / "given.pt"
     if content == "text":
         path.write_text("no checkpoint at all")
@@ -150,7 +152,9 @@ def test_foreign_files_are_one_sentence(run, tmp_path, content):
     assert "\n" not in str(refused.value)
 
 
-def test_a_checkpoint_of_another_backbone_or_term_is_refused_in_one_sentence(folder, run, tmp_path):
+def test_a_checkpoint_of_another_backbone_or_term_is_refused_in_one_sentence(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
     more = ["training.steps=1", "backbone.embed_dim=48", "objectives.image.head.prototypes=16"]
     wide = pretrain(config_for(folder, tmp_path / "wide", *more))
     with pytest.raises(TrainingError, match=r"backbone\.embed_dim=48 where the run has 32"):
@@ -164,7 +168,7 @@ def test_a_checkpoint_of_another_backbone_or_term_is_refused_in_one_sentence(fol
 # ------------------------------------------------------------------------------------------------- chosen and changed
 
 
-def test_going_on_from_a_chosen_checkpoint(run):
+def test_going_on_from_a_chosen_checkpoint(run: Path) -> None:
     expected = weights(run)
     resume(run, at=str(run / "checkpoints" / "step-4.pt"))
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
@@ -172,7 +176,7 @@ def test_going_on_from_a_chosen_checkpoint(run):
     assert [r["step"] for r in records(run)] == [2, 4, 6, 8]
 
 
-def test_a_chosen_checkpoint_is_the_last_one_at_once(run):
+def test_a_chosen_checkpoint_is_the_last_one_at_once(run: Path) -> None:
     """So that a kill soon after does not jump back to the abandoned end."""
     stop_after(1)
     try:
@@ -182,7 +186,7 @@ def test_a_chosen_checkpoint_is_the_last_one_at_once(run):
     assert checkpoint(run)["step"] == 5 and checkpoint(run, "previous.pt")["step"] == 4
 
 
-def test_declared_overrides_are_applied_and_recorded(folder, tmp_path):
+def test_declared_overrides_are_applied_and_recorded(folder: Path, tmp_path: Path) -> None:
     stop_after(5)
     try:
         out = pretrain(config_for(folder, tmp_path / "run", "training.steps=8"))
@@ -203,7 +207,9 @@ def test_declared_overrides_are_applied_and_recorded(folder, tmp_path):
             continue_run(str(out), [refused])
 
 
-def test_a_folder_named_by_a_number_can_be_continued(folder, tmp_path, monkeypatch):
+def test_a_folder_named_by_a_number_can_be_continued(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "2024").symlink_to(folder)
     out = pretrain(config_for(Path("2024"), tmp_path / "run", "training.steps=2"))
@@ -222,7 +228,9 @@ def stopped_on(root: Path, tmp_path: Path) -> Path:
         stop_after(None)
 
 
-def test_added_images_are_trained_on_and_the_plan_stays(tmp_path, capsys):
+def test_added_images_are_trained_on_and_the_plan_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "images"
     out = stopped_on(root, tmp_path)
     for number in range(30):
@@ -238,7 +246,7 @@ def test_added_images_are_trained_on_and_the_plan_stays(tmp_path, capsys):
     resume(out)
 
 
-def test_missing_and_changed_images_are_refused(tmp_path):
+def test_missing_and_changed_images_are_refused(tmp_path: Path) -> None:
     root = tmp_path / "images"
     out = stopped_on(root, tmp_path)
     picture = root / "a" / "001.jpg"
@@ -259,13 +267,13 @@ def test_missing_and_changed_images_are_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------ probes, records, starts
 
 
-def failing_probe(backbone):
+def failing_probe(backbone) -> None:
     raise ValueError("the probe's own fault")
 
 
 def test_a_failing_probe_is_named_after_the_checkpoint_and_the_run_goes_on(
-    folder, tmp_path, monkeypatch, capsys
-):
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     saved = []
 
     def probe(backbone):
@@ -283,7 +291,9 @@ def test_a_failing_probe_is_named_after_the_checkpoint_and_the_run_goes_on(
     ] * 2
 
 
-def test_a_run_killed_in_its_probe_makes_up_for_it(folder, tmp_path, monkeypatch):
+def test_a_run_killed_in_its_probe_makes_up_for_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def probe(backbone):
@@ -303,14 +313,14 @@ def test_a_run_killed_in_its_probe_makes_up_for_it(folder, tmp_path, monkeypatch
     assert [r["step"] for r in records(tmp_path / "run") if "loss" in r] == [2, 4]
 
 
-def test_a_cut_last_line_of_records_is_dropped(run):
+def test_a_cut_last_line_of_records_is_dropped(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "lo')
     resume(run, at=run / "checkpoints" / "step-4.pt")
     assert [r["step"] for r in records(run)] == [2, 4, 6, 8]
 
 
-def test_records_wait_for_a_disk_that_is_full(tmp_path, monkeypatch):
+def test_records_wait_for_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", enabled=True)
     assert log.write({"step": 1, "loss": float("nan")})
     opened = Path.open
@@ -318,16 +328,16 @@ def test_records_wait_for_a_disk_that_is_full(tmp_path, monkeypatch):
     class Full:
         """A file that takes half a line, then no more."""
 
-        def __init__(self, file):
+        def __init__(self, file) -> None:
             self.file = file
 
         def __enter__(self):
             return self
 
-        def __exit__(self, *error):
+        def __exit__(self, *error) -> None:
             self.file.close()
 
-        def write(self, text):
+        def write(self, text) -> None:
             self.file.write(text[:5])
             self.file.flush()
             raise OSError(28, "No space left on device")
@@ -342,7 +352,7 @@ def test_records_wait_for_a_disk_that_is_full(tmp_path, monkeypatch):
     assert not append_text(tmp_path / "nowhere" / "file", "text")
 
 
-def test_a_refused_start_leaves_nothing_and_its_folder_free(folder, tmp_path):
+def test_a_refused_start_leaves_nothing_and_its_folder_free(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = config_for(folder, out, "training.steps=2")
     with pytest.raises(ModelError):
@@ -355,10 +365,12 @@ def test_a_refused_start_leaves_nothing_and_its_folder_free(folder, tmp_path):
     pretrain(config)
 
 
-def test_a_start_that_never_came_to_a_checkpoint_can_be_made_again_or_resumed(folder, tmp_path, monkeypatch):
+def test_a_start_that_never_came_to_a_checkpoint_can_be_made_again_or_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from glocal.training import loop
 
-    def fails(*_):
+    def fails(*_) -> None:
         raise MemoryError
 
     for again in (False, True):
@@ -374,11 +386,11 @@ def test_a_start_that_never_came_to_a_checkpoint_can_be_made_again_or_resumed(fo
         assert [r["step"] for r in records(out)] == [2]
 
 
-def test_drafts_of_killed_writes_are_swept(run):
+def test_drafts_of_killed_writes_are_swept(run: Path) -> None:
     (run / "checkpoints" / ".last.pt.99999.writing").write_bytes(b"half")
     resume(run)
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_days_are_told():
+def test_days_are_told() -> None:
     assert in_words(3 * 86400 + 3661) == "3 d 01:01:01" and in_words(59) == "00:00:59"

@@ -56,7 +56,7 @@ def slow_contrast(anchors, targets, temperature):
 
 @pytest.mark.parametrize("groups", [TWO, GROUPS], ids=["two views", "five views"])
 @pytest.mark.parametrize("targets", ["student", "teacher"])
-def test_loss_equals_one_pair_at_a_time(groups, targets):
+def test_loss_equals_one_pair_at_a_time(groups, targets: str) -> None:
     model = build(groups, targets=targets)
     views = make_views(4, groups, seed=1)
     loss, _ = model(StepInput(views, PROGRESS, False))
@@ -65,7 +65,7 @@ def test_loss_equals_one_pair_at_a_time(groups, targets):
     assert loss.item() == pytest.approx(slow_contrast(anchors, keys, 0.2), rel=1e-5)
 
 
-def test_two_views_are_the_published_cross_entropy():
+def test_two_views_are_the_published_cross_entropy() -> None:
     """The concatenated form of SimCLR: every view is classified as its other view among all others."""
     model = build(TWO)
     views = make_views(5, TWO, seed=2)
@@ -77,7 +77,7 @@ def test_two_views_are_the_published_cross_entropy():
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_watched_figures_equal_their_definition():
+def test_watched_figures_equal_their_definition() -> None:
     model = build(TWO)
     views = make_views(6, TWO, seed=3)
     _, scalars = model(StepInput(views, PROGRESS, True))
@@ -92,14 +92,14 @@ def test_watched_figures_equal_their_definition():
     assert scalars["contrast.accuracy"].item() == pytest.approx(np.mean(hits))
 
 
-def test_without_a_negative_loss_and_gradient_are_zero():
+def test_without_a_negative_loss_and_gradient_are_zero() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
     loss = step_info_nce(logits, torch.ones(3, 4, dtype=torch.bool), logits[:, :1]).sum()
     loss.backward()
     assert loss.item() == 0.0 and not logits.grad.any()
 
 
-def test_a_run_without_need_of_the_teacher_pays_for_no_teacher(monkeypatch):
+def test_a_run_without_need_of_the_teacher_pays_for_no_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(TWO)
     assert not model.objectives["contrast"].needs_teacher
     monkeypatch.setattr(model.teacher.backbone, "forward", None)
@@ -107,12 +107,12 @@ def test_a_run_without_need_of_the_teacher_pays_for_no_teacher(monkeypatch):
     assert loss.isfinite() and scalars["teacher_cls"].shape == (6, 32)
 
 
-def test_one_image_a_step_is_refused():
+def test_one_image_a_step_is_refused() -> None:
     config = small_config(objectives={"contrast": ContrastConfig(head=HEAD)})
     with pytest.raises(ValueError, match="at least 2"):
         config.objectives["contrast"].check_batch("objectives.contrast", 1, GROUPS)
 
 
-def test_a_single_view_is_refused():
+def test_a_single_view_is_refused() -> None:
     with pytest.raises(ConfigError, match="another student view"):
         build({"global": GROUPS["global"].model_copy(update={"count": 1})})

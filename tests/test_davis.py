@@ -53,7 +53,9 @@ def random_sources(count: int, rows: int, columns: int, seed: int = 0) -> list[S
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 12])
 @pytest.mark.parametrize("elements", [1, 500, 10**7])
-def test_propagation_equals_the_slow_loop(radius: int, elements: int, monkeypatch) -> None:
+def test_propagation_equals_the_slow_loop(
+    radius: int, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(label_propagation, "BLOCK_ELEMENTS", elements)
     *sources, last = random_sources(4, 5, 7)
     settings = Propagation(radius=radius, best=3)
@@ -73,7 +75,7 @@ def test_ties_stay_as_in_the_reference() -> None:
     assert torch.allclose(found[0, 0], corner, atol=1e-5)
 
 
-def test_sources_are_the_first_frame_and_the_last_few(monkeypatch) -> None:
+def test_sources_are_the_first_frame_and_the_last_few(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[float]] = []
 
     def spy(target, sources, settings):
@@ -133,7 +135,9 @@ def test_several_objects_are_followed(tmp_path: Path) -> None:
         assert animation.size == (64, 32) and getattr(animation, "n_frames", 1) == 6
 
 
-def test_finished_sequences_are_kept_when_interrupted(tmp_path: Path, monkeypatch) -> None:
+def test_finished_sequences_are_kept_when_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_video(tmp_path, name="second")
     base, encoder, protocol = write_video(tmp_path, name="first"), colour_encoder(), Davis(short_side=64)
     (base / "ImageSets/2017/val.txt").write_text("first\nsecond\n")

@@ -66,7 +66,7 @@ def test_lost_equals_a_slow_version() -> None:
 
 
 @pytest.mark.parametrize("iterate_from", [2, 1000])
-def test_tokencut_equals_the_generalised_problem(iterate_from, monkeypatch) -> None:
+def test_tokencut_equals_the_generalised_problem(iterate_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "LANCZOS_FROM", iterate_from)
     keys = object_keys(noise=0.6, seed=3)
     unit = keys.double().numpy()
@@ -113,7 +113,7 @@ def test_corloc_end_to_end() -> None:
     assert result.settings["norm"] is False
 
 
-def test_finished_images_are_kept_when_interrupted(tmp_path, monkeypatch) -> None:
+def test_finished_images_are_kept_when_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, source, protocol = colour_encoder(), squares(), Discovery(methods=("tokencut",))
     plain, work, score = (
         protocol.run(encoder, {"test": source}, QUIET),

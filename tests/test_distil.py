@@ -111,7 +111,7 @@ def by_hand(model, views, distance):
 
 
 @pytest.mark.parametrize("distance", ["cosine", "smooth_l1"])
-def test_the_loss_is_its_definition(tmp_path, distance):
+def test_the_loss_is_its_definition(tmp_path: Path, distance: str) -> None:
     model = build(large(tmp_path), DistilConfig(distance=distance, bilinear=False, patch_weight=0.5))
     views = make_views(2)
     loss, scalars = model(StepInput(views, PROGRESS, False))
@@ -122,7 +122,7 @@ def test_the_loss_is_its_definition(tmp_path, distance):
 
 
 @pytest.mark.parametrize("patch", [8, 14, 16])
-def test_gradients_reach_the_student_whatever_the_teachers_patches(tmp_path, patch):
+def test_gradients_reach_the_student_whatever_the_teachers_patches(tmp_path: Path, patch: int) -> None:
     model = build(large(tmp_path, patch_size=patch, image_size=4 * patch), frozen_size=56)
     frozen = model._frozen_teacher[0]
     before = {n: p.clone() for n, p in frozen.named_parameters()}
@@ -135,7 +135,7 @@ def test_gradients_reach_the_student_whatever_the_teachers_patches(tmp_path, pat
 
 
 @pytest.mark.parametrize("distance", ["cosine", "smooth_l1"])
-def test_micro_batches_are_one_step(tmp_path, distance):
+def test_micro_batches_are_one_step(tmp_path: Path, distance: str) -> None:
     spec = large(tmp_path)
     gradients = []
     for parts in (1, 2):
@@ -145,7 +145,7 @@ def test_micro_batches_are_one_step(tmp_path, distance):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_the_frozen_teacher_sees_its_own_pixels():
+def test_the_frozen_teacher_sees_its_own_pixels() -> None:
     torch.manual_seed(0)
     backbone = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=32)).eval()
     encoder = Encoder("large", backbone, 64, 8, 32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1))
@@ -165,12 +165,12 @@ def test_the_frozen_teacher_sees_its_own_pixels():
     )
 
 
-def test_a_term_without_a_frozen_model_is_explained():
+def test_a_term_without_a_frozen_model_is_explained() -> None:
     with pytest.raises(ConfigError, match=r"none is named\. Set teacher\.frozen=MODEL"):
         build_distillation(small_config(objectives={"distil": DistilConfig()}))
 
 
-def test_a_student_learns_from_a_frozen_model_beside_another_term(tmp_path):
+def test_a_student_learns_from_a_frozen_model_beside_another_term(tmp_path: Path) -> None:
     spec = large(tmp_path / "large")
     settings = ["training.batch_size=8", "training.steps=10", "training.log_every=1", "probe.enabled=false",
                 "verdict.enabled=false", "speed.workers=0", "speed.precision=fp32", f"teacher.frozen={spec}",

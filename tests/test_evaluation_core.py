@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_size_that_patches_do_not_divide_is_refused() -> None:
         FeatureTransform(size=30).resolve(small_encoder())
 
 
-def test_cache_continues_where_it_stopped(tmp_path) -> None:
+def test_cache_continues_where_it_stopped(tmp_path: Path) -> None:
     encoder, source = small_encoder(), coloured(SHARD + 30, 3, side=16, bad=(1, SHARD + 2))
     work = Work(cache=tmp_path, progress=False)
     full = extract_embeddings(encoder, source, work=work)
@@ -123,7 +124,9 @@ def test_cache_continues_where_it_stopped(tmp_path) -> None:
     assert not torch.equal(other.first, full.first)
 
 
-def test_an_interrupted_extraction_keeps_whole_shards(tmp_path, monkeypatch) -> None:
+def test_an_interrupted_extraction_keeps_whole_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     encoder, source = small_encoder(), coloured(SHARD + 30, 3, side=16)
     read = source.read
 
@@ -213,7 +216,7 @@ def test_random_crops_are_a_function_of_the_image_alone() -> None:
     assert len(set(areas)) > 1
 
 
-def test_results_merge_by_protocol_model_and_data(tmp_path) -> None:
+def test_results_merge_by_protocol_model_and_data(tmp_path: Path) -> None:
     path = tmp_path / "out" / "results.json"
 
     def result(protocol: str, top1: float, data: str = "test") -> Result:
@@ -250,7 +253,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
     assert "a[red].png" in shown and "b[bold].png" in shown
 
 
-def test_evaluate_writes_what_it_needs_to_be_repeated(tmp_path) -> None:
+def test_evaluate_writes_what_it_needs_to_be_repeated(tmp_path: Path) -> None:
     data = {"train": coloured(40, 2, name="train"), "test": coloured(20, 2, seed=1, name="test")}
     overrides = ["ks=[1, 3]", "transform.size=24"]
     result = evaluate("knn", small_encoder(), data, overrides=overrides, out=tmp_path, work=QUIET)
@@ -276,7 +279,7 @@ def test_every_protocol_has_its_class() -> None:
         assert apply_overrides(kind(), []) == kind()
 
 
-def test_compare_puts_runs_side_by_side_and_warns(tmp_path) -> None:
+def test_compare_puts_runs_side_by_side_and_warns(tmp_path: Path) -> None:
     data = {"train": coloured(40, 2, name="train"), "test": coloured(20, 2, seed=1, name="test")}
     for run, size in (("a", 32), ("b", 24)):
         config = KnnConfig(ks=(1,), transform={"size": size})
@@ -297,7 +300,9 @@ def test_compare_puts_runs_side_by_side_and_warns(tmp_path) -> None:
         compare([tmp_path / "nothing"])
 
 
-def test_features_are_held_once_and_their_size_is_told(caplog, monkeypatch) -> None:
+def test_features_are_held_once_and_their_size_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("glocal.extraction.image_embeddings.TOLD_FROM", 0.0)
     source = coloured(SHARD + 9, 3, side=16)
     with caplog.at_level(logging.INFO):

@@ -31,7 +31,7 @@ def encoder(**settings: object) -> Encoder:
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("offset", [0.0, 0.1])
 @pytest.mark.parametrize("source", [3, 5, 14])
-def test_the_written_out_resampling_is_torchs(source, offset, antialias):
+def test_the_written_out_resampling_is_torchs(source: int, offset: float, antialias: bool) -> None:
     for target in (2, 3, 5, 8, 14, 20):
         expected = torch.eye(source)
         if target != source:
@@ -47,7 +47,7 @@ def test_the_written_out_resampling_is_torchs(source, offset, antialias):
      {"position": "rope", "registers": 1, "norm_eps": 1e-5}, {"position": "rope", "ffn": "swiglu", "layer_scale": 0.5}],
     ids=str,
 )  # fmt: skip
-def test_transformers_reads_it_without_our_code(settings, tmp_path):
+def test_transformers_reads_it_without_our_code(settings, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     exported = export_model(encoder(**settings), "transformers", tmp_path / "out")
     assert max(d.value for d in exported.differences) < 1e-5
@@ -59,7 +59,7 @@ def test_transformers_reads_it_without_our_code(settings, tmp_path):
     assert again.provenance["licence"] == "apache-2.0"
 
 
-def test_timm_form_is_ours_and_its_card_tells_where_it_comes_from(tmp_path):
+def test_timm_form_is_ours_and_its_card_tells_where_it_comes_from(tmp_path: Path) -> None:
     exported = export_model(encoder(), "timm", tmp_path / "out")
     card = (exported.folder / "README.md").read_text()
     assert (
@@ -74,7 +74,7 @@ def test_timm_form_is_ours_and_its_card_tells_where_it_comes_from(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{}, {"position": "rope", "pooling": "class_attention"}], ids=str)
-def test_a_program_takes_any_size_and_number(settings, tmp_path):
+def test_a_program_takes_any_size_and_number(settings, tmp_path: Path) -> None:
     model = encoder(**settings)
     exported = export_model(model, "program", tmp_path / "out")
     assert max(d.value for d in exported.differences) < 1e-5
@@ -86,7 +86,7 @@ def test_a_program_takes_any_size_and_number(settings, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [None, 40])
 @pytest.mark.parametrize("settings", [{}, {"position": "rope", "registers": 2, "ffn": "swiglu"}], ids=str)
-def test_onnx_takes_any_size_or_one(settings, size, tmp_path):
+def test_onnx_takes_any_size_or_one(settings, size: int | None, tmp_path: Path) -> None:
     """The exporter works for about half a minute."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -99,7 +99,7 @@ def test_onnx_takes_any_size_or_one(settings, size, tmp_path):
     torch.testing.assert_close(torch.from_numpy(cls), model.features(pixels).cls, atol=1e-5, rtol=1e-5)
 
 
-def test_a_difference_is_seen_and_refused():
+def test_a_difference_is_seen_and_refused() -> None:
     model, other = encoder(), encoder()
     with torch.no_grad():
         other.backbone.blocks[0].mlp.fc2.bias[3] += 0.1
@@ -121,7 +121,9 @@ def test_a_difference_is_seen_and_refused():
         ({}, "program", 30, "no multiple of the patch .8 pixels.. Choose 32"),
     ],
 )
-def test_what_a_form_has_no_place_for_is_named(settings, to, size, message, tmp_path):
+def test_what_a_form_has_no_place_for_is_named(
+    settings, to: str, size: int | None, message: str, tmp_path: Path
+) -> None:
     with pytest.raises((ConfigError, ModelError), match=message):
         export_model(encoder(**settings), to, tmp_path / "out", size)
     assert list(tmp_path.iterdir()) == []

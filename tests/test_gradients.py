@@ -19,13 +19,13 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
 
 
-def test_every_term_of_the_union_is_in_the_suite():
+def test_every_term_of_the_union_is_in_the_suite() -> None:
     union = typing.get_args(typing.get_args(AnyObjective)[0])
     assert {type(settings) for settings in TERMS.values()} == set(union)
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_micro_batches_are_the_same_step(name):
+def test_micro_batches_are_the_same_step(name) -> None:
     """Loss, gradients and state, over two steps, so that queues and centres of the first are seen by the second."""
     whole, parts = build(name), build(name)
     for seed in (3, 4):
@@ -47,7 +47,7 @@ def test_micro_batches_are_the_same_step(name):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_the_cut_graph_gives_the_gradients_of_the_whole_one(name):
+def test_the_cut_graph_gives_the_gradients_of_the_whole_one(name) -> None:
     cut, whole = build(name), build(name)
     step = StepInput(make_views(4, seed=5), PROGRESS, watch=True)
     backward(cut, step)
@@ -57,7 +57,7 @@ def test_the_cut_graph_gives_the_gradients_of_the_whole_one(name):
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_random_draws_are_replayed_and_the_generator_goes_on(autocast):
+def test_random_draws_are_replayed_and_the_generator_goes_on(autocast) -> None:
     """With stochastic depth: the gradients of the portions' own graphs, kept instead of recomputed."""
     config = small_config()
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"drop_path": 0.5})})
@@ -86,7 +86,7 @@ def test_random_draws_are_replayed_and_the_generator_goes_on(autocast):
         torch.testing.assert_close(gradients(repeated)[parameter], gradient, **tolerance, msg=parameter)
 
 
-def test_the_pull_at_tokens_before_the_norm_is_seen():
+def test_the_pull_at_tokens_before_the_norm_is_seen() -> None:
     """`group-local-reference` reads nothing but the residual stream."""
     model = build("group-local-reference")
     step = StepInput(make_views(6, seed=2), PROGRESS, watch=True)

@@ -68,7 +68,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down_only(path):
+def test_imports_go_down_only(path) -> None:
     room = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if room in ("__init__", "__main__"):
         return
@@ -81,7 +81,7 @@ def test_imports_go_down_only(path):
         assert module.split(".")[0] not in EXTRAS, f"{path.name} imports the extra {module} for everybody"
 
 
-def test_protocols_meet_only_on_the_floors_below():
+def test_protocols_meet_only_on_the_floors_below() -> None:
     for path in (ROOT / "evaluation").rglob("*.py"):
         room = path.relative_to(ROOT / "evaluation").parts[0].removesuffix(".py")
         if room == "__init__":
@@ -94,13 +94,13 @@ def test_protocols_meet_only_on_the_floors_below():
                 )
 
 
-def test_files_stay_readable():
+def test_files_stay_readable() -> None:
     """The house rule is 80-350 lines a file."""
     long = {p.name: n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 350}
     assert long == {}
 
 
-def test_importing_glocal_does_not_import_torch():
+def test_importing_glocal_does_not_import_torch() -> None:
     code = "import sys, glocal, glocal.cli; print('torch' in sys.modules)"
     assert (
         subprocess.run(
@@ -110,7 +110,7 @@ def test_importing_glocal_does_not_import_torch():
     )
 
 
-def test_public_names_resolve():
+def test_public_names_resolve() -> None:
     for name in glocal.__all__:
         assert getattr(glocal, name) is not None
     checked = re.findall(r"import \w+ as (\w+)", (ROOT / "__init__.py").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_pairing_sees_what_separate_intervals_hide() -> None:
     assert same.low < 0 < same.high
 
 
-def test_results_keep_intervals_and_each_images_prediction(tmp_path) -> None:
+def test_results_keep_intervals_and_each_images_prediction(tmp_path: Path) -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(40, 3, seed=1, name="test", bad=(4,))}
     for protocol, settings, name in (
         ("knn", ["ks=[3]"], "k3_top1"), ("linear", ["least_steps=20", "epochs=1"], "top1"),
@@ -105,7 +106,7 @@ def test_results_keep_intervals_and_each_images_prediction(tmp_path) -> None:
     assert by_class == pytest.approx(knn.numbers["k3_per_class"])
 
 
-def test_compare_tells_what_does_not_differ_and_writes_tables(tmp_path) -> None:
+def test_compare_tells_what_does_not_differ_and_writes_tables(tmp_path: Path) -> None:
     data = {"train": coloured(60, 3, name="train"), "test": coloured(90, 3, seed=1, name="test")}
     for run, seed in (("same", 0), ("again", 0), ("noise", 5)):
         encoder = small_encoder(seed)
@@ -150,7 +151,7 @@ def test_python_measures_in_one_line() -> None:
         ("discovery", "CorLoc_lost", ["object_classes=[1,2]", "smallest_object=1"]),
     ],
 )
-def test_figures_made_item_by_item_have_intervals_around_them(protocol, figure, settings) -> None:
+def test_figures_made_item_by_item_have_intervals_around_them(protocol: str, figure: str, settings) -> None:
     data = {"train": blocks(8, seed=1, name="train"), "test": blocks(8, seed=2, name="test")}
     for source in data.values():
         source.pixels = np.clip(

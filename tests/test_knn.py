@@ -93,7 +93,7 @@ def test_euclidean_neighbours_vote_as_scikit_learn_has_them() -> None:
     assert (np.take_along_axis(votes, found[7][:, :1].numpy(), 1)[:, 0] == votes.max(1)).all()
 
 
-def test_streaming_changes_nothing(monkeypatch) -> None:
+def test_streaming_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     bank, queries = torch.randn(1000, 8, generator=generator), torch.randn(333, 8, generator=generator)
     labels = torch.randint(10, (1000,), generator=generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -189,7 +191,7 @@ def digits(rows: slice) -> object:
     return MemorySource(pixels.repeat(2, 1).repeat(2, 2), labels[rows], name=f"digits {rows.start}")
 
 
-def test_fine_tuning_learns_digits_keeps_its_model_and_leaves_the_encoder_alone(tmp_path) -> None:
+def test_fine_tuning_learns_digits_keeps_its_model_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
     encoder = small_encoder()
     before = encoder.fingerprint()
     data = {"train": digits(slice(0, 400)), "test": digits(slice(1000, 1200))}

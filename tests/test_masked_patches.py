@@ -57,7 +57,7 @@ def slow_term(model, views, groups, compare):
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
-def test_prototype_loss_equals_a_loop(keep):
+def test_prototype_loss_equals_a_loop(keep: float) -> None:
     groups = GROUPS | {"global": GROUPS["global"].model_copy(update={"keep_patches": keep})}
     model = build(groups, term=PROTOTYPES)
     centre = torch.linspace(-0.2, 0.2, 24)
@@ -71,14 +71,14 @@ def test_prototype_loss_equals_a_loop(keep):
     assert loss.item() == pytest.approx(slow_term(model, views, groups, cross_entropy), rel=1e-5)
 
 
-def test_alignment_equals_a_loop():
+def test_alignment_equals_a_loop() -> None:
     model = build(term=ALIGNMENT)
     views = make_views(5, seed=2)
     loss, _ = model(StepInput(views, PROGRESS, False))
     assert loss.item() == pytest.approx(slow_term(model, views, GROUPS, lambda s, t: -(s @ t)), rel=1e-5)
 
 
-def test_what_is_hidden_does_not_reach_the_student():
+def test_what_is_hidden_does_not_reach_the_student() -> None:
     """Other pixels under the masks change nothing but what the teacher says."""
     model = build(term=PROTOTYPES)
     views = make_views(4, seed=3)
@@ -97,7 +97,7 @@ def test_what_is_hidden_does_not_reach_the_student():
 
 
 @pytest.mark.parametrize("shape", ["block", "random"])
-def test_masks_have_the_share_and_ratio_asked_for(shape):
+def test_masks_have_the_share_and_ratio_asked_for(shape: str) -> None:
     masks = draw_masks(torch.arange(4000), (12, 14), MaskConfig(share=0.5, ratio=(0.1, 0.5), shape=shape))
     ratio = masks.float().mean(dim=1)
     masked = ratio[ratio > 0]
@@ -108,7 +108,7 @@ def test_masks_have_the_share_and_ratio_asked_for(shape):
     assert (masks.float().mean(dim=0) > 0.01).all()
 
 
-def test_blocks_hang_together():
+def test_blocks_hang_together() -> None:
     """Of a block's patches most have a masked neighbour to the right; of random ones as many as the ratio says."""
     alone = MaskConfig(share=1.0, ratio=(0.3, 0.3))
     beside = {}
@@ -120,14 +120,14 @@ def test_blocks_hang_together():
     assert beside["block"] > 0.6 and beside["random"] < 0.4
 
 
-def test_a_views_mask_depends_on_its_seed_alone():
+def test_a_views_mask_depends_on_its_seed_alone() -> None:
     config = MaskConfig(share=1.0)
     together = draw_masks(torch.arange(9), (8, 8), config)
     assert torch.equal(draw_masks(torch.tensor([5]), (8, 8), config)[0], together[5])
     assert not torch.equal(together[5], together[6])
 
 
-def test_nothing_is_hidden_while_the_weight_is_zero():
+def test_nothing_is_hidden_while_the_weight_is_zero() -> None:
     """A term that ramps in leaves the others' views whole until then."""
     late = Schedule(start=0.0, end=1.0, shape="step", over_epochs=8)
     model = build(
@@ -141,14 +141,14 @@ def test_nothing_is_hidden_while_the_weight_is_zero():
     assert torch.equal(loss, scalars["image"]) and scalars["term"].item() == 0.0
 
 
-def test_two_masking_terms_hide_what_either_hides():
+def test_two_masking_terms_hide_what_either_hides() -> None:
     model = build(term=PROTOTYPES, other=ALIGNMENT.model_copy(update={"masks": MaskConfig(shape="random")}))
     views = make_views(4, seed=5)
     first, second = (model.objectives[name].student_masks(views)["global"] for name in ("term", "other"))
     assert torch.equal(model.student_features(views, PROGRESS)["global"].masked, first | second)
 
 
-def test_the_learnt_vector_is_neither_the_teachers_nor_the_backbones():
+def test_the_learnt_vector_is_neither_the_teachers_nor_the_backbones() -> None:
     model = build(term=PROTOTYPES)
     assert "mask_token" in model.student.state_dict()
     assert not any("mask_token" in name for name in model.teacher.state_dict())
@@ -156,7 +156,7 @@ def test_the_learnt_vector_is_neither_the_teachers_nor_the_backbones():
     assert build_distillation(small_config()).student.mask_token is None
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused() -> None:
     apart = {"global": GROUPS["global"].model_copy(update={"seen_by": "student"})}
     with pytest.raises(ConfigError, match="seen by both"):
         build(apart, term=PROTOTYPES)

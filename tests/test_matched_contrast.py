@@ -55,7 +55,7 @@ def slow_info_nce(firsts, seconds, vectors_1, vectors_2, images, temperature=0.1
 
 @pytest.mark.parametrize("images", [2, None])
 @pytest.mark.parametrize("targets", ["student", "teacher"])
-def test_loss_over_every_match_equals_a_loop(images, targets):
+def test_loss_over_every_match_equals_a_loop(images: int | None, targets: str) -> None:
     """With as many pairs as there are matches nothing is left to the draw."""
     model = build(pairs=500, images=images, targets=targets)
     views = make_views(3, seed=4)
@@ -72,7 +72,7 @@ def test_loss_over_every_match_equals_a_loop(images, targets):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_no_more_pairs_than_asked_and_all_of_them_matches():
+def test_no_more_pairs_than_asked_and_all_of_them_matches() -> None:
     views = make_views(5, seed=5)
     model = build()
     features = model.student.features(views, GROUPS, "student")
@@ -98,7 +98,7 @@ def test_no_more_pairs_than_asked_and_all_of_them_matches():
         assert pair in list(all_matches(views, i, GROUPS))
 
 
-def test_an_images_draw_depends_on_nothing_but_the_image():
+def test_an_images_draw_depends_on_nothing_but_the_image() -> None:
     image, seed = torch.arange(4).repeat_interleave(20), torch.tensor([5, 6, 7, 8])
     shuffled = image[torch.randperm(80, generator=torch.Generator().manual_seed(0))]
     alone, _ = draw_pairs(torch.zeros(20, dtype=torch.int64), seed[2:3], 6)
@@ -109,14 +109,14 @@ def test_an_images_draw_depends_on_nothing_but_the_image():
     assert not torch.equal(together[:6], together[6:12] - 20)
 
 
-def test_every_match_is_drawn_about_equally_often():
+def test_every_match_is_drawn_about_equally_often() -> None:
     seed = torch.arange(4000)
     drawn, _ = draw_pairs(seed.repeat_interleave(10), seed, 3)
     counts = torch.bincount(drawn % 10)
     assert (counts - 1200).abs().max() < 120
 
 
-def test_without_any_match_the_loss_is_zero_and_differentiable():
+def test_without_any_match_the_loss_is_zero_and_differentiable() -> None:
     views = make_views(2, {"global": GROUPS["global"]}, seed=6)
     apart = views.groups["global"]
     box = torch.tensor([[0.0, 0, 16, 16], [32, 32, 16, 16]]).expand(2, 2, 4)
@@ -128,7 +128,7 @@ def test_without_any_match_the_loss_is_zero_and_differentiable():
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.student.parameters())
 
 
-def test_operations_that_move_pixels_are_refused():
+def test_operations_that_move_pixels_are_refused() -> None:
     moved = GROUPS["global"].model_copy(update={"photometric": ((Rotate(),),)})
     with pytest.raises(ConfigError, match="moves pixels"):
         build({"global": moved})

@@ -55,7 +55,7 @@ def every_pair(model, views, rule, weight="none"):
 
 
 @pytest.mark.parametrize(("rule", "weight"), [("center", "none"), ("center", "overlap"), ("paper", "none")])
-def test_loss_equals_a_loop_over_everything(rule, weight):
+def test_loss_equals_a_loop_over_everything(rule: str, weight: str) -> None:
     config = MatchedPatchesConfig(head=SMALL_HEAD, rule=rule, match_weight=weight)
     model = build_distillation(small_config(objectives={"patch": config}))
     centre = torch.linspace(-0.2, 0.2, 24)
@@ -77,7 +77,7 @@ def test_loss_equals_a_loop_over_everything(rule, weight):
     assert loss.item() == pytest.approx(total / weights, rel=1e-4)
 
 
-def test_reference_loss_does_not_depend_on_how_teacher_views_are_grouped():
+def test_reference_loss_does_not_depend_on_how_teacher_views_are_grouped() -> None:
     """Two groups of one view each, of one size, give what one group of both gives."""
     views = make_views(3, {"global": GROUPS["global"]}, seed=13)
     both = views.groups["global"]
@@ -102,7 +102,7 @@ def test_reference_loss_does_not_depend_on_how_teacher_views_are_grouped():
 
 
 @pytest.mark.parametrize("share", [None, 0.9])
-def test_reference_loss_equals_a_loop_over_everything(share):
+def test_reference_loss_equals_a_loop_over_everything(share: float | None) -> None:
     config = LocalGlobalReferenceConfig(head=SMALL_HEAD, image_share=share)
     model = build_distillation(small_config(objectives={"all": config}))
     term = model.objectives["all"]
@@ -130,7 +130,7 @@ def test_reference_loss_equals_a_loop_over_everything(share):
     assert loss.item() == pytest.approx(np.mean(means), rel=1e-4)
 
 
-def test_reference_centres_follow_the_mean_logit_of_each_position():
+def test_reference_centres_follow_the_mean_logit_of_each_position() -> None:
     model = build_distillation(small_config(objectives={"all": LocalGlobalReferenceConfig(head=SMALL_HEAD)}))
     views = make_views(3, seed=9)
     model(StepInput(views, PROGRESS, False))
@@ -145,7 +145,7 @@ def test_reference_centres_follow_the_mean_logit_of_each_position():
     )
 
 
-def test_bilinear_targets_equal_the_mixture_of_four_teachers():
+def test_bilinear_targets_equal_the_mixture_of_four_teachers() -> None:
     """Against nearest targets: same patches matched, and a mixture's cross-entropy is linear in its parts."""
     near = build_distillation(small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD)}))
     soft = build_distillation(
@@ -178,7 +178,7 @@ def test_bilinear_targets_equal_the_mixture_of_four_teachers():
     torch.testing.assert_close(*losses)
 
 
-def test_share_keeps_about_that_share():
+def test_share_keeps_about_that_share() -> None:
     views = make_views(16, seed=11)
     full = build_distillation(small_config(objectives={"patch": MatchedPatchesConfig(head=SMALL_HEAD)}))
     half = build_distillation(
@@ -188,7 +188,7 @@ def test_share_keeps_about_that_share():
     assert 0.4 < shares[1] / shares[0] < 0.6
 
 
-def test_operations_that_move_pixels_are_refused():
+def test_operations_that_move_pixels_are_refused() -> None:
     moved = GROUPS["global"].model_copy(update={"photometric": ((Rotate(),),)})
     with pytest.raises(ConfigError, match="moves pixels"):
         build_distillation(small_config(views={"global": moved}))

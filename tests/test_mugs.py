@@ -43,7 +43,7 @@ def pair_weights(skip=False):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 700), st.integers(1, 6), st.floats(0.05, 1.0), st.booleans(), st.integers(0, 2**31))
-def test_streamed_info_nce_equals_the_plain_one(negatives, students, temperature, exclude, seed):
+def test_streamed_info_nce_equals_the_plain_one(negatives, students, temperature, exclude, seed) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, k, q = (F.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (students, 3, negatives))
     image, own = (
@@ -70,7 +70,7 @@ def test_streamed_info_nce_equals_the_plain_one(negatives, students, temperature
     torch.testing.assert_close(gradient, wanted.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_queue_of_bfloat16_under_autocast_stays_close():
+def test_queue_of_bfloat16_under_autocast_stays_close() -> None:
     x, k, q = (
         F.normalize(torch.randn(n, 16, generator=torch.Generator().manual_seed(n)), dim=1)
         for n in (4, 5, 300)
@@ -83,7 +83,7 @@ def test_queue_of_bfloat16_under_autocast_stays_close():
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_instance_loss_equals_a_loop_over_images_and_pairs(reference):
+def test_instance_loss_equals_a_loop_over_images_and_pairs(reference: bool) -> None:
     choices = {"fill_random": reference, "skip_same_number": reference, "exclude_own": not reference}
     term = INSTANCE.model_copy(update=choices)
     model = build(instance=term)
@@ -107,7 +107,7 @@ def test_instance_loss_equals_a_loop_over_images_and_pairs(reference):
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
 
 
-def test_first_step_of_an_empty_queue_is_zero_and_harmless():
+def test_first_step_of_an_empty_queue_is_zero_and_harmless() -> None:
     model = build(instance=INSTANCE)
     loss, _ = run(model, views_of(2, seed=3))
     loss.backward()
@@ -115,7 +115,7 @@ def test_first_step_of_an_empty_queue_is_zero_and_harmless():
     assert all(p.grad is None or not p.grad.any() for p in model.student.parameters())
 
 
-def test_a_full_queue_of_noise_starts_near_the_logarithm_of_its_size():
+def test_a_full_queue_of_noise_starts_near_the_logarithm_of_its_size() -> None:
     """For a teacher that agrees with nobody yet, log(K + 1) is what telling K + 1 keys apart costs by guessing."""
     head = ContrastiveHeadConfig(hidden=24, out_dim=256, predictor_hidden=24)
     loss, _ = run(
@@ -124,7 +124,7 @@ def test_a_full_queue_of_noise_starts_near_the_logarithm_of_its_size():
     assert loss.item() == pytest.approx(np.log(2001), rel=0.05)
 
 
-def test_keys_are_normalised_projections_of_both_teacher_views_image_by_image():
+def test_keys_are_normalised_projections_of_both_teacher_views_image_by_image() -> None:
     model = build(instance=INSTANCE)
     views = views_of(3, seed=5)
     run(model, views)
@@ -161,7 +161,7 @@ MEANS = [ImageToken(norm=norm, tokens=t) for norm in ("before", "after") for t i
 
 
 @pytest.mark.parametrize(("query", "row"), [*zip(MEANS, MEANS, strict=True), (MEANS[1], MEANS[3])])
-def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row):
+def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row) -> None:
     """The whole path: what is remembered, who is retrieved, what enters the relation block, what comes out."""
     model = build(group=LOCAL_GROUP.model_copy(update={"query": query, "row": row}))
     before = views_of(5, seed=6)
@@ -207,7 +207,7 @@ def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row):
 
 
 @pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
-def test_relation_block_is_the_whole_block_read_at_its_first_token(ffn):
+def test_relation_block_is_the_whole_block_read_at_its_first_token(ffn: str) -> None:
     config = BackboneConfig(size="micro", layer_scale=0.5, ffn=ffn)
     relation = RelationBlock(config)
     query, rows = torch.randn(6, 64, requires_grad=True), torch.randn(6, 4, 64)
@@ -219,7 +219,7 @@ def test_relation_block_is_the_whole_block_read_at_its_first_token(ffn):
     assert isinstance(relation.block, Block) and relation.block.drop_path == 0.0
 
 
-def test_missing_neighbours_are_not_attended_to():
+def test_missing_neighbours_are_not_attended_to() -> None:
     relation = RelationBlock(BackboneConfig(size="micro"))
     query, rows = torch.randn(2, 64), torch.randn(2, 5, 64)
     valid = torch.tensor([[True, True, False, False, False], [False] * 5])
@@ -229,7 +229,7 @@ def test_missing_neighbours_are_not_attended_to():
         torch.testing.assert_close(found[i], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_gradient_reaches_the_backbone_through_the_query_only():
+def test_gradient_reaches_the_backbone_through_the_query_only() -> None:
     """Rows are data: the gradient to the patches is that of the query with the rows held."""
     model = build(group=LOCAL_GROUP.model_copy(update={"fill_random": True}))
     loss, _ = run(model, views_of(2, seed=8))
@@ -238,7 +238,7 @@ def test_gradient_reaches_the_backbone_through_the_query_only():
     assert all(not b.requires_grad for b in model.objectives.buffers())
 
 
-def test_watched_step_gives_fill_age_similarity_and_label_purity():
+def test_watched_step_gives_fill_age_similarity_and_label_purity() -> None:
     model = build(group=LOCAL_GROUP)
     for number in range(2):
         run(model, views_of(4, seed=number, first=4 * number))
@@ -265,7 +265,7 @@ def test_watched_step_gives_fill_age_similarity_and_label_purity():
 # ------------------------------------------------------------------------------------------------------- group
 
 
-def test_group_loss_equals_a_loop_over_images_and_pairs():
+def test_group_loss_equals_a_loop_over_images_and_pairs() -> None:
     model = build(group=ImageLevelConfig(head=SMALL_HEAD, pair_weights="balanced", skip_same_number=True))
     centre = torch.linspace(-0.2, 0.2, 24)
     model.objectives["group"].centre.centre.copy_(centre)
@@ -308,7 +308,7 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_give_the_loss_and_the_memories_of_one(tmp_path):
+def test_two_processes_give_the_loss_and_the_memories_of_one(tmp_path: Path) -> None:
     """The student's memory gets another number of rows from each process: weak images fall unevenly."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

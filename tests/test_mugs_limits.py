@@ -19,7 +19,7 @@ from glocal.training.network import build_distillation
 
 
 @pytest.mark.parametrize("dim", [384, 768, 1024])
-def test_memories_and_queues_cost_at_most_a_third_of_the_references_three_copies(dim):
+def test_memories_and_queues_cost_at_most_a_third_of_the_references_three_copies(dim: int) -> None:
     reference = 2 * 3 * 65536 * dim * 4
     with torch.device("meta"):
         terms = [config.build(dim, GROUPS) for config in (InstanceConfig(), LocalGroupConfig())]
@@ -28,7 +28,7 @@ def test_memories_and_queues_cost_at_most_a_third_of_the_references_three_copies
     assert ours <= reference / 3
 
 
-def test_a_queue_smaller_than_a_step_is_refused_with_its_size():
+def test_a_queue_smaller_than_a_step_is_refused_with_its_size() -> None:
     model = build(instance=InstanceConfig(**COMMON | {"queue": 7}))
     run(model, views_of(4, seed=11))
     with pytest.raises(TrainingError, match="8 rows into a queue or memory of 7"):
@@ -45,25 +45,25 @@ def test_a_queue_smaller_than_a_step_is_refused_with_its_size():
         ("objectives.local_group.memory=63", "objectives.local_group.memory=63 is smaller than the 64 rows"),
     ],
 )
-def test_a_memory_smaller_than_a_step_is_refused_before_anything_starts(override, said):
+def test_a_memory_smaller_than_a_step_is_refused_before_anything_starts(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         configure(
             "mugs", data="DATA", out="RUN", preset="small", overrides=["training.batch_size=64", override]
         )
 
 
-def test_more_neighbours_than_rows_is_refused():
+def test_more_neighbours_than_rows_is_refused() -> None:
     with pytest.raises(ConfigError, match="neighbours is 21, more than the memory's 20"):
         build(group=LOCAL_GROUP.model_copy(update={"neighbours": 21}))
 
 
-def test_double_advance_without_noise_is_refused():
+def test_double_advance_without_noise_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs fill_random"):
         build(group=LOCAL_GROUP.model_copy(update={"double_advance": True}))
 
 
 @pytest.mark.parametrize("wanted", [ImageToken(tokens="all"), ImageToken(norm="before", tokens="class")])
-def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted):
+def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted) -> None:
     backbone = small_config().backbone.model_copy(update={"pooling": "class_attention"})
     term = LOCAL_GROUP.model_copy(update={"query": wanted})
     with pytest.raises(ConfigError, match=r"query\.tokens=patches"):
@@ -74,7 +74,7 @@ def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted):
     assert run(model, views_of(2, seed=12))[0].isfinite()
 
 
-def test_without_local_crops_all_weight_is_on_the_large_pairs():
+def test_without_local_crops_all_weight_is_on_the_large_pairs() -> None:
     groups = {name: group for name, group in GROUPS.items() if name != "local"}
     model = build(groups, instance=INSTANCE.model_copy(update={"fill_random": True}), group=LOCAL_GROUP)
     loss, _ = run(model, views_of(3, seed=13, groups=groups))
@@ -83,7 +83,7 @@ def test_without_local_crops_all_weight_is_on_the_large_pairs():
     assert len(pairs) == 4 and sum(weight for *_, weight in pairs) == pytest.approx(1.0)
 
 
-def test_no_weak_image_leaves_the_students_memory_as_it_was():
+def test_no_weak_image_leaves_the_students_memory_as_it_was() -> None:
     model = build(group=LOCAL_GROUP)
     views = views_of(3, seed=14)
     views.groups["global"].strong.fill_(True)
@@ -94,7 +94,7 @@ def test_no_weak_image_leaves_the_students_memory_as_it_was():
     assert run(model, views_of(3, seed=15))[0].isfinite()
 
 
-def test_a_step_writes_nothing_before_it_is_finished():
+def test_a_step_writes_nothing_before_it_is_finished() -> None:
     memory = GatheredMemory(4, 2, storage="fp32")
     memory.gather(torch.ones(1, 1, 2), torch.tensor([3]))
     assert memory.filled == 0
@@ -107,7 +107,7 @@ def test_a_step_writes_nothing_before_it_is_finished():
 
 
 @pytest.mark.parametrize("preset", ["imagenet", "cifar", "small"])
-def test_mugs_recipe_has_three_terms_and_crops_of_the_teachers_own(preset):
+def test_mugs_recipe_has_three_terms_and_crops_of_the_teachers_own(preset: str) -> None:
     config = configure("mugs", data="DATA", out="unused", preset=preset)
     assert list(config.active_objectives()) == ["instance", "local_group", "group"]
     views = config.views
@@ -132,7 +132,9 @@ def test_mugs_recipe_has_three_terms_and_crops_of_the_teachers_own(preset):
         ("l250", 3.75e-3, 640, 0.08),
     ],
 )
-def test_reference_presets_are_the_published_table(preset, peak, batch, decay):
+def test_reference_presets_are_the_published_table(
+    preset: str, peak: float, batch: int, decay: float
+) -> None:
     config = configure("mugs-reference", data="DATA", out="unused", preset=preset)
     assert config.optimiser.learning_rate * config.training.batch_size / 256 == pytest.approx(peak)
     assert (config.training.batch_size, config.optimiser.weight_decay.end) == (batch, decay)
@@ -149,7 +151,7 @@ def test_reference_presets_are_the_published_table(preset, peak, batch, decay):
     assert len(pairs) == 22 and weights == [0.025, 0.25]
 
 
-def test_a_teacher_temperature_warms_up_over_the_published_epochs():
+def test_a_teacher_temperature_warms_up_over_the_published_epochs() -> None:
     config = configure("mugs-reference", data="DATA", out="unused", preset="s300")
     schedule = config.objectives["group"].teacher_temperature
     assert [round(schedule.at(Progress(e, 300, 1)), 3) for e in (0, 15, 29, 299)] == [0.04, 0.056, 0.07, 0.07]

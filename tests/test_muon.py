@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ PROGRESS = Progress(step=5, total_steps=10, steps_per_epoch=10)
 
 
 @pytest.fixture
-def exact(monkeypatch):
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newton-Schulz in float32, whatever the processor."""
     monkeypatch.setattr(muon, "has_native_bfloat16", lambda _: False)
 
@@ -46,7 +47,7 @@ def slow_update(weight, momentum, gradient, rate, decay, matrices):
 
 
 @pytest.mark.parametrize(("shape", "matrices"), [((6, 9), 1), ((9, 6), 1), ((18, 6), 3), ((6, 9), 2)])
-def test_three_updates_equal_the_slow_twin(exact, shape, matrices):
+def test_three_updates_equal_the_slow_twin(exact, shape: tuple[int, int], matrices: int) -> None:
     generator = np.random.default_rng(0)
     weight, momentum = generator.normal(size=shape), np.zeros(shape)
     parameter = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float32))
@@ -61,13 +62,13 @@ def test_three_updates_equal_the_slow_twin(exact, shape, matrices):
     np.testing.assert_allclose(parameter.detach().numpy(), weight, atol=2e-5)
 
 
-def test_bfloat16_brings_singular_values_near_one(monkeypatch):
+def test_bfloat16_brings_singular_values_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muon, "has_native_bfloat16", lambda _: True)
     values = torch.linalg.svdvals(orthogonalise(torch.randn(4, 16, 48)))
     assert values.min() > 0.6 and values.max() < 1.3
 
 
-def test_matrices_of_blocks_and_heads_only():
+def test_matrices_of_blocks_and_heads_only() -> None:
     model = build_distillation(small_config())
     optimiser = build_optimiser(model, 2, OptimiserConfig(kind="muon"))
     names = {id(p): n.removeprefix("student.") for n, p in model.named_parameters()}
@@ -78,7 +79,7 @@ def test_matrices_of_blocks_and_heads_only():
     assert all(count[n] == 0 for n in (*others, "heads.image.directions", "backbone.blocks.0.attn.qkv.bias"))
 
 
-def test_muon_follows_the_course_of_the_other_rate():
+def test_muon_follows_the_course_of_the_other_rate() -> None:
     config = OptimiserConfig(kind="muon", muon_learning_rate=0.01)
     optimiser = build_optimiser(build_distillation(small_config()), 2, config)
     set_schedules(optimiser, config, Schedule(start=2e-3, end=0.0), PROGRESS)
@@ -88,7 +89,7 @@ def test_muon_follows_the_course_of_the_other_rate():
     }
 
 
-def test_state_round_trips_and_the_next_update_is_equal(tmp_path):
+def test_state_round_trips_and_the_next_update_is_equal(tmp_path: Path) -> None:
     config = OptimiserConfig(kind="muon")
     models = [build_distillation(small_config()) for _ in range(2)]
     optimisers = [build_optimiser(model, 2, config) for model in models]

@@ -157,7 +157,7 @@ def step(model: SelfDistillation, views, watch=False):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_loss_is_finite_and_reaches_every_trainable_parameter(name):
+def test_loss_is_finite_and_reaches_every_trainable_parameter(name) -> None:
     model = build(name)
     loss, _ = step(model, make_views(4))
     assert loss.shape == () and loss.isfinite()
@@ -169,7 +169,7 @@ def test_loss_is_finite_and_reaches_every_trainable_parameter(name):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_watching_does_not_change_the_loss(name):
+def test_watching_does_not_change_the_loss(name) -> None:
     views = make_views(4)
     quiet, _ = step(build(name), views)
     watched, scalars = step(build(name), views, watch=True)
@@ -178,7 +178,7 @@ def test_watching_does_not_change_the_loss(name):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_state_round_trips_and_the_next_step_is_equal(name):
+def test_state_round_trips_and_the_next_step_is_equal(name) -> None:
     model, other = build(name), build(name)
     step(model, make_views(4, seed=1))
     model.finish_step()
@@ -192,7 +192,7 @@ IN_CHUNKS = ("patch-contrast", "patch-contrast-teacher")
 
 
 @pytest.mark.parametrize("name", [n for n in TERMS if n not in IN_CHUNKS])
-def test_order_of_images_does_not_matter(name):
+def test_order_of_images_does_not_matter(name) -> None:
     views = make_views(5, seed=4)
     order = torch.tensor([3, 0, 4, 1, 2])
     loss, _ = step(build(name), views)
@@ -201,7 +201,7 @@ def test_order_of_images_does_not_matter(name):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_bfloat16_is_close(name):
+def test_bfloat16_is_close(name) -> None:
     views = make_views(4, seed=5)
     exact, _ = step(build(name), views)
     model = build(name)
@@ -213,7 +213,7 @@ def test_bfloat16_is_close(name):
 
 
 @pytest.mark.parametrize("name", [n for n in TERMS if n.startswith(("patch", "reference"))])
-def test_batch_without_any_match(name):
+def test_batch_without_any_match(name) -> None:
     views = make_views(3)
     apart = {n: g.box.clone() for n, g in views.groups.items()}
     for group in apart.values():
@@ -231,7 +231,7 @@ def test_batch_without_any_match(name):
     assert all(b.isfinite().all() for b in model.objectives.buffers())
 
 
-def test_a_term_of_weight_zero_leaves_the_rest_as_it_was():
+def test_a_term_of_weight_zero_leaves_the_rest_as_it_was() -> None:
     """The image path with a patch term of weight 0 is numerically DINO: loss, gradients and centre, bit for bit."""
     both = small_config()
     off = both.model_copy(
@@ -251,7 +251,7 @@ def test_a_term_of_weight_zero_leaves_the_rest_as_it_was():
         assert torch.equal(a, b) and torch.equal(a.grad, b.grad)
 
 
-def test_image_term_is_the_same_beside_a_patch_term():
+def test_image_term_is_the_same_beside_a_patch_term() -> None:
     views = make_views(4)
     _, alone = step(build_distillation(small_config(objectives={"image": TERMS["image"]})), views)
     _, both = step(build_distillation(small_config()), views)
@@ -266,7 +266,7 @@ SHARING = [
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_a_term_can_use_an_earlier_ones_head(name):
+def test_a_term_can_use_an_earlier_ones_head(name) -> None:
     terms = {"term": TERMS[name], "second": TERMS[name].model_copy(update={"head_of": "term"})}
     model = build_distillation(small_config(objectives=terms))
     assert model.student.heads["second"] is model.student.heads["term"]
@@ -277,7 +277,7 @@ def test_a_term_can_use_an_earlier_ones_head(name):
     step(model, make_views(4, seed=1))[0].backward()
 
 
-def test_a_shared_head_brings_its_settings():
+def test_a_shared_head_brings_its_settings() -> None:
     """The centre has as many entries as the head that is shared has prototypes, whatever the term's own would have."""
     larger = SMALL_HEAD.model_copy(update={"prototypes": 40})
     terms = {"image": TERMS["image"], "patch": MatchedPatchesConfig(head=larger, head_of="image")}
@@ -289,7 +289,7 @@ def test_a_shared_head_brings_its_settings():
 
 
 @pytest.mark.parametrize("term", ["contrast", "group-local"])
-def test_sharing_heads_of_another_kind_is_refused(term):
+def test_sharing_heads_of_another_kind_is_refused(term: str) -> None:
     groups = {"image": TERMS["image"], "instance": TERMS["instance"]}
     head_of = "image" if term == "contrast" else "instance"
     terms = groups | {"term": TERMS[term].model_copy(update={"head_of": head_of})}
@@ -298,7 +298,7 @@ def test_sharing_heads_of_another_kind_is_refused(term):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_every_term_pulls_at_the_backbone_and_the_record_says_how_hard(name):
+def test_every_term_pulls_at_the_backbone_and_the_record_says_how_hard(name) -> None:
     model = build(name)
     step(model, make_views(4, seed=6))
     model.finish_step()
@@ -306,13 +306,13 @@ def test_every_term_pulls_at_the_backbone_and_the_record_says_how_hard(name):
     assert scalars["term.feature_gradient"] > 0
 
 
-def test_sharing_a_head_that_comes_later_is_refused():
+def test_sharing_a_head_that_comes_later_is_refused() -> None:
     terms = {"patch": TERMS["patch"].model_copy(update={"head_of": "image"}), "image": TERMS["image"]}
     with pytest.raises(ConfigError, match="comes before"):
         build_distillation(small_config(objectives=terms))
 
 
-def test_image_term_without_a_second_view_is_refused():
+def test_image_term_without_a_second_view_is_refused() -> None:
     with pytest.raises(ConfigError, match="another student view"):
         build_distillation(
             small_config(

@@ -43,7 +43,7 @@ def _work(rank: int, folder: Path, names: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_out(tmp_path_factory, request):
+def shared_out(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
     """What the first of two processes has, for all terms that were asked for, in one start of processes."""
     folder = tmp_path_factory.mktemp("processes")
     asked = [
@@ -54,7 +54,7 @@ def shared_out(tmp_path_factory, request):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_two_processes_equal_one(name, shared_out):
+def test_two_processes_equal_one(name, shared_out) -> None:
     loss, gradients, state = two_steps(name, 0, 1)
     torch.testing.assert_close(shared_out[name][0], loss, rtol=1e-5, atol=1e-6)
     for ours, expected in zip(shared_out[name][1], gradients, strict=True):

@@ -305,7 +305,7 @@ def test_operations_are_read_from_yaml_and_bad_ones_are_refused() -> None:
         RandAugment(count=16)
 
 
-def test_a_view_of_one_patch_is_one_cell():
+def test_a_view_of_one_patch_is_one_cell() -> None:
     """Folding such a view copies nothing; writing it back onto itself must not fail."""
     pixels, seeds = torch.rand(1, 3, 8, 8), torch.tensor([5])
     by_patch = apply_pipeline(pixels, presets.patch_literal(), seeds, 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +19,7 @@ TINY = [word for word in FAST if word.startswith(("backbone", "views", "training
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(tmp_path: Path):
     """Folders of years with six photographs, a copy, a re-encoded copy, a grey one, a broken one, and junk."""
     rng = np.random.default_rng(3)
     for number in range(6):
@@ -35,7 +37,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_what_a_set_is_like(photos):
+def test_what_a_set_is_like(photos: Path) -> None:
     found = inspect(open_source(str(photos)))
     assert (found.images, found.looked_at, found.sides) == (10, 10, (40, 48, 48))
     assert len(found.unreadable) == 1 and "broken.jpg" in found.unreadable[0]
@@ -43,13 +45,13 @@ def test_what_a_set_is_like(photos):
     assert found.images_per_second > 0
 
 
-def test_nothing_readable_is_said(tmp_path):
+def test_nothing_readable_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"no")
     with pytest.raises(DataError, match="None of 1 images"):
         inspect(open_source(str(tmp_path)))
 
 
-def test_the_plan_names_labels_and_what_is_left_out(photos):
+def test_the_plan_names_labels_and_what_is_left_out(photos: Path) -> None:
     config = configure("dino", data=str(photos), out="x", preset="small", overrides=TINY)
     told = "\n".join(plan(config, open_source(str(photos))))
     assert "10 images in photos" in told and "2 classes (2015, 2016)" in told and "labels=false" in told
@@ -58,14 +60,14 @@ def test_the_plan_names_labels_and_what_is_left_out(photos):
     assert "No labels." in plan(config, open_source(f"{photos}:labels=false"))[0]
 
 
-def test_a_larger_batch_takes_more(photos):
+def test_a_larger_batch_takes_more(photos: Path) -> None:
     config = configure("dino", data=str(photos), out="x", preset="small", overrides=TINY)
     found = rehearse(config, open_source(str(photos)))
     assert found.seconds_per_image > 0 and found.parameters > 1000
     assert found.memory(1000) >= found.memory(100)
 
 
-def test_doctor_looks_at_data(photos, monkeypatch):
+def test_doctor_looks_at_data(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glocal.recipes.plan.REHEARSED", 2)
     said = run("doctor", f"data={photos}", "recipe=dino")
     assert said.exit_code == 0, said.output

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ ENDLESS = "training.steps=100000"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return noisy_pictures(tmp_path_factory.mktemp("images"))
 
 
@@ -46,7 +47,7 @@ def end(process, seconds: float = 90) -> str:
 
 
 @pytest.fixture(autouse=True)
-def signals_are_not_ignored():
+def signals_are_not_ignored() -> Iterator[None]:
     """Under nohup SIGHUP is, in a script's background SIGINT, by this process and by all that it starts."""
     usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {number: signal.signal(number, handler) for number, handler in usual.items()}
@@ -55,7 +56,7 @@ def signals_are_not_ignored():
         signal.signal(number, handler)
 
 
-def test_every_signal_raises_the_flag_and_handlers_come_back():
+def test_every_signal_raises_the_flag_and_handlers_come_back() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         with stop_requested() as stop:
@@ -66,7 +67,7 @@ def test_every_signal_raises_the_flag_and_handlers_come_back():
     assert before == {number: signal.getsignal(number) for number in SIGNALS}
 
 
-def test_what_nohup_ignores_stays_ignored():
+def test_what_nohup_ignores_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_requested() as stop:
@@ -76,7 +77,7 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_interrupt_ends_the_process_at_once():
+def test_a_second_interrupt_ends_the_process_at_once() -> None:
     child = os.fork()
     if child == 0:
         with stop_requested():
@@ -90,7 +91,7 @@ def test_a_second_interrupt_ends_the_process_at_once():
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGINT
 
 
-def test_hangup_to_the_whole_group_saves_and_ends_cleanly(folder, tmp_path):
+def test_hangup_to_the_whole_group_saves_and_ends_cleanly(folder: Path, tmp_path: Path) -> None:
     """As a closed terminal or a scheduler sends it: to the run and to its workers."""
     out = tmp_path / "run"
     process = start_elsewhere(config_for(folder, out, ENDLESS, "speed.workers=1"), tmp_path / "plan")
@@ -101,7 +102,7 @@ def test_hangup_to_the_whole_group_saves_and_ends_cleanly(folder, tmp_path):
     assert checkpoint(out)["step"] > 0
 
 
-def test_two_nodes_are_the_run_of_one_process_and_stop_together(folder, tmp_path):
+def test_two_nodes_are_the_run_of_one_process_and_stop_together(folder: Path, tmp_path: Path) -> None:
     """Two torchruns of one process each, without speed.devices: the losses of one process; then a signal to the second
     ends both within a step, far from any record, with one checkpoint.
     """
@@ -136,7 +137,7 @@ def test_two_nodes_are_the_run_of_one_process_and_stop_together(folder, tmp_path
             assert a[key] == pytest.approx(b[key], rel=1e-4), (a["step"], key)
 
 
-def test_tasks_of_srun_are_numbered_and_a_shell_in_the_job_is_not(monkeypatch):
+def test_tasks_of_srun_are_numbered_and_a_shell_in_the_job_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables that srun sets in the fourth task of a step over two nodes."""
     job = {
         "SLURM_JOB_ID": "123456", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "gpu[07-08]",

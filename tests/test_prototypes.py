@@ -50,7 +50,7 @@ def naive(x_s, w_s, x_t, w_t, centre, pairs):
 
 
 @pytest.mark.parametrize("elements", [16 * 50, 2**21])
-def test_value_equals_one_pair_at_a_time(problem, monkeypatch, elements):
+def test_value_equals_one_pair_at_a_time(problem, monkeypatch: pytest.MonkeyPatch, elements) -> None:
     monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
     x_s, w_s, x_t, w_t, centre, pairs = problem
     loss = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), centre, pairs)
@@ -61,7 +61,9 @@ def test_value_equals_one_pair_at_a_time(problem, monkeypatch, elements):
 
 
 @pytest.mark.parametrize("elements", [16 * 50, 2**21])
-def test_gradients_equal_autograd_of_the_naive_form(problem, monkeypatch, elements):
+def test_gradients_equal_autograd_of_the_naive_form(
+    problem, monkeypatch: pytest.MonkeyPatch, elements
+) -> None:
     monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
     x_s, w_s, x_t, w_t, centre, pairs = problem
     loss = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), centre, pairs)
@@ -71,7 +73,7 @@ def test_gradients_equal_autograd_of_the_naive_form(problem, monkeypatch, elemen
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_each_position_takes_its_own_centre(problem):
+def test_each_position_takes_its_own_centre(problem) -> None:
     x_s, w_s, x_t, w_t, _, pairs = problem
     table, position = 0.2 * torch.randn(4, 50), torch.randint(4, (23,))
     loss = prototype_cross_entropy(
@@ -82,7 +84,7 @@ def test_each_position_takes_its_own_centre(problem):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_no_pairs_give_zero_loss_and_zero_gradients(problem):
+def test_no_pairs_give_zero_loss_and_zero_gradients(problem) -> None:
     x_s, w_s, x_t, w_t, centre, _ = problem
     none = Pairs(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))
     loss = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), centre, none)
@@ -91,7 +93,7 @@ def test_no_pairs_give_zero_loss_and_zero_gradients(problem):
     assert not x_s.grad.any() and not w_s.grad.any()
 
 
-def test_no_tokens_at_all(problem):
+def test_no_tokens_at_all(problem) -> None:
     _, w_s, _, w_t, centre, _ = problem
     empty = torch.zeros(0, 8, requires_grad=True)
     none = Pairs(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))
@@ -102,7 +104,7 @@ def test_no_tokens_at_all(problem):
     assert loss.item() == 0.0
 
 
-def test_bfloat16_is_close(problem):
+def test_bfloat16_is_close(problem) -> None:
     x_s, w_s, x_t, w_t, centre, pairs = problem
     exact = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), centre, pairs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -124,7 +126,9 @@ def slow_sinkhorn(logits, temperature, iterations):
 
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("elements", [16 * 50, 2**21])
-def test_sinkhorn_centre_equals_the_full_matrix(problem, monkeypatch, iterations, elements):
+def test_sinkhorn_centre_equals_the_full_matrix(
+    problem, monkeypatch: pytest.MonkeyPatch, iterations: int, elements
+) -> None:
     monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
     _, _, x_t, w_t, _, _ = problem
     centre = sinkhorn_centre(Prototypes(x_t, w_t, 0.07), iterations)
@@ -133,7 +137,7 @@ def test_sinkhorn_centre_equals_the_full_matrix(problem, monkeypatch, iterations
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_statistics_equal_their_definition(problem):
+def test_statistics_equal_their_definition(problem) -> None:
     _, _, x_t, w_t, centre, _ = problem
     entropy, marginal = target_statistics(Prototypes(x_t, w_t, 0.05), centre)
     p = softmax((x_t @ w_t.T - centre).double().numpy() / 0.05)
@@ -142,7 +146,7 @@ def test_statistics_equal_their_definition(problem):
     assert 0 < entropy.item() < math.log(50)
 
 
-def test_statistics_are_float32_under_autocast(problem):
+def test_statistics_are_float32_under_autocast(problem) -> None:
     """Sinkhorn's scaling, the centre's mean logits and the watched entropies, bit for bit."""
     _, _, x_t, w_t, centre, _ = problem
     teacher = Prototypes(x_t, w_t, 0.05)

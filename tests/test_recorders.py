@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from glocal.training.recorders import figures_of
 
 
 @pytest.fixture
-def services(monkeypatch):
+def services(monkeypatch: pytest.MonkeyPatch):
     """Stand-ins for both packages that note what they are given."""
     calls: list[tuple] = []
     run = SimpleNamespace(
@@ -35,10 +36,10 @@ def services(monkeypatch):
             made.append(run_name)
             return SimpleNamespace(info=SimpleNamespace(run_id=f"run{len(made)}"))
 
-        def log_metric(self, run_id, name, value, step):
+        def log_metric(self, run_id, name, value, step) -> None:
             calls.append((run_id, step, {name: value}))
 
-        def set_terminated(self, run_id):
+        def set_terminated(self, run_id) -> None:
             calls.append(("end",))
 
     mlflow = SimpleNamespace(
@@ -53,7 +54,9 @@ def services(monkeypatch):
     return SimpleNamespace(calls=calls, started=started, made=made)
 
 
-def test_figures_reach_every_service_and_a_continued_run_goes_on_in_the_same(services, tmp_path):
+def test_figures_reach_every_service_and_a_continued_run_goes_on_in_the_same(
+    services, tmp_path: Path
+) -> None:
     for step in (1, 2):
         log = MetricsLog(tmp_path / "metrics.jsonl", enabled=True, recorders=("wandb", "mlflow"))
         log.write({"step": step, "loss": 0.5, "note": "text", "done": True})
@@ -65,23 +68,23 @@ def test_figures_reach_every_service_and_a_continued_run_goes_on_in_the_same(ser
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_other_processes_record_nothing(services, tmp_path):
+def test_other_processes_record_nothing(services, tmp_path: Path) -> None:
     MetricsLog(tmp_path / "m.jsonl", enabled=False, recorders=("wandb",)).write({"step": 1, "loss": 1.0})
     assert services.calls == [] and services.started == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
-def test_a_service_that_is_not_installed_is_refused(tmp_path):
+def test_a_service_that_is_not_installed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pip install wandb"):
         MetricsLog(tmp_path / "metrics.jsonl", enabled=True, recorders=("wandb",))
 
 
-def test_only_numbers_are_figures():
+def test_only_numbers_are_figures() -> None:
     assert figures_of({"step": 3, "a": 1, "b": 2.5, "c": "x", "d": None, "e": True}) == {"a": 1.0, "b": 2.5}
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(5, "00:00:05"), (86399.6, "1 d 00:00:00"), (200_000, "2 d 07:33:20")]
 )
-def test_days_are_counted(seconds, text):
+def test_days_are_counted(seconds: float, text: str) -> None:
     assert in_words(seconds) == text

@@ -26,7 +26,7 @@ def build(groups=GROUPS, **settings):
     return model
 
 
-def perturb(network):
+def perturb(network) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             noise = torch.Generator().manual_seed(parameter.numel())
@@ -77,7 +77,7 @@ def reference_patches(patches, views):
 
 
 @pytest.mark.parametrize("form", SLOW)
-def test_matched_patches_equal_a_loop_over_pairs_of_views(form):
+def test_matched_patches_equal_a_loop_over_pairs_of_views(form) -> None:
     model = build(form=form)
     views = make_views(4, seed=3)
     loss, _ = model(StepInput(views, PROGRESS, False))
@@ -100,7 +100,7 @@ def test_matched_patches_equal_a_loop_over_pairs_of_views(form):
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 @pytest.mark.parametrize("form", SLOW)
-def test_an_earlier_self_is_compared_on_the_same_view(form, keep):
+def test_an_earlier_self_is_compared_on_the_same_view(form, keep: float) -> None:
     """Whole views, and views of which the student saw a part."""
     groups = GROUPS | {"global": GROUPS["global"].model_copy(update={"keep_patches": keep})}
     model = build(groups, form=form, targets="earlier")
@@ -120,7 +120,7 @@ def test_an_earlier_self_is_compared_on_the_same_view(form, keep):
     assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
 
 
-def test_alignment_ignores_rotation_and_scale_but_not_disorder():
+def test_alignment_ignores_rotation_and_scale_but_not_disorder() -> None:
     x = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
     rotation = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(1)))[0]
     every = torch.ones(1, 6, dtype=torch.bool)
@@ -128,7 +128,7 @@ def test_alignment_ignores_rotation_and_scale_but_not_disorder():
     assert centred_kernel_alignment(x, x.roll(1, dims=1), every).item() < 0.9
 
 
-def test_the_earlier_self_is_the_start_until_it_is_renewed():
+def test_the_earlier_self_is_the_start_until_it_is_renewed() -> None:
     model = build(form="gram", targets="earlier", refresh_steps=10)
     earlier, teacher = model.objectives["term"].earlier, model.teacher.backbone
     weight = lambda m: m.blocks[0].mlp.fc1.weight.clone()  # noqa: E731
@@ -142,7 +142,7 @@ def test_the_earlier_self_is_the_start_until_it_is_renewed():
     assert not model.objectives["term"].needs_teacher
 
 
-def test_it_stays_what_it_was_when_the_run_goes_on():
+def test_it_stays_what_it_was_when_the_run_goes_on() -> None:
     model, other = build(targets="earlier"), build(targets="earlier")
     perturb(model.objectives["term"].earlier)
     other.objectives.load_state_dict(model.objectives.state_dict())
@@ -150,7 +150,7 @@ def test_it_stays_what_it_was_when_the_run_goes_on():
     assert torch.equal(*(m(StepInput(views, PROGRESS, False))[0] for m in (model, other)))
 
 
-def test_what_cannot_be_compared_is_refused():
+def test_what_cannot_be_compared_is_refused() -> None:
     apart = {
         "student": ViewGroup(count=2, size=32, area=(0.4, 1.0), seen_by="student"),
         "teacher": ViewGroup(count=2, size=32, area=(0.4, 1.0), seen_by="teacher"),

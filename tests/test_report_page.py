@@ -32,7 +32,7 @@ HOSTILE_CLASS = "<script>window.hacked=1<"
 # --------------------------------------------------------------------------------------------------- stored patches
 
 
-def test_similarities_equal_cosines_of_the_stored_bytes():
+def test_similarities_equal_cosines_of_the_stored_bytes() -> None:
     stored = store_patches(torch.randn(3, 6, 10, generator=torch.Generator().manual_seed(0)), (2, 3))
     found = similarities(stored, 1, 4)
     for image in range(3):
@@ -44,7 +44,7 @@ def test_similarities_equal_cosines_of_the_stored_bytes():
     assert found[1, 4] == 1.0
 
 
-def test_stored_similarities_are_close_to_those_of_the_features():
+def test_stored_similarities_are_close_to_those_of_the_features() -> None:
     generator = torch.Generator().manual_seed(1)
     basis = torch.randn(20, 96, generator=generator)
     patches = torch.randn(4, 9, 20, generator=generator) @ basis
@@ -58,7 +58,7 @@ def test_stored_similarities_are_close_to_those_of_the_features():
 # ------------------------------------------------------------------------------------------------------ projections
 
 
-def test_colours_have_one_basis_for_all_images():
+def test_colours_have_one_basis_for_all_images() -> None:
     """Equal patches of different images get equal colours, and a second call the same ones."""
     patches = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(2))
     patches[2, 5] = patches[0, 1]
@@ -68,7 +68,7 @@ def test_colours_have_one_basis_for_all_images():
     assert (patch_colours(-patches) != colours).any()
 
 
-def test_otsu_equals_trying_every_threshold():
+def test_otsu_equals_trying_every_threshold() -> None:
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(0, 1, 300), rng.normal(7, 1, 100)])
     best, spread = 0.0, -1.0
@@ -82,7 +82,7 @@ def test_otsu_equals_trying_every_threshold():
     assert abs(found - best) < 0.5 and 2 < found < 5
 
 
-def test_foreground_is_the_side_of_the_middle():
+def test_foreground_is_the_side_of_the_middle() -> None:
     patches = torch.zeros(2, 25, 4)
     patches[..., 0] = 1.0
     middle = [6, 7, 8, 11, 12, 13, 16, 17, 18]
@@ -91,7 +91,7 @@ def test_foreground_is_the_side_of_the_middle():
     assert front[0].nonzero().flatten().tolist() == middle
 
 
-def test_samples_differ_and_each_brings_its_nearest_image():
+def test_samples_differ_and_each_brings_its_nearest_image() -> None:
     embeddings = torch.eye(6).repeat_interleave(2, 0) + 0.01 * torch.randn(
         12, 6, generator=torch.Generator().manual_seed(3)
     )
@@ -101,7 +101,7 @@ def test_samples_differ_and_each_brings_its_nearest_image():
     assert choose_samples(embeddings[:3], 8) and len(choose_samples(embeddings[:1], 8)) == 1
 
 
-def test_groups_of_patches_show_one_patch_an_image():
+def test_groups_of_patches_show_one_patch_an_image() -> None:
     patches = torch.eye(4).repeat(5, 1, 1) + 0.01 * torch.randn(
         5, 4, 4, generator=torch.Generator().manual_seed(4)
     )
@@ -110,7 +110,7 @@ def test_groups_of_patches_show_one_patch_an_image():
     assert all(len(set(groups.labels[:, patch])) == 1 for patch in range(4))
 
 
-def test_maps_lie_in_the_unit_square():
+def test_maps_lie_in_the_unit_square() -> None:
     for count in (1, 5, 40):
         points = plane_map(torch.randn(count, 6, generator=torch.Generator().manual_seed(count)))
         assert points.shape == (count, 2) and points.min() >= 0 and points.max() <= 1
@@ -119,18 +119,18 @@ def test_maps_lie_in_the_unit_square():
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def test_texts_in_scripts_can_not_end_them():
+def test_texts_in_scripts_can_not_end_them() -> None:
     text = script_json({"a": "</script><!--\u2028", "b": math.nan, "c": [1, "&"]})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!--\u2028", "b": None, "c": [1, "&"]}
 
 
-def test_sheets_hold_every_picture():
+def test_sheets_hold_every_picture() -> None:
     found = sheet([Image.new("RGB", (9, 9), (n, 0, 0)) for n in range(5)], 4)
     assert found.columns == 3 and found.picture.startswith("data:image/webp;base64,")
 
 
-def test_charts_leave_out_what_is_no_number():
+def test_charts_leave_out_what_is_no_number() -> None:
     records = [
         {"step": n, "loss": float(n), "image": 1.0, "note": "x", "verdict.score": math.nan if n == 1 else 2.0}
         for n in range(3)
@@ -142,7 +142,7 @@ def test_charts_leave_out_what_is_no_number():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a tiny run on images whose names and classes are hostile."""
     root = tmp_path_factory.mktemp("page")
     rng = np.random.default_rng(0)
@@ -168,7 +168,7 @@ def page_content(page: Path) -> dict:
     return json.loads(found.group(1))
 
 
-def test_a_page_is_one_small_file_that_holds_everything(page):
+def test_a_page_is_one_small_file_that_holds_everything(page: Path) -> None:
     text = page.read_text()
     assert page.stat().st_size < LARGEST and "default-src 'none'" in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)
@@ -178,7 +178,7 @@ def test_a_page_is_one_small_file_that_holds_everything(page):
     assert len(content["seen"][0]["views"]) == 5 and content["verdict"]["sentence"]
 
 
-def test_hostile_names_stay_texts(page):
+def test_hostile_names_stay_texts(page: Path) -> None:
     assert "<img src=x" not in page.read_text()
     assert any("<img src=x onerror=alert(1)>" in name for name in page_content(page)["collection"]["names"])
 
@@ -231,7 +231,7 @@ def in_browser(page: Path, folder: Path, width: int) -> tuple[dict, str]:
 
 
 @pytest.mark.parametrize("width", [1400, 500])
-def test_a_click_gives_the_map_that_python_computes(page, tmp_path, width):
+def test_a_click_gives_the_map_that_python_computes(page: Path, tmp_path: Path, width: int) -> None:
     found, console = in_browser(page, tmp_path, width)
     assert found["problems"] == [] and console == "" and found["hacked"] == 0
     content = page_content(page)
@@ -250,7 +250,7 @@ def test_a_click_gives_the_map_that_python_computes(page, tmp_path, width):
     assert {"patches", "lenses", "neighbours", "map", "groups", "training", "views"} <= set(found["sections"])
 
 
-def test_patches_that_find_each_other_equal_a_search_both_ways():
+def test_patches_that_find_each_other_equal_a_search_both_ways() -> None:
     from glocal.models.features import Features
     from glocal.report.model_pictures import mutual_nearest
 
@@ -268,7 +268,7 @@ def test_patches_that_find_each_other_equal_a_search_both_ways():
     assert found == [(i, j) for _, i, j in sorted(expected, reverse=True)]
 
 
-def test_a_run_is_alive_while_a_process_holds_its_folder(tmp_path):
+def test_a_run_is_alive_while_a_process_holds_its_folder(tmp_path: Path) -> None:
     """What `glocal report live=true` goes by."""
     from glocal.training.run_folder import RunFolder, is_alive
 

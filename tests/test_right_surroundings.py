@@ -43,7 +43,7 @@ def split_folder(root: Path, splits: tuple[str, ...] = ("train", "test"), images
     return root
 
 
-def test_a_role_opens_its_own_split_and_no_other(tmp_path) -> None:
+def test_a_role_opens_its_own_split_and_no_other(tmp_path: Path) -> None:
     root = split_folder(tmp_path / "set")
     assert open_role(root, "test").name == "set/test" and open_role(root, "test").split == "test"
     assert open_role(root / "train", "test").name == "train"  # no splits below: everything
@@ -53,7 +53,7 @@ def test_a_role_opens_its_own_split_and_no_other(tmp_path) -> None:
         open_role(without, "test")
 
 
-def test_a_named_split_is_opened_and_told(tmp_path) -> None:
+def test_a_named_split_is_opened_and_told(tmp_path: Path) -> None:
     root = split_folder(tmp_path / "set")
     assert open_split(f"{root}:train", "test", "train").split == "train"
     with pytest.raises(DataError, match="names the split 'test'; needed: train"):
@@ -64,7 +64,7 @@ def test_a_named_split_is_opened_and_told(tmp_path) -> None:
     assert result.made["seconds"] > 0 and "torch" in result.made["versions"]
 
 
-def test_pictures_replaced_at_equal_size_are_embedded_again(tmp_path) -> None:
+def test_pictures_replaced_at_equal_size_are_embedded_again(tmp_path: Path) -> None:
     source = coloured(2, 2, side=16)
     for index in range(2):
         path = tmp_path / "images" / f"{index}.bmp"  # the size of a bmp doesn't depend on its pixels
@@ -78,7 +78,7 @@ def test_pictures_replaced_at_equal_size_are_embedded_again(tmp_path) -> None:
     assert not torch.equal(extract_embeddings(small_encoder(), again, work=work).first[0], first[0])
 
 
-def test_a_file_written_anew_has_another_state_and_the_same_fingerprint(tmp_path) -> None:
+def test_a_file_written_anew_has_another_state_and_the_same_fingerprint(tmp_path: Path) -> None:
     save(tmp_path / "images" / "0.png", coloured(1, 1).pixels[0])
     source = open_source(tmp_path / "images")
     before = [source.fingerprint(), source.state(), source.subset([0]).state()]
@@ -89,7 +89,9 @@ def test_a_file_written_anew_has_another_state_and_the_same_fingerprint(tmp_path
 
 
 @pytest.mark.parametrize("what", ["byte", "label of the file"])
-def test_damaged_kept_features_are_made_anew_and_said(tmp_path, caplog, what) -> None:
+def test_damaged_kept_features_are_made_anew_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
     source, work = coloured(5, 2), replace(QUIET, cache=tmp_path)
     first = extract_embeddings(small_encoder(), source, work=work).first
     file = next(tmp_path.rglob("cls*.safetensors"))
@@ -104,7 +106,9 @@ def test_damaged_kept_features_are_made_anew_and_said(tmp_path, caplog, what) ->
     assert caplog.text == ""
 
 
-def test_a_damaged_line_of_a_journal_is_dropped_and_said(tmp_path, caplog) -> None:
+def test_a_damaged_line_of_a_journal_is_dropped_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = Journal(tmp_path, ["x"])
     for name in ("a", "b", "c"):
         journal.add(name, {"score": 0.125})
@@ -116,7 +120,7 @@ def test_a_damaged_line_of_a_journal_is_dropped_and_said(tmp_path, caplog) -> No
     assert len(file.read_text().splitlines()) == 2
 
 
-def test_kept_features_can_be_cleared_and_nothing_else(tmp_path) -> None:
+def test_kept_features_can_be_cleared_and_nothing_else(tmp_path: Path) -> None:
     work = replace(QUIET, cache=tmp_path / "features")
     extract_embeddings(small_encoder(), coloured(5, 2), work=work)
     Journal(work.cache, ["x"]).add("a", 1)
@@ -136,7 +140,7 @@ def voc_style(root: Path, values: int, names: list[str]) -> None:
     (root / "ImageSets/Segmentation/val.txt").write_text(names[-1])
 
 
-def test_a_folder_in_the_form_of_voc_has_the_classes_of_its_data(tmp_path) -> None:
+def test_a_folder_in_the_form_of_voc_has_the_classes_of_its_data(tmp_path: Path) -> None:
     voc_style(tmp_path / "mine", 3, ["a", "b", "c"])
     train, test = open_train_and_test(tmp_path / "mine")
     assert (train.num_classes, test.class_names) == (3, ("0", "1", "2"))
@@ -149,7 +153,7 @@ def test_a_folder_in_the_form_of_voc_has_the_classes_of_its_data(tmp_path) -> No
 
 
 @pytest.mark.parametrize("form", ["images/{split}", "{split}/images"])
-def test_plain_folders_of_images_and_masks(tmp_path, form) -> None:
+def test_plain_folders_of_images_and_masks(tmp_path: Path, form: str) -> None:
     for seed, split in enumerate(("train", "test")):
         source, folder = blocks(3, seed=seed), form.format(split=split)
         for index in range(3):
@@ -162,7 +166,7 @@ def test_plain_folders_of_images_and_masks(tmp_path, form) -> None:
     assert np.array_equal(test.mask(1), blocks(3, seed=1).masks[1])
 
 
-def test_a_repaired_mask_and_changed_boxes_are_seen(tmp_path) -> None:
+def test_a_repaired_mask_and_changed_boxes_are_seen(tmp_path: Path) -> None:
     voc_style(tmp_path / "mine", 3, ["a", "b", "c"])
     mask = tmp_path / "mine/SegmentationClass/c.png"
     before = open_segmentation(tmp_path / "mine", "val").checked().source.state()
@@ -182,7 +186,7 @@ def test_a_repaired_mask_and_changed_boxes_are_seen(tmp_path) -> None:
 @pytest.mark.parametrize(
     "protocol", ["knn", "logistic", "statistics", "retrieval", "correspondence", "knn-seg"]
 )
-def test_features_that_are_no_numbers_are_refused(protocol) -> None:
+def test_features_that_are_no_numbers_are_refused(protocol: str) -> None:
     encoder = small_encoder()
     with torch.no_grad():
         encoder.backbone.norm.weight[3] = torch.nan
@@ -193,14 +197,14 @@ def test_features_that_are_no_numbers_are_refused(protocol) -> None:
         evaluate(protocol, encoder, data, work=QUIET)
 
 
-def test_a_model_without_patches_has_a_class_token_and_no_mean_patch(tmp_path) -> None:
+def test_a_model_without_patches_has_a_class_token_and_no_mean_patch(tmp_path: Path) -> None:
     work, encoder = replace(QUIET, cache=tmp_path), colour_encoder(patches=False)
     assert extract_embeddings(encoder, blocks(3), work=work).first.shape == (3, 8)
     with pytest.raises(ModelError, match="no patches, so there is no 'mean_patches'"):
         extract_embeddings(encoder, blocks(3), what=["mean_patches"], work=work)
 
 
-def test_compare_tells_every_setting_that_decides_and_none_that_was_picked(tmp_path) -> None:
+def test_compare_tells_every_setting_that_decides_and_none_that_was_picked(tmp_path: Path) -> None:
     def write(run: str, settings: dict[str, object], picked: str, device: str = "cpu") -> None:
         made = {"precision": "float32", "device": device}
         write_result(
@@ -225,7 +229,7 @@ def test_compare_tells_every_setting_that_decides_and_none_that_was_picked(tmp_p
     assert "transform.size differs" in other and "device differs" in other
 
 
-def test_results_of_several_writers_all_stay(tmp_path) -> None:
+def test_results_of_several_writers_all_stay(tmp_path: Path) -> None:
     def write(number: int) -> None:
         write_result(tmp_path / "results.json", Result("knn", 1, {"k": number}, {"top1": float(number)}))
 
@@ -234,7 +238,7 @@ def test_results_of_several_writers_all_stay(tmp_path) -> None:
     assert sorted(r.settings["k"] for r in read_results(tmp_path / "results.json")) == list(range(40))
 
 
-def test_one_precision_whatever_is_set_globally(tmp_path) -> None:
+def test_one_precision_whatever_is_set_globally(tmp_path: Path) -> None:
     data = {"train": coloured(30, 3, name="train"), "test": coloured(12, 3, seed=1, name="test")}
     work = replace(QUIET, cache=tmp_path)
     exact = extract_embeddings(small_encoder(), data["train"], work=QUIET).first
@@ -248,7 +252,9 @@ def test_one_precision_whatever_is_set_globally(tmp_path) -> None:
     assert evaluate(KnnConfig(ks=(1,)), short, data, work=QUIET).made["precision"] == "bfloat16"
 
 
-def test_a_protocol_that_breaks_is_a_named_failure_and_the_rest_goes_on(tmp_path, monkeypatch) -> None:
+def test_a_protocol_that_breaks_is_a_named_failure_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("by nought")
 
@@ -265,7 +271,7 @@ def test_a_protocol_that_breaks_is_a_named_failure_and_the_rest_goes_on(tmp_path
 
 
 @pytest.mark.parametrize("form", ["isc", "copydays"])
-def test_copy_detection_is_not_measured_as_retrieval(tmp_path, form) -> None:
+def test_copy_detection_is_not_measured_as_retrieval(tmp_path: Path, form: str) -> None:
     pictures = coloured(4, 2, side=16).pixels
     for index, picture in enumerate(pictures):
         save(tmp_path / ("references" if form == "isc" else "original") / f"{index:04d}.png", picture)
@@ -289,7 +295,7 @@ def test_a_test_split_without_labels_is_passed_over_for_val() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["knn", "linear", "logistic"])
-def test_class_folders_without_splits_are_divided_and_said(tmp_path, protocol) -> None:
+def test_class_folders_without_splits_are_divided_and_said(tmp_path: Path, protocol: str) -> None:
     source = coloured(40, 2, side=16)
     for index in range(40):
         save(tmp_path / "set" / f"class{source.labels[index]}" / f"{index}.png", source.pixels[index])
@@ -303,7 +309,7 @@ def test_class_folders_without_splits_are_divided_and_said(tmp_path, protocol) -
     assert "set has no splits: a fifth of every class" in result.notes[0]
 
 
-def test_one_image_is_prepared_as_evaluations_do(tmp_path) -> None:
+def test_one_image_is_prepared_as_evaluations_do(tmp_path: Path) -> None:
     source, encoder = coloured(1, 1), small_encoder()
     expected = extract_embeddings(encoder, source, work=QUIET).first
     image = source.read(0)

@@ -112,7 +112,7 @@ def test_the_fast_route_is_the_named_form_without_augmentation() -> None:
         assert fast.protocol == protocol().protocol and not fast.augment and protocol().augment
 
 
-def test_nearest_rows_equal_sorting(monkeypatch) -> None:
+def test_nearest_rows_equal_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "BANK_CHUNK", 7)
     queries, memory = torch.randn(5, 6), torch.randn(40, 6)
     for distance in ("cosine", "L2"):

@@ -163,7 +163,7 @@ def slow_loss(model, views, groups, aggregator):
         (BACKBONE, {}),
     ],
 )
-def test_loss_equals_a_loop_over_patches(grid, backbone, update):
+def test_loss_equals_a_loop_over_patches(grid: tuple[int, int], backbone, update) -> None:
     groups = {"global": ViewGroup(count=1, size=(4 * grid[0], 4 * grid[1]), area=(0.4, 1.0))}
     model = build(SelfPatchConfig(head=SMALL_HEAD, **update), groups, backbone)
     views = make_views(2, groups, seed=3)
@@ -173,7 +173,7 @@ def test_loss_equals_a_loop_over_patches(grid, backbone, update):
 
 
 @pytest.mark.parametrize("average", ["view", "token"])
-def test_reference_options_equal_a_loop_over_all_views(average):
+def test_reference_options_equal_a_loop_over_all_views(average: str) -> None:
     groups = GROUPS | {"local": GROUPS["local"].model_copy(update={"count": 2})}
     term = SelfPatchConfig(
         head=SMALL_HEAD,
@@ -191,7 +191,7 @@ def test_reference_options_equal_a_loop_over_all_views(average):
     )
 
 
-def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries():
+def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries() -> None:
     term = SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention", weight=1.0)
     model = build(term)
     summary_centre = torch.linspace(0.3, -0.1, 24)
@@ -219,7 +219,7 @@ def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries():
 # ------------------------------------------------------------------------------------------------ parts and options
 
 
-def test_weighted_mean_leaves_out_what_is_not_valid():
+def test_weighted_mean_leaves_out_what_is_not_valid() -> None:
     tokens = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     found = SimilarPatches(
         torch.tensor([[[3, 1, 0]], [[8, 2, 0]]]),
@@ -233,7 +233,7 @@ def test_weighted_mean_leaves_out_what_is_not_valid():
 
 
 @pytest.mark.parametrize("grid", [(6, 6), (14, 14), (5, 3)])
-def test_wrapped_is_every_candidate_across_the_border(grid):
+def test_wrapped_is_every_candidate_across_the_border(grid: tuple[int, int]) -> None:
     own = np.arange(grid[0] * grid[1])
     expected, patches = [], []
     for patch in own:
@@ -245,7 +245,7 @@ def test_wrapped_is_every_candidate_across_the_border(grid):
     assert found[0].tolist() == expected
 
 
-def test_monitors_count_the_border():
+def test_monitors_count_the_border() -> None:
     """With all 8 candidates as positives the shares are known: 100 of 288 at 6x6 lie beyond the border."""
     groups = {"global": ViewGroup(count=2, size=24, area=(0.4, 1.0))}
     for border in ("clip", "torus"):
@@ -257,7 +257,7 @@ def test_monitors_count_the_border():
         assert 0 <= scalars["term.target_entropy"] <= 1
 
 
-def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_images():
+def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_images() -> None:
     model = build(SelfPatchConfig(head=SMALL_HEAD, share=0.25, border="torus"))
     term, views = model.objectives["term"], make_views(3)
     with torch.no_grad():
@@ -272,7 +272,7 @@ def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_im
     assert run(model, views, watch=True)[0].isfinite()
 
 
-def test_gradients_reach_backbone_norm_and_head_only():
+def test_gradients_reach_backbone_norm_and_head_only() -> None:
     model = build(SelfPatchConfig(head=SMALL_HEAD, aggregation="class_attention"), backbone=POOLED)
     run(model, make_views(2))[0].backward()
     without = {name for name, p in model.student.named_parameters() if p.grad is None or not p.grad.any()}
@@ -291,7 +291,7 @@ def test_gradients_reach_backbone_norm_and_head_only():
     assert all(p.grad is not None for p in model.student.parameters())
 
 
-def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss():
+def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss() -> None:
     model = build(SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention"))
     with torch.no_grad():
         model.objectives["term"].summary_centre.centre.copy_(CENTRE.flip(0))
@@ -334,17 +334,17 @@ def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_starts(update, groups, message):
+def test_what_does_not_fit_is_refused_before_anything_starts(update, groups, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(SelfPatchConfig(head=SMALL_HEAD, **update), groups)
 
 
-def test_a_rotation_that_both_networks_see_is_allowed():
+def test_a_rotation_that_both_networks_see_is_allowed() -> None:
     groups = {"global": GROUPS["global"].model_copy(update={"photometric": ((Rotate(),),)})}
     assert run(build(SelfPatchConfig(head=SMALL_HEAD), groups), make_views(2, groups))[0].isfinite()
 
 
-def test_a_backbone_without_patch_tokens_is_refused():
+def test_a_backbone_without_patch_tokens_is_refused() -> None:
     term = SelfPatchConfig(head=SMALL_HEAD).build(32, GROUPS)
     with pytest.raises(ConfigError, match="Linear gives no patch tokens"):
         term.check_backbone(torch.nn.Linear(2, 2))

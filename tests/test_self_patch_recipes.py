@@ -9,7 +9,7 @@ from glocal.training.network import build_distillation
 
 
 @pytest.mark.parametrize("preset", ["imagenet", "cifar", "small"])
-def test_recipes_differ_from_dino_and_pw_self_by_one_term(preset):
+def test_recipes_differ_from_dino_and_pw_self_by_one_term(preset: str) -> None:
     found = {
         name: configure(name, data="DATA", out="RUN", preset=preset)
         for name in ("dino", "selfpatch", "pw-self", "pw-self-selfpatch")
@@ -27,7 +27,7 @@ def test_recipes_differ_from_dino_and_pw_self_by_one_term(preset):
         assert set(build_distillation(found["pw-self-selfpatch"]).terms()) == {"image", "patch", "neighbours"}
 
 
-def test_reference_is_the_published_table():
+def test_reference_is_the_published_table() -> None:
     for preset, epochs in (("s200", 200), ("s300", 300)):
         config = configure("selfpatch-reference", data="DATA", out="RUN", preset=preset)
         assert (config.training.epochs, config.training.batch_size) == (epochs, 1024)

@@ -33,12 +33,12 @@ def found():
     return sections()
 
 
-def test_the_page_of_settings_is_up_to_date(found):
+def test_the_page_of_settings_is_up_to_date(found) -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert page == as_markdown(found), "run: glocal settings out=docs/settings.md"
 
 
-def test_every_setting_says_what_it_means(found):
+def test_every_setting_says_what_it_means(found) -> None:
     silent = [
         f"{section.title}: {row.key}" for section in found for row in section.settings if not row.meaning
     ]
@@ -54,21 +54,21 @@ def test_every_setting_says_what_it_means(found):
     assert len([section for section in found if section.title.startswith("Objective")]) >= 6
 
 
-def test_the_command_shows_a_part():
+def test_the_command_shows_a_part() -> None:
     shown = CliRunner().invoke(cli.app, ["settings", "optimiser"])
     assert shown.exit_code == 0 and "optimiser.learning_rate" in shown.output and "speed." not in shown.output
     missing = CliRunner().invoke(cli.app, ["settings", "optimizer.learning_rate"])
     assert "Did you mean 'optimiser.learning_rate'" in str(missing.exception)
 
 
-def test_python_m_glocal_and_completion():
+def test_python_m_glocal_and_completion() -> None:
     said = subprocess.run(
         [sys.executable, "-m", "glocal", "--help"], capture_output=True, text=True, check=True
     ).stdout
     assert "pretrain" in said and "--install-completion" in said
 
 
-def test_packaging():
+def test_packaging() -> None:
     assert (ROOT / "src" / "glocal" / "py.typed").exists()
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert version is not None and f"version: {version[1]}" in (ROOT / "CITATION.cff").read_text()
@@ -104,7 +104,7 @@ def tiny(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def at_home(tmp_path, monkeypatch) -> Path:
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the README's commands name."""
     rng = np.random.default_rng(0)
     for place in ("photos/cat.jpg", *(f"photos/{i}.jpg" for i in range(11))):
@@ -120,7 +120,7 @@ def at_home(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_the_commands_of_the_readme_run_as_written(at_home):
+def test_the_commands_of_the_readme_run_as_written(at_home: Path) -> None:
     """At a tiny size: `pretrain` gets settings for one behind its own words."""
     for command in README:
         words = shlex.split(command)[1:]
@@ -136,7 +136,7 @@ def test_the_commands_of_the_readme_run_as_written(at_home):
 @pytest.mark.parametrize(
     "command", [c for _, c in COMMANDS if c not in README and not re.search(r"[A-Z]{4}", c)]
 )
-def test_the_commands_of_the_docs_name_settings_that_exist(command):
+def test_the_commands_of_the_docs_name_settings_that_exist(command) -> None:
     """What takes hours or data of one's own is only resolved."""
     verb, *words = shlex.split(command)[1:]
     if verb == "pretrain":

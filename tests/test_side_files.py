@@ -115,7 +115,7 @@ def check(file: Path, mutants: Iterator[bytes], read: Callable[[], object]) -> N
 @pytest.mark.parametrize(
     "text", ["a.png\nb.png\n", "a.png,1\nb.png,2\n", "path,label,split\na.png,x,train\nb.png,y,test\n"]
 )
-def test_lists(tmp_path, text):
+def test_lists(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.png").write_bytes(png())
     file = tmp_path / "list.csv"
     extra = [
@@ -137,7 +137,7 @@ def test_lists(tmp_path, text):
     check(file, iter([*damaged(text.encode()), *(e.encode() for e in extra)]), read)
 
 
-def test_parquet(tmp_path):
+def test_parquet(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     cells = pa.array([{"bytes": png(i), "path": "p"} for i in range(4)])
     table = pa.table({"image": cells, "label": pa.array([0, 1, 0, 1]), "domain": pa.array(["x"] * 4)})
@@ -162,13 +162,13 @@ def test_parquet(tmp_path):
     check(file, (written(plain) for plain in rewritten(features)), read)
 
 
-def test_run_configuration(tmp_path):
+def test_run_configuration(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     text = to_yaml(configure("pw-self", data="digits", out="x", preset="cifar"))
     check(file, damaged(text.encode()), lambda: read_run_config(tmp_path))
 
 
-def test_results(tmp_path):
+def test_results(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     result = {
         "protocol": "knn", "version": 1, "settings": {"k": 1}, "numbers": {"top1": 5.0}, "rows": [{"a": 1}], "notes": ["n"],
@@ -181,14 +181,14 @@ def test_results(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("side") / "model"
     torch.manual_seed(0)
     export_backbone(VisionTransformer(TINY), root, mean=(0.5,) * 3, std=(0.5,) * 3, image_size=16)
     return root
 
 
-def test_model_configuration(model):
+def test_model_configuration(model: Path) -> None:
     file = model / "config.json"
     content = file.read_bytes()
     plain = json.loads(content)
@@ -199,7 +199,7 @@ def test_model_configuration(model):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "weights.pth"])
-def test_weights(model, tmp_path, name):
+def test_weights(model: Path, tmp_path: Path, name: str) -> None:
     good = tmp_path / name
     if name.endswith(".pth"):
         torch.save(VisionTransformer(TINY).state_dict(), good)
@@ -211,12 +211,12 @@ def test_weights(model, tmp_path, name):
     check(good, heads, lambda: load(good, {"num_heads": 2}))
 
 
-def test_ground_truth(tmp_path):
+def test_ground_truth(tmp_path: Path) -> None:
     file = tmp_path / "ground_truth.csv"
     check(file, damaged(b"query,reference\nq1,r1\nq2,r2\nq3,\n"), lambda: read_ground_truth(file))
 
 
-def test_revisited_pickle(tmp_path):
+def test_revisited_pickle(tmp_path: Path) -> None:
     import pickle
 
     (tmp_path / "jpg").mkdir()
@@ -232,7 +232,7 @@ def test_revisited_pickle(tmp_path):
     check(file, (pickle.dumps(p) for p in rewritten(truth)), lambda: open_revisited(tmp_path))
 
 
-def test_spair_pairs(tmp_path):
+def test_spair_pairs(tmp_path: Path) -> None:
     folder = tmp_path / "PairAnnotation" / "test"
     folder.mkdir(parents=True)
     file = folder / "0.json"
@@ -244,7 +244,7 @@ def test_spair_pairs(tmp_path):
     check(file, (json.dumps(p).encode() for p in rewritten(pair)), lambda: read_pairs(tmp_path, "test"))
 
 
-def test_davis_archive(tmp_path):
+def test_davis_archive(tmp_path: Path) -> None:
     file = tmp_path / "davis.tar"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -260,7 +260,7 @@ def test_davis_archive(tmp_path):
     check(file, damaged(buffer.getvalue()), lambda: DavisVideos(file).read_masks("s"))
 
 
-def test_cifar_batches(tmp_path):
+def test_cifar_batches(tmp_path: Path) -> None:
     file = tmp_path / "data_batch_1.bin"
     check(
         file, damaged(os.urandom(0) + bytes(3073 * 2)), lambda: CifarSource("cifar10", [file], 1, ["a"] * 10)

@@ -11,7 +11,7 @@ from glocal.evaluation.classification.softmax_regression import fit_softmax, whi
 
 @pytest.mark.parametrize("strength", [1e-3, 1.0, 100.0])
 @pytest.mark.parametrize("rows", [12, 300])
-def test_the_optimum_is_scikit_learns(strength, rows) -> None:
+def test_the_optimum_is_scikit_learns(strength: float, rows: int) -> None:
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(20, 20)) * np.exp(-np.arange(20) / 3)
     x = generator.normal(size=(rows, 20)) @ mixing + 3.0

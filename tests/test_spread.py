@@ -45,7 +45,7 @@ def slow_rate(z, distortion):
 @pytest.mark.parametrize(
     ("targets", "spread_of"), [("teacher", "mean"), ("teacher", "student"), ("student", "mean")]
 )
-def test_coding_rate_equals_a_loop(targets, spread_of):
+def test_coding_rate_equals_a_loop(targets: str, spread_of: str) -> None:
     term = CodingRateConfig(head=HEAD, targets=targets, spread_of=spread_of, expansion=0.7, distortion=0.2)
     model = build(term)
     views = make_views(6, seed=1)
@@ -66,13 +66,13 @@ def test_coding_rate_equals_a_loop(targets, spread_of):
     assert loss.item() == pytest.approx(-np.mean(cosines) - 0.7 * np.mean(rates), rel=1e-5)
 
 
-def test_coding_rate_is_largest_for_directions_that_differ():
+def test_coding_rate_is_largest_for_directions_that_differ() -> None:
     apart, alike = torch.eye(8)[None], torch.eye(8)[:1].expand(8, 8)[None]
     assert coding_rate(apart, 0.05) > 2 * coding_rate(alike, 0.05)
 
 
 @pytest.mark.parametrize("form", ["koleo", "kernel_density"])
-def test_spread_equals_a_loop(form):
+def test_spread_equals_a_loop(form: str) -> None:
     model = build(SpreadConfig(weight=1.0, form=form, concentration=3.0))
     views = make_views(6, seed=2)
     loss, scalars = model(StepInput(views, PROGRESS, True))
@@ -91,7 +91,7 @@ def test_spread_equals_a_loop(form):
     assert scalars["term.nearest_cosine"].item() == pytest.approx(np.mean(nearest), rel=1e-5)
 
 
-def test_repeated_images_leave_the_spread_finite():
+def test_repeated_images_leave_the_spread_finite() -> None:
     point = torch.nn.functional.normalize(torch.randn(1, 1, 8), dim=-1)
     x = point.repeat(1, 4, 1).requires_grad_()
     hidden = torch.eye(4, dtype=torch.bool)
@@ -112,7 +112,7 @@ def slow_epps_pulley(y, reach=5.0, points=17):
 
 
 @pytest.mark.parametrize("tokens", ["class", "patches"])
-def test_characteristic_equals_a_loop(tokens):
+def test_characteristic_equals_a_loop(tokens: str) -> None:
     model = build(CharacteristicConfig(weight=1.0, projections=5, tokens=tokens))
     views = make_views(4, seed=3)
     loss, _ = model(StepInput(views, PROGRESS, False))
@@ -125,7 +125,7 @@ def test_characteristic_equals_a_loop(tokens):
     assert loss.item() == pytest.approx(np.mean(values), rel=1e-5)
 
 
-def test_characteristic_tells_a_gaussian_from_what_is_none():
+def test_characteristic_tells_a_gaussian_from_what_is_none() -> None:
     generator = torch.Generator().manual_seed(0)
     term = build(CharacteristicConfig()).objectives["term"]
     gaussian = torch.randn(512, 64, generator=generator)
@@ -134,16 +134,16 @@ def test_characteristic_tells_a_gaussian_from_what_is_none():
     assert all(term.statistic(x) > 10 for x in (two_points, 0.1 * gaussian, torch.zeros(512, 64)))
 
 
-def test_every_step_has_its_own_lines():
+def test_every_step_has_its_own_lines() -> None:
     assert torch.equal(random_lines(8, 3, 5), random_lines(8, 3, 5))
     assert not torch.equal(random_lines(8, 3, 5), random_lines(8, 3, 6))
 
 
-def test_none_of_these_pays_for_the_teacher():
+def test_none_of_these_pays_for_the_teacher() -> None:
     terms = [SpreadConfig(), CharacteristicConfig(), CodingRateConfig(head=HEAD, targets="student")]
     assert not any(build(term).objectives["term"].needs_teacher for term in terms)
 
 
-def test_one_image_a_step_is_refused():
+def test_one_image_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         SpreadConfig().check_batch("objectives.spread", 1, GROUPS)

@@ -44,7 +44,7 @@ def test_effective_rank_of_known_matrices() -> None:
     assert np.isclose(float(effective_rank(torch.eye(20)[:, :6])), 6)
 
 
-def test_alignment_and_uniformity_equal_loops(monkeypatch) -> None:
+def test_alignment_and_uniformity_equal_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     x, y = unit(generator.normal(size=(37, 5))), unit(generator.normal(size=(37, 5)))
     expected = np.mean([np.sum((a - b) ** 2) for a, b in zip(x, y, strict=True)])

@@ -25,7 +25,7 @@ QUICK = ["training.batch_size=4", "training.steps=1", "probe.enabled=false", "ve
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"])
-def test_features_are_timms_own(name):
+def test_features_are_timms_own(name: str) -> None:
     model = timm.create_model(name, pretrained=False, num_classes=0, img_size=112).eval()
     backbone, pixels = TimmBackbone(model), torch.randn(2, 3, 112, 112)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_features_are_timms_own(name):
         backbone.intermediate(pixels, [-13])
 
 
-def test_an_exported_folder_is_a_timm_model(tmp_path):
+def test_an_exported_folder_is_a_timm_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=64)).eval()
     export_backbone(backbone, tmp_path, mean=(0.5,) * 3, std=(0.25,) * 3, image_size=64)
@@ -62,7 +62,7 @@ def as_timm_reads_it(folder: Path):
 @pytest.mark.parametrize(
     "name", ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "deit3_small_patch16_224"]
 )
-def test_a_plain_vit_becomes_ours(name):
+def test_a_plain_vit_becomes_ours(name: str) -> None:
     encoder = glocal.load(f"timm-untrained:{name}")
     assert isinstance(encoder.backbone, VisionTransformer)
     assert encoder.mean == tuple(timm.create_model(name).pretrained_cfg["mean"])
@@ -73,7 +73,7 @@ def test_a_plain_vit_becomes_ours(name):
     [("convnext_atto", "ConvNeXt"), ("swin_tiny_patch4_window7_224", "SwinTransformer"),
      ("vit_tiny_r_s16_p8_224", "VisionTransformer"), ("vit_base_patch16_siglip_gap_224", "VisionTransformer")],
 )  # fmt: skip
-def test_other_models_give_their_own_grid_of_patches(name, kind):
+def test_other_models_give_their_own_grid_of_patches(name: str, kind: str) -> None:
     encoder = glocal.load(f"timm-untrained:{name}")
     if isinstance(encoder.backbone, VisionTransformer):
         assert name.endswith("gap_224")
@@ -91,7 +91,7 @@ def test_other_models_give_their_own_grid_of_patches(name, kind):
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_a_model_that_is_no_vit_trains_and_leaves_as_it_came(name, tmp_path):
+def test_a_model_that_is_no_vit_trains_and_leaves_as_it_came(name: str, tmp_path: Path) -> None:
     overrides = [*QUICK, "views.global.size=64", "views.local.size=32", "views.local.count=1"]
     overrides += ["views.global.keep_patches=1", "views.local.keep_patches=1"]
     start = {"preset": "small", "init": f"timm-untrained:{name}", "overrides": overrides}
@@ -110,7 +110,7 @@ def test_a_model_that_is_no_vit_trains_and_leaves_as_it_came(name, tmp_path):
         )
 
 
-def test_a_timm_folder_goes_in_with_its_statistics_and_out_again(tmp_path):
+def test_a_timm_folder_goes_in_with_its_statistics_and_out_again(tmp_path: Path) -> None:
     model = timm.create_model("convnext_atto", pretrained=False, num_classes=0).eval()
     from safetensors.torch import save_file
 
@@ -127,7 +127,7 @@ def test_a_timm_folder_goes_in_with_its_statistics_and_out_again(tmp_path):
         torch.testing.assert_close(again.forward_features(pixels), model.forward_features(pixels))
 
 
-def test_models_that_can_not_be_trained_say_why(tmp_path):
+def test_models_that_can_not_be_trained_say_why(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="keeps running statistics"):
         configure("dino", data="digits", out="x", preset="small", init="timm-untrained:resnet18")
     with pytest.raises(ModelError, match="timm can't make 'nothing'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -38,7 +39,7 @@ class FakeConvNet(nn.Module):
 
 
 @pytest.fixture
-def timm(monkeypatch):
+def timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module named timm that knows one architecture; `dynamic_img_size` is unknown to it."""
     fake, data = ModuleType("timm"), ModuleType("timm.data")
     torch.manual_seed(0)
@@ -60,7 +61,7 @@ def timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm.data", data)
 
 
-def test_a_map_becomes_patches_and_their_mean(timm):
+def test_a_map_becomes_patches_and_their_mean(timm) -> None:
     encoder = glocal.load("timm-untrained:fake")
     assert (encoder.patch_size, encoder.embed_dim, encoder.image_size) == (8, 24, 32)
     assert (encoder.mean, encoder.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -77,7 +78,7 @@ def test_a_map_becomes_patches_and_their_mean(timm):
         encoder.intermediate(pixels, [-2])
 
 
-def test_it_trains_and_comes_back_from_export_and_checkpoint(timm, tmp_path):
+def test_it_trains_and_comes_back_from_export_and_checkpoint(timm, tmp_path: Path) -> None:
     config = configure(
         "local-global",
         data="digits",
@@ -94,7 +95,7 @@ def test_it_trains_and_comes_back_from_export_and_checkpoint(timm, tmp_path):
     torch.testing.assert_close(encoder.features(pixels).cls, again.features(pixels).cls)
 
 
-def test_layer_decay_goes_by_stages(timm):
+def test_layer_decay_goes_by_stages(timm) -> None:
     from glocal.models.depth_groups import depth_of
 
     backbone = glocal.load("timm-untrained:fake").backbone
@@ -103,7 +104,7 @@ def test_layer_decay_goes_by_stages(timm):
     assert depths["model.norm.weight"] == 3
 
 
-def test_what_can_not_be_is_said_in_a_sentence(timm, tmp_path):
+def test_what_can_not_be_is_said_in_a_sentence(timm, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="timm can't make 'other'"):
         glocal.load("timm-untrained:other")
     start = {"data": "digits", "out": "x", "preset": "cifar"}
@@ -119,7 +120,7 @@ def test_what_can_not_be_is_said_in_a_sentence(timm, tmp_path):
         glocal.load(folder)
 
 
-def test_without_timm_the_way_to_it_is_named(monkeypatch):
+def test_without_timm_the_way_to_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModelError, match=r"needs timm\. Install it: pip install 'glocal\[timm\]'"):
         glocal.load("timm:convnext_atto")

@@ -42,7 +42,7 @@ def dropping(share: float = 0.5, of: str = "student") -> dict[str, ViewGroup]:
 # --------------------------------------------------------------------------------------------- which patches stay
 
 
-def test_kept_patches_are_a_function_of_the_image_alone():
+def test_kept_patches_are_a_function_of_the_image_alone() -> None:
     seed = torch.randint(2**62, (20,))
     kept = kept_patches(seed, 0, GROUP, 16)
     assert kept.shape == (40, 8) and kept.min() == 0 and kept.max() == 15
@@ -52,12 +52,12 @@ def test_kept_patches_are_a_function_of_the_image_alone():
     assert not torch.equal(kept, kept_patches(seed, 1, GROUP, 16))
 
 
-def test_every_patch_is_kept_equally_often():
+def test_every_patch_is_kept_equally_often() -> None:
     counts = kept_patches(torch.arange(4000), 0, GROUP, 16).flatten().bincount(minlength=16)
     assert (counts / 8000 - 0.5).abs().max() < 0.03
 
 
-def test_a_share_of_a_group_that_nobody_sees_so_is_refused():
+def test_a_share_of_a_group_that_nobody_sees_so_is_refused() -> None:
     with pytest.raises(ValidationError, match="keep_patches_of=both"):
         ViewGroup(count=1, size=32, area=(0.4, 1.0), seen_by="teacher", keep_patches=0.5)
 
@@ -66,7 +66,7 @@ def test_a_share_of_a_group_that_nobody_sees_so_is_refused():
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_dropping_equals_masking_by_hand(name):
+def test_dropping_equals_masking_by_hand(name) -> None:
     """One image at a time, through the blocks, on the tokens that `_embed` gives."""
     torch.manual_seed(0)
     config = BackboneConfig(size="micro", patch_size=8, image_size=32, **BACKBONES[name])
@@ -94,7 +94,7 @@ def test_dropping_equals_masking_by_hand(name):
 
 @pytest.mark.parametrize("bilinear", [False, True])
 @pytest.mark.parametrize("of", ["student", "both"])
-def test_matching_equals_matching_everything_and_dropping_pairs(of, bilinear):
+def test_matching_equals_matching_everything_and_dropping_pairs(of: str, bilinear: bool) -> None:
     groups, views = dropping(0.5, of), make_views(6)
     model = build_distillation(small_config(views=groups))
     plain = build_distillation(small_config())
@@ -134,7 +134,7 @@ def test_matching_equals_matching_everything_and_dropping_pairs(of, bilinear):
     assert expected and pairs(model, groups) == expected
 
 
-def test_gathered_rows_are_the_kept_patches():
+def test_gathered_rows_are_the_kept_patches() -> None:
     groups, views = dropping(), make_views(3)
     model = build_distillation(small_config(views=groups))
     student = model.student.features(views, groups, "student")
@@ -159,7 +159,7 @@ TERMS = {
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_terms_work_on_the_kept_patches_in_any_order_of_images(name):
+def test_terms_work_on_the_kept_patches_in_any_order_of_images(name) -> None:
     model = build_distillation(small_config(views=dropping(), objectives={"term": TERMS[name]}))
     views = make_views(5)
     loss, scalars = model(StepInput(views, PROGRESS, True))
@@ -170,7 +170,7 @@ def test_terms_work_on_the_kept_patches_in_any_order_of_images(name):
     torch.testing.assert_close(loss, again, rtol=1e-5, atol=1e-6)
 
 
-def test_a_student_patch_learns_from_the_neighbours_of_its_own_position():
+def test_a_student_patch_learns_from_the_neighbours_of_its_own_position() -> None:
     """With one kept patch a view, SelfPatch's positives are those of that patch in the whole grid."""
     term = SelfPatchConfig(head=SMALL_HEAD)
     groups = dropping(1 / 16)
@@ -187,12 +187,12 @@ def test_a_student_patch_learns_from_the_neighbours_of_its_own_position():
 
 
 @pytest.mark.parametrize("name", ["neighbours", "reference"])
-def test_terms_that_need_the_whole_teacher_say_so_at_the_start(name):
+def test_terms_that_need_the_whole_teacher_say_so_at_the_start(name: str) -> None:
     with pytest.raises(ConfigError, match=r"views.global.keep_patches_of=student"):
         build_distillation(small_config(views=dropping(0.5, "both"), objectives={"term": TERMS[name]}))
 
 
-def test_all_patches_are_bit_for_bit_as_without_the_setting():
+def test_all_patches_are_bit_for_bit_as_without_the_setting() -> None:
     views = make_views(4)
     losses = [
         build_distillation(small_config(views=groups))(StepInput(views, PROGRESS, False))[0]

@@ -18,11 +18,11 @@ from glocal.training.optimiser import build_optimiser, clip_gradients
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return noisy_pictures(tmp_path_factory.mktemp("images"))
 
 
-def test_a_run_leaves_everything_behind(folder, tmp_path):
+def test_a_run_leaves_everything_behind(folder: Path, tmp_path: Path) -> None:
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=12"))
     assert {p.name for p in out.iterdir()} >= {
         "config.yaml",
@@ -54,7 +54,7 @@ def test_a_run_leaves_everything_behind(folder, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["dino", "pw-self"])
-def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path, recipe):
+def test_resumed_equals_uninterrupted_bit_for_bit(folder: Path, tmp_path: Path, recipe: str) -> None:
     """Stopped in the middle of an epoch, with stochastic depth on, and continued with workers instead of without."""
     whole = pretrain(config_for(folder, tmp_path / "whole", "training.steps=11", recipe=recipe))
     stop_after(7)
@@ -73,14 +73,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path, recipe):
     assert [r["step"] for r in records(parts)] == sorted({r["step"] for r in records(parts)})
 
 
-def test_micro_batches_change_rounding_only(folder, tmp_path):
+def test_micro_batches_change_rounding_only(folder: Path, tmp_path: Path) -> None:
     more = ["training.steps=4", "backbone.drop_path=0", "objectives.image.centring.method=centre"]
     one = pretrain(config_for(folder, tmp_path / "one", *more, recipe="dino"))
     four = pretrain(config_for(folder, tmp_path / "four", "training.accumulate=4", *more, recipe="dino"))
     assert records(one)[-1]["loss"] == pytest.approx(records(four)[-1]["loss"], rel=1e-4)
 
 
-def test_starting_from_weights(folder, tmp_path):
+def test_starting_from_weights(folder: Path, tmp_path: Path) -> None:
     first = pretrain(config_for(folder, tmp_path / "first", "training.steps=2"))
     config = configure(
         "dino",
@@ -108,14 +108,14 @@ def test_starting_from_weights(folder, tmp_path):
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_an_existing_folder_is_refused_and_left_alone(folder, tmp_path):
+def test_an_existing_folder_is_refused_and_left_alone(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(TrainingError, match="not empty"):
         pretrain(config_for(folder, tmp_path))
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_folder_in_use_is_refused(folder, tmp_path):
+def test_a_folder_in_use_is_refused(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with run_folder.RunFolder(out) as other:
         other.claim(resume=False)
@@ -123,19 +123,19 @@ def test_a_folder_in_use_is_refused(folder, tmp_path):
             pretrain(config_for(folder, out))
 
 
-def test_batch_larger_than_the_data(folder, tmp_path):
+def test_batch_larger_than_the_data(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match=r"training.batch_size=64 is larger than the data set \(41 images"
     ):
         pretrain(config_for(folder, tmp_path / "x", "training.batch_size=64"))
 
 
-def test_resume_without_a_run(tmp_path):
+def test_resume_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="no run to continue"):
         continue_run(str(tmp_path), [])
 
 
-def test_resume_keeps_what_decides_results(folder, tmp_path):
+def test_resume_keeps_what_decides_results(folder: Path, tmp_path: Path) -> None:
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=2"))
     with pytest.raises(ConfigError, match="keeps what its state was made with"):
         continue_run(str(out), ["training.batch_size=4"])
@@ -143,11 +143,11 @@ def test_resume_keeps_what_decides_results(folder, tmp_path):
         continue_run(str(out), [], "dino")
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
     run_folder.write_atomically(path, lambda f: f.write(b"old"))
 
-    def full(*_):
+    def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(TrainingError, match="No space left"):
@@ -159,7 +159,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- optimiser
 
 
-def test_clipping_by_parameter_equals_the_definition():
+def test_clipping_by_parameter_equals_the_definition() -> None:
     from glocal.training.config import OptimiserConfig
 
     gradients = [torch.randn(5, 3) * s for s in (0.1, 10.0)]
@@ -173,7 +173,7 @@ def test_clipping_by_parameter_equals_the_definition():
         torch.testing.assert_close(p.grad, expected)
 
 
-def test_decay_and_rates_by_group():
+def test_decay_and_rates_by_group() -> None:
     from conftest import small_config
 
     from glocal.training.config import OptimiserConfig
@@ -193,7 +193,7 @@ def test_decay_and_rates_by_group():
     assert seen["student.heads.image.directions"] == (1.0, True)
 
 
-def test_mugs_records_how_pure_its_neighbours_are(folder, tmp_path):
+def test_mugs_records_how_pure_its_neighbours_are(folder: Path, tmp_path: Path) -> None:
     fast = [w for w in FAST if not w.startswith("objectives.image")]
     more = [
         "training.steps=12",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
-def test_retrieval_equals_asking_one_by_one():
+def test_retrieval_equals_asking_one_by_one() -> None:
     gallery, noise = torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(0))
     queries = gallery + noise
     right = 0
@@ -44,14 +45,14 @@ def test_retrieval_equals_asking_one_by_one():
     assert float(retrieval_accuracy(queries, gallery)) == pytest.approx(right / 30)
 
 
-def test_constant_embeddings_find_nothing():
+def test_constant_embeddings_find_nothing() -> None:
     same = torch.ones(8, 4)
     assert float(retrieval_accuracy(same, same)) == 0
     patches = torch.ones(2, 6, 4)
     assert float(correspondence_accuracy(patches, patches, torch.arange(6).repeat(2, 1))) == 0
 
 
-def test_correspondence_equals_asking_patch_by_patch():
+def test_correspondence_equals_asking_patch_by_patch() -> None:
     generator = torch.Generator().manual_seed(1)
     first, second = torch.randn(2, 4, 9, 3, generator=generator)
     right = torch.randint(-1, 9, (4, 9), generator=generator)
@@ -74,7 +75,7 @@ def test_correspondence_equals_asking_patch_by_patch():
     assert float(correspondence_accuracy(first, second, right)) == pytest.approx(np.mean(shares))
 
 
-def test_position_share_equals_the_analysis_of_variance():
+def test_position_share_equals_the_analysis_of_variance() -> None:
     rng = np.random.default_rng(0)
     place, noise = rng.normal(size=(1, 7, 3)) * 2, rng.normal(size=(40, 7, 3))
     x = place + noise
@@ -92,7 +93,7 @@ def test_position_share_equals_the_analysis_of_variance():
     assert float(position_share(torch.ones(3, 4, 2))) == 0
 
 
-def test_high_norms_are_counted_against_the_median():
+def test_high_norms_are_counted_against_the_median() -> None:
     tokens = torch.ones(2, 10, 4)
     tokens[0, 3] *= 3.5
     tokens[1, 4] *= 2.5
@@ -100,7 +101,7 @@ def test_high_norms_are_counted_against_the_median():
     assert float(high_norm_share(tokens)) == pytest.approx(np.mean(norms > 3 * np.median(norms))) == 0.05
 
 
-def test_crops_know_which_patch_of_the_whole_they_show():
+def test_crops_know_which_patch_of_the_whole_they_show() -> None:
     """Where a crop patch shows what the whole's patch shows, the pixels agree on average; elsewhere they don't."""
     pair = view_pair(open_source("photos-tiles"), 56, 12)
     right = pair.right_patches((7, 7))
@@ -117,7 +118,7 @@ def test_crops_know_which_patch_of_the_whole_they_show():
     assert float(same.nanmedian()) > 0.7
 
 
-def test_numbers_that_are_none_give_nan_and_no_error():
+def test_numbers_that_are_none_give_nan_and_no_error() -> None:
     broken = Features(torch.full((4, 3), torch.nan), torch.zeros(4, 4, 3), (2, 2), torch.zeros(4, 5, 3))
     figures = label_free_figures(broken, broken, torch.zeros(4, 4, dtype=torch.long))
     assert all(math.isnan(value) for value in figures.values())
@@ -126,13 +127,13 @@ def test_numbers_that_are_none_give_nan_and_no_error():
 # ------------------------------------------------------------------------------------------ score and diagnosis
 
 
-def test_the_best_step_is_the_earliest_highest():
+def test_the_best_step_is_the_earliest_highest() -> None:
     assert best_step([(0, 1.0), (5, 3.0), (9, 3.0), (12, float("nan"))]) == 5
     assert best_step([(0, float("nan"))]) is None
     assert score({"retrieval": 0.0, "correspondence": 90.0, "rank_share": 50.0}) == 0
 
 
-def test_a_run_may_end_when_nothing_was_gained_for_a_quarter_of_it():
+def test_a_run_may_end_when_nothing_was_gained_for_a_quarter_of_it() -> None:
     rising = [(step, step / 10) for step in range(0, 101, 10)]
     flat = [(step, min(step, 40) / 10) for step in range(0, 101, 10)]
     assert not any(stands_still(rising[:n], 100) for n in range(1, 12))
@@ -140,7 +141,7 @@ def test_a_run_may_end_when_nothing_was_gained_for_a_quarter_of_it():
     assert flat[ends - 1][0] == 70
 
 
-def test_collapse_is_named_once_and_only_after_patience():
+def test_collapse_is_named_once_and_only_after_patience() -> None:
     monitor = CollapseMonitor()
     uniform = {"image.target_entropy": 0.999, "image.marginal_entropy": 0.999}
     said = [monitor.look(uniform, warm=True) for _ in range(5)]
@@ -166,7 +167,7 @@ def falling(rank_end: float, target: float) -> list[dict[str, float]]:
     ]  # fmt: skip
 
 
-def test_equal_targets_for_all_images_are_named_as_collapse():
+def test_equal_targets_for_all_images_are_named_as_collapse() -> None:
     found = diagnose(falling(2.0, 0.866), 2000)
     assert found.status == "failed"
     assert "every image gets the same target" in found.sentence and "86.6%" in found.sentence
@@ -193,7 +194,7 @@ def examined(*scores: float) -> list[dict[str, float]]:
         ([], "unknown", "nothing can be said"),
     ],
 )
-def test_runs_are_told_in_one_sentence(records, status, words):
+def test_runs_are_told_in_one_sentence(records, status: str, words: str) -> None:
     found = diagnose(records, 30)
     assert found.status == status and words in found.sentence
 
@@ -201,7 +202,7 @@ def test_runs_are_told_in_one_sentence(records, status, words):
 # -------------------------------------------------------------------------------------------------------- in a run
 
 
-def test_examinations_cost_a_hundredth_of_the_steps():
+def test_examinations_cost_a_hundredth_of_the_steps() -> None:
     groups = small_config().views
     every = period(VerdictConfig(images=100), groups, 64, 1000, 32)
     step = 64 * (2 * 32 * 32 * 4 + 3 * 16 * 16 * 3)
@@ -210,7 +211,7 @@ def test_examinations_cost_a_hundredth_of_the_steps():
     assert period(VerdictConfig(every=7), groups, 64, 1000, 32) == 7
 
 
-def training(tmp_path, name: str, **verdict: object):
+def training(tmp_path: Path, name: str, **verdict: object):
     config = small_config(out=str(tmp_path / name), verdict=VerdictConfig(images=32, **verdict))
     settings = {"batch_size": 32, "steps": 6, "log_every": 2}
     probe = config.probe.model_copy(update={"enabled": False})
@@ -220,7 +221,7 @@ def training(tmp_path, name: str, **verdict: object):
     )
 
 
-def test_a_run_records_figures_keeps_its_best_and_stays_bit_for_bit(tmp_path):
+def test_a_run_records_figures_keeps_its_best_and_stays_bit_for_bit(tmp_path: Path) -> None:
     states = []
     for name, enabled in (("with", True), ("without", False)):
         out = pretrain(training(tmp_path, name, every=3, enabled=enabled))
@@ -237,7 +238,7 @@ def test_a_run_records_figures_keeps_its_best_and_stays_bit_for_bit(tmp_path):
     assert not (tmp_path / "without" / "export" / "best").exists()
 
 
-def test_a_run_ends_by_itself_when_its_score_stands_still(tmp_path):
+def test_a_run_ends_by_itself_when_its_score_stands_still(tmp_path: Path) -> None:
     config = training(tmp_path, "still", every=1)
     config = config.model_copy(
         update={
@@ -250,7 +251,7 @@ def test_a_run_ends_by_itself_when_its_score_stands_still(tmp_path):
     assert 20 <= last["step"] < 30
 
 
-def test_diverging_weights_end_in_a_friendly_message(tmp_path):
+def test_diverging_weights_end_in_a_friendly_message(tmp_path: Path) -> None:
     from glocal.errors import TrainingError
 
     config = training(tmp_path, "diverging")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,7 @@ def whitened(patches: np.ndarray, width: int) -> tuple[np.ndarray, torch.nn.Conv
 
 
 @pytest.mark.parametrize("width", [12, 30, 5])
-def test_outputs_are_uncorrelated_with_mean_variance_one(width):
+def test_outputs_are_uncorrelated_with_mean_variance_one(width: int) -> None:
     generator = np.random.default_rng(0)
     # Variances within a factor of 4, so that the floor of 0.01 changes them by little.
     patches = generator.normal(size=(5000, 12)) * np.linspace(1, 2, 12) + 3.0
@@ -44,7 +46,7 @@ def test_outputs_are_uncorrelated_with_mean_variance_one(width):
         np.testing.assert_allclose(covariance, np.eye(width), atol=0.04)
 
 
-def test_weak_directions_are_not_blown_up():
+def test_weak_directions_are_not_blown_up() -> None:
     generator = np.random.default_rng(0)
     spread = np.r_[np.ones(6), np.full(6, 1e-4)]
     outputs, projection = whitened(generator.normal(size=(5000, 12)) * spread, 12)
@@ -52,7 +54,7 @@ def test_weak_directions_are_not_blown_up():
     assert projection.weight.abs().max() < 20
 
 
-def test_moments_are_those_of_the_normalised_images():
+def test_moments_are_those_of_the_normalised_images() -> None:
     config = small_config(
         data="digits",
         backbone=BackboneConfig(size="micro", patch_size=4, image_size=8),
@@ -69,7 +71,7 @@ def test_moments_are_those_of_the_normalised_images():
     np.testing.assert_allclose(moments.covariance, np.cov(cut, rowvar=False), atol=0.05)
 
 
-def test_both_networks_start_whitened_and_equal_in_every_process():
+def test_both_networks_start_whitened_and_equal_in_every_process() -> None:
     config = small_config()
     source = open_source("digits")
     models = [build_distillation(config) for _ in range(2)]
@@ -84,7 +86,7 @@ def test_both_networks_start_whitened_and_equal_in_every_process():
     assert not torch.equal(drawn, first["patch_embed.proj.weight"])
 
 
-def test_fewer_patches_than_pixels_still_whiten(tmp_path):
+def test_fewer_patches_than_pixels_still_whiten(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
     config = small_config(data=str(tmp_path))
@@ -93,7 +95,7 @@ def test_fewer_patches_than_pixels_still_whiten(tmp_path):
     assert bool(model.student.backbone.patch_embed.proj.weight.isfinite().all())
 
 
-def test_a_run_starts_whitened(tmp_path):
+def test_a_run_starts_whitened(tmp_path: Path) -> None:
     fast = [
         "training.steps=1",
         "training.batch_size=8",

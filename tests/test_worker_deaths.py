@@ -60,7 +60,7 @@ def same(a: list, b: list) -> bool:
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(*pixels, strict=True))
 
 
-def test_an_image_that_kills_twice_is_named_and_left_out():
+def test_an_image_that_kills_twice_is_named_and_left_out() -> None:
     seen = batches(Deadly(5, kills=True), workers=1)
     assert same(seen, batches(Deadly(5, kills=False), workers=0))
     notes = [note for batch in seen for note in batch.notes]
@@ -70,7 +70,7 @@ def test_an_image_that_kills_twice_is_named_and_left_out():
     assert reasons == {"Two processes died while they decoded it (the last: SIGKILL)."}
 
 
-def test_a_death_by_chance_changes_nothing(tmp_path):
+def test_a_death_by_chance_changes_nothing(tmp_path: Path) -> None:
     chance = Deadly(5, kills=True, once=tmp_path / "died")
     seen = batches(chance, workers=1)
     assert (tmp_path / "died").exists()
@@ -78,7 +78,7 @@ def test_a_death_by_chance_changes_nothing(tmp_path):
     assert not any(batch.unreadable for batch in seen)
 
 
-def test_workers_that_do_nothing_but_die_end_in_a_sentence():
+def test_workers_that_do_nothing_but_die_end_in_a_sentence() -> None:
     deaths = DeathRegister()
     for _ in range(MOST_IN_A_ROW - 1):
         assert "another one takes over" in deaths.note(None, -9, "")
@@ -86,7 +86,9 @@ def test_workers_that_do_nothing_but_die_end_in_a_sentence():
         deaths.note(None, -9, "")
 
 
-def test_a_run_goes_on_when_its_workers_are_killed(tmp_path, monkeypatch, capsys):
+def test_a_run_goes_on_when_its_workers_are_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Between two steps, and whatever they are at: the weights are those of a run without workers."""
     folder = noisy_pictures(tmp_path / "images")
     expected = weights(pretrain(config_for(folder, tmp_path / "whole", "training.steps=9")))
