@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check bench ablation clean
+.PHONY: help demo test test-slow check bench ladder clean
 
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,11 @@ check: $(READY) ## Formatting, lint and types.
 
 bench: $(READY) ## Measure every promised ratio on this machine; about fifteen minutes on two cores.
 	$(BIN)/python -m benchmarks
+
+SCALE ?= cpu
+DATA ?= data
+ladder: $(READY) ## Train and measure every recipe at equal compute (SCALE=short|medium|cpu|gpu DATA=FOLDER); resumable.
+	$(BIN)/glocal ladder scale=$(SCALE) data=$(DATA)
 
 clean: ## Remove the environment and caches; runs stay.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

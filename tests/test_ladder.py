@@ -62,7 +62,13 @@ def test_the_page_shows_every_row_that_has_records(tmp_path: Path) -> None:
     for seed in range(3):
         append(records, record(seed=seed, knn=50.0 + seed))
         append(records, record("glocal", seed=seed, knn=60.0))
-    append(records, record() | {"kind": "control", "row": "raw <pixels>", "flops": None})
+    control = {
+        "row": "raw <pixels>",
+        "ground": "cifar10",
+        "seed": 0,
+        "figures": {"knn": 35.0, "correspondence": 9.0},
+    }
+    append(records, {"kind": "control"} | control)
     page, picture = write_page(read_records(records), tmp_path)
     text = page.read_text()
     assert "| dino | 3 | 51.0 ± 1.0 |" in text

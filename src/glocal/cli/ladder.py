@@ -33,6 +33,8 @@ class LadderSettings(Config):
     """The file of kept records."""
     out: str = "runs/ladder"
     """Where runs lie while they are made."""
+    controls: bool = True
+    """Measure raw pixels, random weights and k-means patches on each data set, once."""
     page: str = "docs"
     """The folder of ladder.md and its plots."""
 
@@ -40,6 +42,7 @@ class LadderSettings(Config):
 def run(words: Sequence[str]) -> None:
     """Run what is missing of the ladder and write its page."""
     settings = read_words(LadderSettings, words)
+    from glocal.ladder.controls import run_controls
     from glocal.ladder.page import write_page
     from glocal.ladder.rows import GROUNDS, ROWS, find_ground, find_row, find_scale
     from glocal.ladder.study import read_records, run_ladder
@@ -51,6 +54,8 @@ def run(words: Sequence[str]) -> None:
         find_ground(name)
     find_scale(settings.scale)
     records = Path(settings.records)
+    if settings.controls and settings.train:
+        run_controls(grounds, settings.seeds, data=Path(settings.data), records=records)
     if settings.train:
         run_ladder(
             rows, grounds, settings.seeds, scale=settings.scale, data=Path(settings.data), out=Path(settings.out),

@@ -18,9 +18,10 @@ _HEAD = {"knn": "k-NN", "linear": "linear", "correspondence": "correspondence", 
 def write_page(records: Sequence[Record], folder: Path) -> list[Path]:
     """Write `ladder.md` and one SVG for each ground and scale that has runs; return the files."""
     sections, files = [], []
-    runs = [r for r in records if r["kind"] in ("run", "control")]
+    runs = [r for r in records if r["kind"] == "run"]
     for ground, scale in sorted({(r["ground"], r["scale"]) for r in runs}):
         here = [r for r in runs if (r["ground"], r["scale"]) == (ground, scale)]
+        here += [r for r in records if r["kind"] == "control" and r["ground"] == ground]
         sections += [f"## {ground}, {_budget(here)}", "", *_table(here), ""]
         picture = folder / f"ladder-{ground}-{scale}.svg"
         picture.write_text(_plot(here, f"{ground}: {_budget(here)}"))

@@ -90,7 +90,9 @@ def run_configuration(
     """
     chosen, place = find_row(row), find_ground(ground)
     recipe, _, operations = chosen.recipe.partition("/")
-    budget = (f"training.flops={flops}", f"seed={seed}", "probe.enabled=false", "verdict.enabled=false")
+    budget = (
+        f"training.flops={flops}", f"seed={seed}", "speed.precision=bf16", "probe.enabled=false", "verdict.enabled=false"
+    )  # fmt: skip
     config = configure(
         recipe, data=str(data / place.train), out=str(out), preset=place.preset,
         overrides=[*place.settings, *chosen.settings, *budget, *overrides],
