@@ -46,14 +46,16 @@ def _knn_probe(config: RunConfig, source: ImageSource) -> Probe | None:
     labelled = open_source(settings.data) if settings.data is not None else source
     if labelled.labels is not None and (labelled.labels < 0).any():
         labelled = labelled.subset(np.flatnonzero(labelled.labels >= 0))
-    if labelled.labels is None or len(np.unique(labelled.labels)) < 2 or len(labelled) < 4:
+    held_out = min(settings.queries, max(1, len(labelled) // 5), len(labelled))
+    rest, queries = hold_out(labelled, held_out, seed=config.seed)
+    bank, _ = hold_out(rest, max(0, len(rest) - settings.bank), seed=config.seed)
+    if bank.labels is None or len(np.unique(bank.labels)) < 2:
         if settings.data is not None:
             raise ConfigError(
-                f"probe.data={settings.data} has no labels, or one class only; give a folder with a folder for every class."
+                f"probe.data={settings.data} has no labels, or one class only once {held_out} of "
+                f"{len(labelled)} images are held out; give a folder with a folder for every class."
             )
         return None
-    rest, queries = hold_out(labelled, min(settings.queries, max(1, len(labelled) // 5)), seed=config.seed)
-    bank, _ = hold_out(rest, max(0, len(rest) - settings.bank), seed=config.seed)
     probe = KnnProbe(bank, queries, ks=(settings.neighbours,), workers=0)
 
     def run(backbone: Backbone) -> dict[str, float]:

@@ -99,6 +99,8 @@ class Records:
         self.probed = {looked for looked in self.probed if looked <= step}
         self.log.cut_after(step)
         self.losses = [entry for entry in self.losses if entry[0] <= step]
+        if self.verdict is not None:
+            self.verdict.go_back()
         self.warn(
             f"Too many bad steps in a row: back at step {step:,}, with the learning rate at "
             f"{self.run.rate_factor:g} of its schedule."

@@ -52,6 +52,13 @@ class RunVerdict:
             export_teacher(self._folder.export / "best", backbone, self._config, step)
         return {f"verdict.{name}": value for name, value in figures.items()}
 
+    def go_back(self) -> None:
+        """Forget the scores that `metrics.jsonl` no longer holds, after the run was put back to an earlier step.
+
+        `export/best` stays until a step of the new way scores highest; its config.json says of which step it is.
+        """
+        self._scores = recorded_scores(self._folder.metrics)
+
 
 def recorded_scores(metrics: Path) -> list[tuple[int, float]]:
     """(step, score) of every examination that `metrics.jsonl` holds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
@@ -158,7 +159,7 @@ class KnnProbe:
     Args:
         bank: labelled images to look up.
         queries: labelled images to classify.
-        ks: numbers of neighbours; larger ones than the bank are cut to it.
+        ks: numbers of neighbours; larger ones than the bank's readable images are cut to these.
         workers: processes that decode.
         transform: how an image becomes input; null: the model's size, central crop.
 
@@ -177,8 +178,7 @@ class KnnProbe:
         self.bank, self.queries = bank, queries
         self.labels = align_labels(bank, queries)
         self.work = Work(workers=workers, progress=False)
-        fitting = tuple(sorted({min(k, len(bank)) for k in ks}))
-        self.config = KnnConfig(ks=fitting, transform=transform or FeatureTransform())
+        self.config = KnnConfig(ks=tuple(ks), transform=transform or FeatureTransform())
         self.notes: list[str] = []
         """What the last run left out."""
 
@@ -190,7 +190,11 @@ class KnnProbe:
         queries = extract_embeddings(
             encoder, self.queries, self.config.transform, self.config.features.split("+"), self.work
         )
-        answers = self.config.answer(bank, queries, self.labels, encoder.device)
+        # Known only here: images that can't be decoded are missing from the bank.
+        available = int((np.asarray(self.labels.train)[bank.indices] >= 0).sum())
+        fitting = tuple(sorted({max(1, min(k, available)) for k in self.config.ks}))
+        config = self.config.model_copy(update={"ks": fitting})
+        answers = config.answer(bank, queries, self.labels, encoder.device)
         self.notes = [*answers.notes, *bank.skipped.notes(), *queries.skipped.notes()]
         return {f"knn_{name}": value / 100 for name, value in accuracies(answers).items()}
 
