@@ -78,7 +78,9 @@ def in_a_process(*arguments: Any) -> int:
 
 def told(out: Path) -> list[dict[str, object]]:
     """What its records say, without what depends on the machine's mood."""
-    return [{key: value for key, value in record.items() if key not in OF_THE_MACHINE} for record in records(out)]
+    return [
+        {key: value for key, value in record.items() if key not in OF_THE_MACHINE} for record in records(out)
+    ]
 
 
 def same(one: object, other: object) -> bool:

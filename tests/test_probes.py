@@ -51,7 +51,10 @@ def test_a_run_on_few_labelled_images_is_probed(tmp_path: Path) -> None:
     folder = class_folders(tmp_path / "images", 12, 11, broken=2)
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=1", "probe.enabled=true"))
     assert not [record for record in records(out) if "failed" in record]
-    assert [record["step"] for record in records(out) if any(name.startswith("knn") for name in record)] == [0, 1]
+    assert [record["step"] for record in records(out) if any(name.startswith("knn") for name in record)] == [
+        0,
+        1,
+    ]
 
 
 def test_scores_of_abandoned_steps_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +70,23 @@ def test_scores_of_abandoned_steps_are_forgotten(tmp_path: Path, monkeypatch: py
         return views
 
     def looked(self: RunVerdict, backbone: torch.nn.Module, step: int) -> dict[str, float]:
-        before = [(r["step"], r["verdict.score"]) for r in read_records(self._folder.metrics) if "verdict.score" in r]
+        before = [
+            (r["step"], r["verdict.score"])
+            for r in read_records(self._folder.metrics)
+            if "verdict.score" in r
+        ]
         known.append((self._scores == before, step))
         return look(self, backbone, step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "augment", poisoned)
     monkeypatch.setattr(RunVerdict, "look", looked)
     folder = noisy_pictures(tmp_path / "images")
-    more = ("training.steps=12", "training.checkpoint_every=4", "verdict.enabled=true", "verdict.every=3", "verdict.images=8")
+    more = (
+        "training.steps=12",
+        "training.checkpoint_every=4",
+        "verdict.enabled=true",
+        "verdict.every=3",
+        "verdict.images=8",
+    )
     pretrain(config_for(folder, tmp_path / "run", *more))
     assert known == [(True, step) for step in (0, 3, 6, 9, 6, 9, 12)]
