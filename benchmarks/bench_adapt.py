@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from glocal.models.adaptation import AdaptConfig, adapt
+from glocal.models.backbone import BackboneConfig
 from glocal.models.teacher import MovingAverage, freeze
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 from glocal.training.stopwatch import peak_memory_gib
 
 MODES = ["full", "last:2", "norms", "lora"]

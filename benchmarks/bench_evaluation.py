@@ -27,9 +27,10 @@ from glocal.evaluation.classification.linear import LinearProbe, readouts_for
 from glocal.extraction.feature_stream import iterate_features, iterate_pixels
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.work import Work
+from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.preprocessing import FeatureTransform
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 
 def take_turns(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

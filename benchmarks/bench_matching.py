@@ -114,7 +114,8 @@ def quality() -> None:
 
 def bench_step_share(device: torch.device) -> None:
     """Print the share of a ViT-Ti/16 step that matching takes."""
-    from glocal.models.vit import BackboneConfig, VisionTransformer
+    from glocal.models.backbone import BackboneConfig
+    from glocal.models.vit import VisionTransformer
 
     images = 4
     student, teacher = (VisionTransformer(BackboneConfig(size="tiny")).to(device) for _ in range(2))

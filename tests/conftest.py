@@ -18,7 +18,7 @@ from hypothesis import settings
 # Annotations of these rooms are checked at every call: types, and shapes by name. Before anything of theirs is imported.
 jaxtyping.install_import_hook(["glocal.views", "glocal.matching"], "beartype.beartype")
 
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 from glocal.objectives import HeadConfig, ImageLevelConfig, MatchedPatchesConfig
 from glocal.training.config import RunConfig
 from glocal.views.batch import ViewBatch, Views

@@ -8,8 +8,9 @@ from PIL import Image
 
 from glocal.data.source import ImageSource
 from glocal.errors import UnreadableImageError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 
 class MemorySource(ImageSource):

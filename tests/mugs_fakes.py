@@ -9,7 +9,8 @@ from conftest import make_views, small_config
 from glocal.objectives import InstanceConfig, LocalGroupConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
@@ -28,7 +29,7 @@ LOCAL_GROUP = LocalGroupConfig(**COMMON, memory=20, neighbours=3)
 STUDENT_VIEWS = [("global", 0), ("global", 1), ("local", 0), ("local", 1), ("local", 2)]
 
 
-def build(groups=GROUPS, **objectives):
+def build(groups: dict[str, ViewGroup] = GROUPS, **objectives) -> SelfDistillation:
     """Both networks, the teacher with weights of its own."""
     model = build_distillation(small_config(views=groups, objectives=objectives))
     with torch.no_grad():
@@ -38,19 +39,21 @@ def build(groups=GROUPS, **objectives):
     return model
 
 
-def run(model, views, watch=False):
+def run(
+    model: SelfDistillation, views: Views, watch: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return model(StepInput(views, PROGRESS, watch))
 
 
-def views_of(batch, seed, first=0, groups=GROUPS):
+def views_of(batch: int, seed: int, first: int = 0, groups: dict[str, ViewGroup] = GROUPS) -> Views:
     """Views of images `first` to `first + batch - 1`."""
     views = make_views(batch, groups, seed=seed)
     return type(views)(views.groups, views.seed, views.index + first, views.source_size)
 
 
-def unit(x):
+def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def array(x):
+def array(x: torch.Tensor) -> np.ndarray:
     return x.detach().double().numpy()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from glocal.matching.geometric import match_patches
+from glocal.views.batch import Views
 
 GRIDS = {"global": (4, 4), "local": (2, 2)}
 
 
-def all_matches(views, image, second_groups):
+def all_matches(views: Views, image: int, second_groups: list[str]):
     """(group, view, patch) of the first and of the second patch of every match of one image, one view pair at a time."""
     one = slice(image, image + 1)
     for name_t in second_groups:

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 import glocal
 from glocal.errors import ConfigError, ModelError
 from glocal.models.adaptation import AdaptConfig, LowRankLinear, adapt, adapters, merge_adapters
+from glocal.models.backbone import BackboneConfig
 from glocal.models.export import export_backbone
 from glocal.models.teacher import MovingAverage
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 from glocal.objectives import RelationsConfig
 from glocal.recipes import configure, continue_run
 from glocal.training import loop

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.models.aggregator import Aggregator
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.backbone import BackboneConfig
+from glocal.models.vit import VisionTransformer
 
 
 def random_aggregator(dim: int = 24, heads: int = 3) -> Aggregator:

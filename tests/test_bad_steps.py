@@ -19,8 +19,9 @@ from glocal.training.bad_steps import StepGuard
 from glocal.training.config import OptimiserConfig
 from glocal.training.gradients import backward
 from glocal.training.loop import pretrain
-from glocal.training.network import StepInput
+from glocal.training.network import SelfDistillation, StepInput
 from glocal.training.optimiser import build_optimiser, clip_gradients, learning_rate_schedule, set_schedules
+from glocal.views.batch import Views
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return noisy_pictures(tmp_path_factory.mktemp("images"))
 
 
-def take_step(model, optimiser, config, guard, views) -> torch.Tensor:
+def take_step(
+    model: SelfDistillation, optimiser, config: OptimiserConfig, guard: StepGuard, views: Views
+) -> torch.Tensor:
     """One step as the loop takes it."""
     set_schedules(optimiser, config, learning_rate_schedule(config, 8), PROGRESS)
     guard.begin()
@@ -75,11 +78,11 @@ def test_the_suite_knows_every_kind_of_state() -> None:
     assert {"image", "patch-sinkhorn", "instance-full", "group-local", "neighbours-attention"} <= set(TERMS)
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, steps, seen=None) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, steps, seen: None = None) -> None:
     """Make the pixels of these steps (numbered as they are taken) no numbers."""
     original, count = loop.augment, {"step": 0}
 
-    def augment(*arguments):
+    def augment(*arguments) -> Views:
         views = original(*arguments)
         count["step"] += 1
         if count["step"] in steps:

@@ -13,8 +13,9 @@ from PIL import Image
 
 from glocal import cli
 from glocal.errors import ConfigError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.export import export_backbone
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 from glocal.outside import given_path, new_file, new_folder
 
 TINY = BackboneConfig(size="micro", embed_dim=32, depth=1, num_heads=2, patch_size=8, image_size=16)
@@ -128,7 +129,11 @@ def refused(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, caps
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_bad_input_is_refused_in_one_sentence(
-    words, says: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    says: str,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert says in refused(words, place, monkeypatch, capsys)
 
@@ -136,7 +141,7 @@ def test_bad_input_is_refused_in_one_sentence(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("words", [[*PRETRAIN, "speed.device=cuda"], [*EVALUATE, "device=cuda"]])
 def test_a_gpu_that_is_not_there(
-    words, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "device=cuda: this machine has no such device. Here: auto, cpu" in refused(
         words, place, monkeypatch, capsys
@@ -161,7 +166,7 @@ def test_names_are_no_markup(
 
 
 @pytest.mark.parametrize("text", ["", "a\0b", LONG, "~nobodyhere/x"])
-def test_what_is_no_path(text) -> None:
+def test_what_is_no_path(text: str) -> None:
     with pytest.raises(ConfigError, match="out="):
         given_path(text, "out")
 

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 
 from glocal.data import open_source
 from glocal.errors import ConfigError, TrainingError
-from glocal.models.vit import BackboneConfig
+from glocal.models.backbone import BackboneConfig
 from glocal.objectives import ContrastConfig, ImageLevelConfig
 from glocal.recipes import configure, continue_run
 from glocal.training import compute, precision

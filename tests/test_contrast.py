@@ -12,14 +12,16 @@ from glocal.objectives import ContrastConfig
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.step_info_nce import step_info_nce
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import Network, SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
+from glocal.views.groups import ViewGroup
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 HEAD = ProjectionConfig(hidden=24, out_dim=8)
 TWO = {"global": GROUPS["global"]}
 
 
-def build(groups, **settings):
+def build(groups: dict[str, ViewGroup], **settings) -> SelfDistillation:
     term = ContrastConfig(head=HEAD, **settings)
     model = build_distillation(small_config(views=groups, objectives={"contrast": term}))
     with torch.no_grad():
@@ -29,14 +31,14 @@ def build(groups, **settings):
     return model
 
 
-def projected(network, views, groups, role):
+def projected(network: Network, views: Views, groups: dict[str, ViewGroup], role: str) -> np.ndarray:
     """(batch, all views, dim) in float64."""
     features = network.features(views, groups, role)
     cls = torch.cat([f.cls for f in features.values()], dim=1)
     return network.heads["contrast"](cls).detach().double().numpy()
 
 
-def slow_contrast(anchors, targets, temperature):
+def slow_contrast(anchors: np.ndarray, targets: np.ndarray, temperature: float) -> np.float64:
     """One pair of views at a time; view t of an image is no target of its own view t."""
     terms = []
     for i in range(anchors.shape[0]):
@@ -56,7 +58,7 @@ def slow_contrast(anchors, targets, temperature):
 
 @pytest.mark.parametrize("groups", [TWO, GROUPS], ids=["two views", "five views"])
 @pytest.mark.parametrize("targets", ["student", "teacher"])
-def test_loss_equals_one_pair_at_a_time(groups, targets: str) -> None:
+def test_loss_equals_one_pair_at_a_time(groups: dict[str, ViewGroup], targets: str) -> None:
     model = build(groups, targets=targets)
     views = make_views(4, groups, seed=1)
     loss, _ = model(StepInput(views, PROGRESS, False))

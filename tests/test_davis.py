@@ -19,9 +19,10 @@ from glocal.evaluation.objects.davis import Davis, frame_size, overlay, palette
 from glocal.evaluation.objects.davis_data import DavisVideos, read_predictions
 from glocal.evaluation.objects.davis_metrics import score_dataset, score_sequence
 from glocal.evaluation.objects.label_propagation import Propagation, Source, follow, propagate_labels, sharpen
+from glocal.models.encoder import Encoder
 
 
-def slow_propagation(target, sources, settings: Propagation) -> np.ndarray:
+def slow_propagation(target: torch.Tensor, sources: list[Source], settings: Propagation) -> np.ndarray:
     """The definition, patch by patch."""
     rows, columns, _ = target.shape
     result = np.zeros((rows, columns, sources[0].labels.shape[-1]))
@@ -78,7 +79,7 @@ def test_ties_stay_as_in_the_reference() -> None:
 def test_sources_are_the_first_frame_and_the_last_few(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[float]] = []
 
-    def spy(target, sources, settings):
+    def spy(target: torch.Tensor, sources: list[Source], settings: Propagation) -> torch.Tensor:
         seen.append([float(source.labels[0, 0, 0]) for source in sources])
         return torch.full((2, 2, 1), float(len(seen)))
 
@@ -144,7 +145,7 @@ def test_finished_sequences_are_kept_when_interrupted(
     plain = protocol.run(encoder, base, QUIET)
     work, predict, asked = replace(QUIET, cache=tmp_path / "cache"), Davis.predict, []
 
-    def interrupted(self, encoder, videos, sequence, first_mask):
+    def interrupted(self, encoder: Encoder, videos: DavisVideos, sequence: str, first_mask: np.ndarray):
         asked.append(sequence)
         if asked == ["first", "second"]:
             raise KeyboardInterrupt

@@ -12,17 +12,19 @@ from conftest import make_views, small_config
 
 import glocal
 from glocal.errors import ConfigError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.export import export_backbone
 from glocal.models.frozen_teacher import FrozenTeacher
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 from glocal.objectives import DistilConfig, ImageLevelConfig
 from glocal.recipes import configure
 from glocal.schedules import Progress
 from glocal.training import loop
 from glocal.training.config import TeacherConfig
 from glocal.training.gradients import backward
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
 
 PROGRESS = Progress(step=5, total_steps=10, steps_per_epoch=5)
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -42,33 +44,35 @@ def large(folder: Path, **settings: object) -> str:
     return str(export_backbone(model, folder, mean=(0.5,) * 3, std=(0.25,) * 3))
 
 
-def build(spec: str, term: DistilConfig = DistilConfig(), **teacher: object):
+def build(spec: str, term: DistilConfig = DistilConfig(), **teacher: object) -> SelfDistillation:
     return build_distillation(
         small_config(objectives={"distil": term}, teacher=TeacherConfig(frozen=spec, **teacher))
     )
 
 
-def unit(x):
+def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def standard(x):
+def standard(x: np.ndarray) -> np.ndarray:
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
 
 
-def huber(a, b):
+def huber(a: np.ndarray, b: np.ndarray) -> np.float64:
     d = np.abs(a - b)
     return np.where(d < 1, d**2 / 2, d - 0.5).mean(-1)
 
 
-def centre(box, flip, row, column, grid):
+def centre(
+    box: list[float], flip: torch.Tensor, row: int, column: int, grid: tuple[int, int]
+) -> tuple[float, float]:
     """A patch's centre in source pixels."""
     top, left, height, width = box
     across = (column + 0.5) / grid[1]
     return top + (row + 0.5) / grid[0] * height, left + (1 - across if flip else across) * width
 
 
-def by_hand(model, views, distance):
+def by_hand(model: SelfDistillation, views: Views, distance: str) -> tuple[np.float64, np.float64]:
     """Every student patch against the teacher patch that holds its centre, in every teacher view; loops only."""
     state = {n: p.detach().double().numpy() for n, p in model.student.heads["distil"].named_parameters()}
     student, teacher = model.student_features(views, PROGRESS), model.frozen_features(views)

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from glocal.errors import ModelError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.export import export_backbone
 from glocal.models.loading import load
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 
 def backbone(**settings: object) -> VisionTransformer:

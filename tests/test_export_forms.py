@@ -9,11 +9,12 @@ import torch
 
 import glocal
 from glocal.errors import ConfigError, ModelError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.export_check import compare, refuse_differences, three_sizes
 from glocal.models.export_forms import export_model
 from glocal.models.position import _resampling_matrix, resampling_weights
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 
@@ -104,7 +105,7 @@ def test_a_difference_is_seen_and_refused() -> None:
     with torch.no_grad():
         other.backbone.blocks[0].mlp.fc2.bias[3] += 0.1
 
-    def run(pixels):
+    def run(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = other.features(pixels)
         return features.cls, features.patches
 

@@ -12,10 +12,10 @@ from test_objectives import PROGRESS, TERMS, build
 
 from glocal.objectives import AnyObjective
 from glocal.training.gradients import backward
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import SelfDistillation, StepInput, build_distillation
 
 
-def gradients(model) -> dict[str, torch.Tensor]:
+def gradients(model: SelfDistillation) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in model.student.named_parameters() if p.grad is not None}
 
 
@@ -25,7 +25,7 @@ def test_every_term_of_the_union_is_in_the_suite() -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_micro_batches_are_the_same_step(name) -> None:
+def test_micro_batches_are_the_same_step(name: str) -> None:
     """Loss, gradients and state, over two steps, so that queues and centres of the first are seen by the second."""
     whole, parts = build(name), build(name)
     for seed in (3, 4):
@@ -47,7 +47,7 @@ def test_micro_batches_are_the_same_step(name) -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_the_cut_graph_gives_the_gradients_of_the_whole_one(name) -> None:
+def test_the_cut_graph_gives_the_gradients_of_the_whole_one(name: str) -> None:
     cut, whole = build(name), build(name)
     step = StepInput(make_views(4, seed=5), PROGRESS, watch=True)
     backward(cut, step)

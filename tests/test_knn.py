@@ -20,7 +20,15 @@ from glocal.extraction.work import Work
 QUIET = Work(progress=False)
 
 
-def slow_knn(bank, labels, queries, k, temperature, classes, leave_one_out=False):
+def slow_knn(
+    bank: np.ndarray,
+    labels: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    temperature: float,
+    classes: int,
+    leave_one_out: bool = False,
+) -> np.ndarray:
     """One query at a time in float64."""
     bank = bank / np.linalg.norm(bank, axis=1, keepdims=True)
     queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
@@ -39,7 +47,9 @@ def slow_knn(bank, labels, queries, k, temperature, classes, leave_one_out=False
     leave_one_out=st.booleans(), seed=st.integers(0, 2**20),
 )  # fmt: skip
 @settings(max_examples=40, deadline=None)
-def test_votes_equal_the_slow_version(rows, queries, classes, k, leave_one_out, seed) -> None:
+def test_votes_equal_the_slow_version(
+    rows: int, queries: int, classes: int, k: int, leave_one_out: bool, seed: int
+) -> None:
     generator = np.random.default_rng(seed)
     bank = generator.normal(size=(rows, 6))
     asked = bank if leave_one_out else generator.normal(size=(queries, 6))

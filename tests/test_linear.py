@@ -18,9 +18,10 @@ from glocal.evaluation.classification.linear import LinearProbe, rank_classes, r
 from glocal.evaluation.classification.logistic import LowShot, draw_shots
 from glocal.extraction.image_embeddings import extract_embeddings
 from glocal.extraction.work import Work
+from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 QUIET = Work(progress=False)
 
@@ -33,7 +34,16 @@ def blobs(rows: int, seed: int = 0, classes: int = 4, dim: int = 6) -> tuple[tor
     return torch.from_numpy(x), torch.from_numpy(labels)
 
 
-def slow_head(x, y, classes, rate, epochs, batch_size, momentum, seed):
+def slow_head(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    classes: int,
+    rate: float,
+    epochs: int,
+    batch_size: int,
+    momentum: float,
+    seed: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """torch's own cross-entropy, autograd and SGD, one head alone."""
     weight = torch.randn(x.shape[1], classes, generator=torch.Generator().manual_seed(seed + 1)) * 0.01
     weight = weight.to(x.dtype).requires_grad_()

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.errors import ModelError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.loading import load, load_into
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 State = dict[str, Tensor]
 DIM, HEADS, DEPTH, PATCH, SIDE = 128, 2, 3, 8, 5

@@ -12,7 +12,9 @@ from glocal.objectives import ImageLevelConfig, MaskedAlignmentConfig, MaskedPat
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.masks import MaskConfig, draw_masks
 from glocal.schedules import Progress, Schedule
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
+from glocal.views.groups import ViewGroup
 from glocal.views.photometric.warping import Rotate
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
@@ -21,7 +23,7 @@ PROTOTYPES = MaskedPatchesConfig(head=SMALL_HEAD, masks=MASKS)
 ALIGNMENT = MaskedAlignmentConfig(head=ProjectionConfig(hidden=24, out_dim=8), masks=MASKS)
 
 
-def build(groups=GROUPS, **objectives):
+def build(groups: dict[str, ViewGroup] = GROUPS, **objectives) -> SelfDistillation:
     model = build_distillation(small_config(views=groups, objectives=objectives))
     with torch.no_grad():
         for parameter in model.teacher.parameters():
@@ -31,12 +33,12 @@ def build(groups=GROUPS, **objectives):
     return model
 
 
-def softmax(x):
+def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max())
     return e / e.sum()
 
 
-def slow_term(model, views, groups, compare):
+def slow_term(model: SelfDistillation, views: Views, groups: dict[str, ViewGroup], compare) -> np.float64:
     """One masked patch at a time: mean over its view's masked patches, then over all views."""
     student = model.student_features(views, PROGRESS)["global"]
     teacher = model.teacher_features(views)["global"]
@@ -65,7 +67,7 @@ def test_prototype_loss_equals_a_loop(keep: float) -> None:
     views = make_views(5, groups, seed=1)
     loss, _ = model(StepInput(views, PROGRESS, False))
 
-    def cross_entropy(s, t):
+    def cross_entropy(s: np.ndarray, t: np.ndarray) -> np.float64:
         return -(softmax((t - centre.double().numpy()) / 0.04) * np.log(softmax(s / 0.1))).sum()
 
     assert loss.item() == pytest.approx(slow_term(model, views, groups, cross_entropy), rel=1e-5)

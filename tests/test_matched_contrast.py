@@ -14,14 +14,16 @@ from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.pair_draw import draw_pairs
 from glocal.objectives.patch_pairs import keep_pairs, match_view_groups
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import Network, SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
+from glocal.views.groups import ViewGroup
 from glocal.views.photometric.warping import Rotate
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 HEAD = ProjectionConfig(hidden=24, layers=2, out_dim=8)
 
 
-def build(groups=GROUPS, **settings):
+def build(groups: dict[str, ViewGroup] = GROUPS, **settings) -> SelfDistillation:
     term = MatchedContrastConfig(head=HEAD, **settings)
     model = build_distillation(small_config(views=groups, objectives={"pixel": term}))
     with torch.no_grad():
@@ -31,14 +33,21 @@ def build(groups=GROUPS, **settings):
     return model
 
 
-def projected(network, views, role):
+def projected(network: Network, views: Views, role: str) -> dict[str, np.ndarray]:
     return {
         name: network.heads["pixel"](f.patches).detach().double().numpy()
         for name, f in network.features(views, GROUPS, role).items()
     }
 
 
-def slow_info_nce(firsts, seconds, vectors_1, vectors_2, images, temperature=0.1):
+def slow_info_nce(
+    firsts: list[tuple[int, tuple[str, int, int]]],
+    seconds: list[tuple[int, tuple[str, int, int]]],
+    vectors_1: dict[str, np.ndarray],
+    vectors_2: dict[str, np.ndarray],
+    images: int,
+    temperature: float = 0.1,
+) -> np.float64:
     """Every pair by itself: its second patch against the other second patches of the chunk."""
     terms = []
     for (image, one), (_, two) in zip(firsts, seconds, strict=True):
@@ -89,7 +98,7 @@ def test_no_more_pairs_than_asked_and_all_of_them_matches() -> None:
     second_rows = np.concatenate([r.numpy() for r in kept.teacher_rows.values()])
     second_group = np.concatenate([[n] * r.numel() for n, r in kept.teacher_rows.items()])
 
-    def place(name, row):
+    def place(name, row: np.int64) -> tuple[str, int, int]:
         patches, count = np.prod(GRIDS[name]), GROUPS[name].count
         return (str(name), int(row // patches % count), int(row % patches))
 

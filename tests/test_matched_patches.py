@@ -11,27 +11,28 @@ from glocal.errors import ConfigError
 from glocal.matching.geometric import match_patches
 from glocal.objectives import LocalGlobalReferenceConfig, MatchedPatchesConfig
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import Network, SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
 from glocal.views.photometric.warping import Rotate
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 
 
-def logits(network, name, tokens):
+def logits(network: Network, name: str, tokens: torch.Tensor) -> np.ndarray:
     return network.heads[name](tokens).detach().double().numpy()
 
 
-def softmax(x):
+def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def cross_entropy(teacher_logits, student_logits, centre):
+def cross_entropy(teacher_logits: np.ndarray, student_logits: np.ndarray, centre: np.ndarray) -> np.float64:
     p, q = softmax((teacher_logits - centre) / 0.04), softmax(student_logits / 0.1)
     return -(p * np.log(q)).sum()
 
 
-def every_pair(model, views, rule, weight="none"):
+def every_pair(model: SelfDistillation, views: Views, rule: str, weight: str = "none"):
     """(image, teacher view, student view, matches) of all pairs of different views, one at a time."""
     grids = {"global": (4, 4), "local": (2, 2)}
     for image in range(len(views)):

@@ -15,23 +15,25 @@ from hypothesis import strategies as st
 from mugs_fakes import GROUPS, INSTANCE, LOCAL_GROUP, STUDENT_VIEWS, array, build, run, unit, views_of
 from torch import multiprocessing
 
+from glocal.models.backbone import BackboneConfig
 from glocal.models.blocks import Block
-from glocal.models.vit import BackboneConfig
+from glocal.models.features import Features
 from glocal.objectives import ImageLevelConfig, InstanceConfig
 from glocal.objectives.by_contrast.local_group import neighbour_purity
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.by_contrast.queue_info_nce import Queue, info_nce
 from glocal.objectives.by_contrast.relation_block import ImageToken, RelationBlock
 from glocal.objectives.pairs import Pairs
+from glocal.training.network import Network
 
 
-def slow_info_nce(x, k, negatives, temperature):
+def slow_info_nce(x: np.ndarray, k: np.ndarray, negatives: np.ndarray, temperature: float) -> np.float64:
     """One pair: the positive is class 0 of a plain softmax."""
     logits = np.array([x @ k, *(x @ q for q in negatives)]) / temperature
     return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0]
 
 
-def pair_weights(skip=False):
+def pair_weights(skip: bool = False) -> dict[tuple[int, int], float]:
     """Half to pairs of large views, half to pairs of small ones."""
     pairs = [(s, t) for s in range(5) for t in range(2) if not (skip and s == t)]
     large = sum(s < 2 for s, _ in pairs)
@@ -43,7 +45,9 @@ def pair_weights(skip=False):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 700), st.integers(1, 6), st.floats(0.05, 1.0), st.booleans(), st.integers(0, 2**31))
-def test_streamed_info_nce_equals_the_plain_one(negatives, students, temperature, exclude, seed) -> None:
+def test_streamed_info_nce_equals_the_plain_one(
+    negatives: int, students: int, temperature: float, exclude: bool, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, k, q = (F.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (students, 3, negatives))
     image, own = (
@@ -139,7 +143,7 @@ def test_keys_are_normalised_projections_of_both_teacher_views_image_by_image() 
 # ------------------------------------------------------------------------------------------------- local group
 
 
-def slow_mean(features, mean, view):
+def slow_mean(features: Features, mean: ImageToken, view: int) -> np.ndarray:
     """A view's token, by image, in plain words: which tokens, before or behind the norm."""
     tokens = array(features.tokens_before_norm[:, view])
     if mean.norm == "after":
@@ -150,7 +154,7 @@ def slow_mean(features, mean, view):
     return tokens[:, wanted].mean(axis=1)
 
 
-def slow_nearest(query, rows, image, own, k):
+def slow_nearest(query: np.ndarray, rows: np.ndarray, image: np.ndarray, own: int, k: int) -> list[int]:
     similarity = [
         (unit(query) @ unit(row), j) for j, row in enumerate(rows) if own is None or image[j] != own
     ]
@@ -161,7 +165,9 @@ MEANS = [ImageToken(norm=norm, tokens=t) for norm in ("before", "after") for t i
 
 
 @pytest.mark.parametrize(("query", "row"), [*zip(MEANS, MEANS, strict=True), (MEANS[1], MEANS[3])])
-def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row) -> None:
+def test_local_group_loss_equals_a_loop_over_images_views_and_rows(
+    query: ImageToken, row: ImageToken
+) -> None:
     """The whole path: what is remembered, who is retrieved, what enters the relation block, what comes out."""
     model = build(group=LOCAL_GROUP.model_copy(update={"query": query, "row": row}))
     before = views_of(5, seed=6)
@@ -181,7 +187,9 @@ def test_local_group_loss_equals_a_loop_over_images_views_and_rows(query, row) -
     views = views_of(3, seed=7, first=4)
     loss, _ = run(model, views)
 
-    def embeddings(role, network, seen):
+    def embeddings(
+        role: str, network: Network, seen: list[tuple[str, int]]
+    ) -> dict[tuple[str, int, int], np.ndarray]:
         features, heads = network.features(views, GROUPS, role), network.heads["group"]
         rows, image = memories[role]
         found = {}
@@ -287,7 +295,7 @@ def test_group_loss_equals_a_loop_over_images_and_pairs() -> None:
 # --------------------------------------------------------------------------------------------------- processes
 
 
-def three_steps(rank: int, world: int):
+def three_steps(rank: int, world: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses of three steps of 8 images, of which this process has its part, and all state afterwards."""
     model = build(instance=INSTANCE, group=LOCAL_GROUP)
     losses = []

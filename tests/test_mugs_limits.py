@@ -63,7 +63,7 @@ def test_double_advance_without_noise_is_refused() -> None:
 
 
 @pytest.mark.parametrize("wanted", [ImageToken(tokens="all"), ImageToken(norm="before", tokens="class")])
-def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted) -> None:
+def test_what_stands_for_an_image_with_the_class_token_needs_one(wanted: ImageToken) -> None:
     backbone = small_config().backbone.model_copy(update={"pooling": "class_attention"})
     term = LOCAL_GROUP.model_copy(update={"query": wanted})
     with pytest.raises(ConfigError, match=r"query\.tokens=patches"):

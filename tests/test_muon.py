@@ -35,7 +35,9 @@ def slow_orthogonal(matrix: np.ndarray) -> np.ndarray:
     return (left * values) @ right
 
 
-def slow_update(weight, momentum, gradient, rate, decay, matrices):
+def slow_update(
+    weight: np.ndarray, momentum: np.ndarray, gradient: np.ndarray, rate: float, decay: float, matrices: int
+) -> np.ndarray:
     """One step on a parameter of stacked matrices, in float64."""
     momentum = 0.95 * momentum + 0.05 * gradient
     direction = 0.95 * momentum + 0.05 * gradient
@@ -47,7 +49,7 @@ def slow_update(weight, momentum, gradient, rate, decay, matrices):
 
 
 @pytest.mark.parametrize(("shape", "matrices"), [((6, 9), 1), ((9, 6), 1), ((18, 6), 3), ((6, 9), 2)])
-def test_three_updates_equal_the_slow_twin(exact, shape: tuple[int, int], matrices: int) -> None:
+def test_three_updates_equal_the_slow_twin(exact: None, shape: tuple[int, int], matrices: int) -> None:
     generator = np.random.default_rng(0)
     weight, momentum = generator.normal(size=shape), np.zeros(shape)
     parameter = torch.nn.Parameter(torch.tensor(weight, dtype=torch.float32))

@@ -12,8 +12,9 @@ import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 
 from glocal.errors import ConfigError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.export import export_backbone
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 from glocal.objectives import (
     KINDS,
     CharacteristicConfig,
@@ -41,6 +42,7 @@ from glocal.objectives.over_prototypes.centring import CentringConfig
 from glocal.schedules import Progress
 from glocal.training.config import TeacherConfig
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
 
 TERMS = {
     "image": ImageLevelConfig(head=SMALL_HEAD),
@@ -151,13 +153,15 @@ def build(name: str, **update: object) -> SelfDistillation:
     return model
 
 
-def step(model: SelfDistillation, views, watch=False):
+def step(
+    model: SelfDistillation, views: Views, watch: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     loss, scalars = model(StepInput(views, PROGRESS, watch))
     return loss, scalars
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_loss_is_finite_and_reaches_every_trainable_parameter(name) -> None:
+def test_loss_is_finite_and_reaches_every_trainable_parameter(name: str) -> None:
     model = build(name)
     loss, _ = step(model, make_views(4))
     assert loss.shape == () and loss.isfinite()
@@ -169,7 +173,7 @@ def test_loss_is_finite_and_reaches_every_trainable_parameter(name) -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_watching_does_not_change_the_loss(name) -> None:
+def test_watching_does_not_change_the_loss(name: str) -> None:
     views = make_views(4)
     quiet, _ = step(build(name), views)
     watched, scalars = step(build(name), views, watch=True)
@@ -178,7 +182,7 @@ def test_watching_does_not_change_the_loss(name) -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_state_round_trips_and_the_next_step_is_equal(name) -> None:
+def test_state_round_trips_and_the_next_step_is_equal(name: str) -> None:
     model, other = build(name), build(name)
     step(model, make_views(4, seed=1))
     model.finish_step()
@@ -192,7 +196,7 @@ IN_CHUNKS = ("patch-contrast", "patch-contrast-teacher")
 
 
 @pytest.mark.parametrize("name", [n for n in TERMS if n not in IN_CHUNKS])
-def test_order_of_images_does_not_matter(name) -> None:
+def test_order_of_images_does_not_matter(name: str) -> None:
     views = make_views(5, seed=4)
     order = torch.tensor([3, 0, 4, 1, 2])
     loss, _ = step(build(name), views)
@@ -201,7 +205,7 @@ def test_order_of_images_does_not_matter(name) -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_bfloat16_is_close(name) -> None:
+def test_bfloat16_is_close(name: str) -> None:
     views = make_views(4, seed=5)
     exact, _ = step(build(name), views)
     model = build(name)
@@ -213,7 +217,7 @@ def test_bfloat16_is_close(name) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in TERMS if n.startswith(("patch", "reference"))])
-def test_batch_without_any_match(name) -> None:
+def test_batch_without_any_match(name: str) -> None:
     views = make_views(3)
     apart = {n: g.box.clone() for n, g in views.groups.items()}
     for group in apart.values():
@@ -266,7 +270,7 @@ SHARING = [
 
 
 @pytest.mark.parametrize("name", SHARING)
-def test_a_term_can_use_an_earlier_ones_head(name) -> None:
+def test_a_term_can_use_an_earlier_ones_head(name: str) -> None:
     terms = {"term": TERMS[name], "second": TERMS[name].model_copy(update={"head_of": "term"})}
     model = build_distillation(small_config(objectives=terms))
     assert model.student.heads["second"] is model.student.heads["term"]
@@ -298,7 +302,7 @@ def test_sharing_heads_of_another_kind_is_refused(term: str) -> None:
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_every_term_pulls_at_the_backbone_and_the_record_says_how_hard(name) -> None:
+def test_every_term_pulls_at_the_backbone_and_the_record_says_how_hard(name: str) -> None:
     model = build(name)
     step(model, make_views(4, seed=6))
     model.finish_step()

@@ -12,7 +12,7 @@ from test_objectives import PROGRESS, TERMS, build
 from glocal.training.network import StepInput
 
 
-def two_steps(name, rank, world):
+def two_steps(name: str, rank: int, world: int):
     """Loss, gradients and state of a second step, this process's images being its share of eight."""
     model = build(name)
     for seed in (1, 2):
@@ -54,7 +54,7 @@ def shared_out(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_two_processes_equal_one(name, shared_out) -> None:
+def test_two_processes_equal_one(name: str, shared_out) -> None:
     loss, gradients, state = two_steps(name, 0, 1)
     torch.testing.assert_close(shared_out[name][0], loss, rtol=1e-5, atol=1e-6)
     for ours, expected in zip(shared_out[name][1], gradients, strict=True):

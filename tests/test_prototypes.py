@@ -18,12 +18,21 @@ from glocal.objectives.over_prototypes.cross_entropy import (
 from glocal.objectives.pairs import Pairs
 
 
-def softmax(x):
+def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def slow_cross_entropy(x_s, w_s, t_s, x_t, w_t, t_t, centre, pairs):
+def slow_cross_entropy(
+    x_s: np.ndarray,
+    w_s: np.ndarray,
+    t_s: float,
+    x_t: np.ndarray,
+    w_t: np.ndarray,
+    t_t: float,
+    centre: np.ndarray,
+    pairs: Pairs,
+) -> np.float64:
     """One pair at a time, in float64."""
     total = 0.0
     for s, t, weight in zip(*(p.numpy() for p in pairs), strict=True):
@@ -34,7 +43,7 @@ def slow_cross_entropy(x_s, w_s, t_s, x_t, w_t, t_t, centre, pairs):
 
 
 @pytest.fixture
-def problem():
+def problem() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs]:
     torch.manual_seed(0)
     x_s, x_t = F.normalize(torch.randn(37, 8), dim=1), F.normalize(torch.randn(23, 8), dim=1)
     w_s, w_t = F.normalize(torch.randn(50, 8), dim=1), F.normalize(torch.randn(50, 8), dim=1) * 1.3
@@ -43,14 +52,25 @@ def problem():
     return x_s.requires_grad_(), w_s.requires_grad_(), x_t, w_t, centre, pairs
 
 
-def naive(x_s, w_s, x_t, w_t, centre, pairs):
+def naive(
+    x_s: torch.Tensor,
+    w_s: torch.Tensor,
+    x_t: torch.Tensor,
+    w_t: torch.Tensor,
+    centre: torch.Tensor,
+    pairs: Pairs,
+) -> torch.Tensor:
     p = ((x_t @ w_t.T - centre) / 0.05).softmax(1)
     q = (x_s @ w_s.T / 0.1).log_softmax(1)
     return -(pairs.weight * (p[pairs.teacher] * q[pairs.student]).sum(1)).sum()
 
 
 @pytest.mark.parametrize("elements", [16 * 50, 2**21])
-def test_value_equals_one_pair_at_a_time(problem, monkeypatch: pytest.MonkeyPatch, elements) -> None:
+def test_value_equals_one_pair_at_a_time(
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+    monkeypatch: pytest.MonkeyPatch,
+    elements: int,
+) -> None:
     monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
     x_s, w_s, x_t, w_t, centre, pairs = problem
     loss = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), centre, pairs)
@@ -62,7 +82,9 @@ def test_value_equals_one_pair_at_a_time(problem, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("elements", [16 * 50, 2**21])
 def test_gradients_equal_autograd_of_the_naive_form(
-    problem, monkeypatch: pytest.MonkeyPatch, elements
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+    monkeypatch: pytest.MonkeyPatch,
+    elements: int,
 ) -> None:
     monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
     x_s, w_s, x_t, w_t, centre, pairs = problem
@@ -73,7 +95,9 @@ def test_gradients_equal_autograd_of_the_naive_form(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_each_position_takes_its_own_centre(problem) -> None:
+def test_each_position_takes_its_own_centre(
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+) -> None:
     x_s, w_s, x_t, w_t, _, pairs = problem
     table, position = 0.2 * torch.randn(4, 50), torch.randint(4, (23,))
     loss = prototype_cross_entropy(
@@ -84,7 +108,9 @@ def test_each_position_takes_its_own_centre(problem) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_no_pairs_give_zero_loss_and_zero_gradients(problem) -> None:
+def test_no_pairs_give_zero_loss_and_zero_gradients(
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+) -> None:
     x_s, w_s, x_t, w_t, centre, _ = problem
     none = Pairs(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))
     loss = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), centre, none)
@@ -93,7 +119,9 @@ def test_no_pairs_give_zero_loss_and_zero_gradients(problem) -> None:
     assert not x_s.grad.any() and not w_s.grad.any()
 
 
-def test_no_tokens_at_all(problem) -> None:
+def test_no_tokens_at_all(
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+) -> None:
     _, w_s, _, w_t, centre, _ = problem
     empty = torch.zeros(0, 8, requires_grad=True)
     none = Pairs(torch.zeros(0).long(), torch.zeros(0).long(), torch.zeros(0))
@@ -104,7 +132,9 @@ def test_no_tokens_at_all(problem) -> None:
     assert loss.item() == 0.0
 
 
-def test_bfloat16_is_close(problem) -> None:
+def test_bfloat16_is_close(
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+) -> None:
     x_s, w_s, x_t, w_t, centre, pairs = problem
     exact = prototype_cross_entropy(Prototypes(x_s, w_s, 0.1), Prototypes(x_t, w_t, 0.05), centre, pairs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -113,7 +143,7 @@ def test_bfloat16_is_close(problem) -> None:
     assert rough.item() == pytest.approx(exact.item(), rel=2e-2)
 
 
-def slow_sinkhorn(logits, temperature, iterations):
+def slow_sinkhorn(logits: np.ndarray, temperature: float, iterations: int) -> np.ndarray:
     """DINOv2's procedure on the whole matrix."""
     q = np.exp(logits / temperature).T
     q /= q.sum()
@@ -127,7 +157,10 @@ def slow_sinkhorn(logits, temperature, iterations):
 @pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("elements", [16 * 50, 2**21])
 def test_sinkhorn_centre_equals_the_full_matrix(
-    problem, monkeypatch: pytest.MonkeyPatch, iterations: int, elements
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+    monkeypatch: pytest.MonkeyPatch,
+    iterations: int,
+    elements: int,
 ) -> None:
     monkeypatch.setitem(module._CHUNK_ELEMENTS, "cpu", elements)
     _, _, x_t, w_t, _, _ = problem
@@ -137,7 +170,9 @@ def test_sinkhorn_centre_equals_the_full_matrix(
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_statistics_equal_their_definition(problem) -> None:
+def test_statistics_equal_their_definition(
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+) -> None:
     _, _, x_t, w_t, centre, _ = problem
     entropy, marginal = target_statistics(Prototypes(x_t, w_t, 0.05), centre)
     p = softmax((x_t @ w_t.T - centre).double().numpy() / 0.05)
@@ -146,12 +181,14 @@ def test_statistics_equal_their_definition(problem) -> None:
     assert 0 < entropy.item() < math.log(50)
 
 
-def test_statistics_are_float32_under_autocast(problem) -> None:
+def test_statistics_are_float32_under_autocast(
+    problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Pairs],
+) -> None:
     """Sinkhorn's scaling, the centre's mean logits and the watched entropies, bit for bit."""
     _, _, x_t, w_t, centre, _ = problem
     teacher = Prototypes(x_t, w_t, 0.05)
 
-    def figures():
+    def figures() -> list[torch.Tensor]:
         moving = TeacherCentre(50, CentringConfig())
         moving.for_targets(teacher)
         return [sinkhorn_centre(teacher), moving.seen_sum, *target_statistics(teacher, centre)]

@@ -17,7 +17,7 @@ from glocal.training.recorders import figures_of
 
 
 @pytest.fixture
-def services(monkeypatch: pytest.MonkeyPatch):
+def services(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stand-ins for both packages that note what they are given."""
     calls: list[tuple] = []
     run = SimpleNamespace(
@@ -32,14 +32,14 @@ def services(monkeypatch: pytest.MonkeyPatch):
     made: list[str] = []
 
     class Client:
-        def create_run(self, experiment, run_name):
+        def create_run(self, experiment: str, run_name: str) -> SimpleNamespace:
             made.append(run_name)
             return SimpleNamespace(info=SimpleNamespace(run_id=f"run{len(made)}"))
 
-        def log_metric(self, run_id, name, value, step) -> None:
+        def log_metric(self, run_id: str, name: str, value: float, step: int) -> None:
             calls.append((run_id, step, {name: value}))
 
-        def set_terminated(self, run_id) -> None:
+        def set_terminated(self, run_id: str) -> None:
             calls.append(("end",))
 
     mlflow = SimpleNamespace(
@@ -55,7 +55,7 @@ def services(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_figures_reach_every_service_and_a_continued_run_goes_on_in_the_same(
-    services, tmp_path: Path
+    services: SimpleNamespace, tmp_path: Path
 ) -> None:
     for step in (1, 2):
         log = MetricsLog(tmp_path / "metrics.jsonl", enabled=True, recorders=("wandb", "mlflow"))
@@ -68,7 +68,7 @@ def test_figures_reach_every_service_and_a_continued_run_goes_on_in_the_same(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_other_processes_record_nothing(services, tmp_path: Path) -> None:
+def test_other_processes_record_nothing(services: SimpleNamespace, tmp_path: Path) -> None:
     MetricsLog(tmp_path / "m.jsonl", enabled=False, recorders=("wandb",)).write({"step": 1, "loss": 1.0})
     assert services.calls == [] and services.started == []
 

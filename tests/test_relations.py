@@ -9,40 +9,46 @@ from conftest import GROUPS, make_views, small_config
 from slow_matches import all_matches
 
 from glocal.errors import ConfigError
+from glocal.models.vit import VisionTransformer
 from glocal.objectives import RelationsConfig
 from glocal.objectives.by_relation.comparisons import centred_kernel_alignment
 from glocal.objectives.by_relation.relations import _SALT
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import Network, SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 from glocal.views.randomness import fold_in, uniforms
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 
 
-def build(groups=GROUPS, **settings):
+def build(groups: dict[str, ViewGroup] = GROUPS, **settings) -> SelfDistillation:
     model = build_distillation(small_config(views=groups, objectives={"term": RelationsConfig(**settings)}))
     perturb(model.teacher)
     return model
 
 
-def perturb(network) -> None:
+def perturb(network: Network | VisionTransformer) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             noise = torch.Generator().manual_seed(parameter.numel())
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=noise))
 
 
-def arrays(network, views, role, groups=GROUPS):
+def arrays(
+    network: Network, views: Views, role: str, groups: dict[str, ViewGroup] = GROUPS
+) -> dict[str, np.ndarray]:
     features = network.features(views, groups, role)
     return {name: f.patches.detach().double().numpy() for name, f in features.items()}
 
 
-def unit(x):
+def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def slow_cka(x, y, references, image):
+def slow_cka(
+    x: np.ndarray, y: np.ndarray, references: list[np.ndarray], image: int
+) -> tuple[np.float64, int]:
     n = len(x)
     if n < 3:
         return None
@@ -51,13 +57,17 @@ def slow_cka(x, y, references, image):
     return 1 - np.sum(gram_x * gram_y) / np.linalg.norm(gram_x) / np.linalg.norm(gram_y), 1
 
 
-def slow_gram(x, y, references, image):
+def slow_gram(
+    x: np.ndarray, y: np.ndarray, references: list[np.ndarray], image: int
+) -> tuple[np.float64, int]:
     if len(x) < 2:
         return None
     return np.mean((unit(x) @ unit(x).T - unit(y) @ unit(y).T) ** 2), 1
 
 
-def slow_order(x, y, references, image):
+def slow_order(
+    x: np.ndarray, y: np.ndarray, references: list[np.ndarray], image: int
+) -> tuple[np.float64, int]:
     others = [r for number, r in enumerate(references) if number != image]
     terms = []
     for a, b in zip(unit(x), unit(y), strict=True):
@@ -70,14 +80,14 @@ def slow_order(x, y, references, image):
 SLOW = {"cka": slow_cka, "gram": slow_gram, "order": slow_order}
 
 
-def reference_patches(patches, views):
+def reference_patches(patches: np.ndarray, views: Views) -> list[np.ndarray]:
     """A patch of every image's first view, drawn by the image's seed."""
     drawn = (uniforms(fold_in(views.seed, _SALT), 1)[:, 0] * patches.shape[2]).long()
     return [unit(patches[image, 0, number]) for image, number in enumerate(drawn.tolist())]
 
 
 @pytest.mark.parametrize("form", SLOW)
-def test_matched_patches_equal_a_loop_over_pairs_of_views(form) -> None:
+def test_matched_patches_equal_a_loop_over_pairs_of_views(form: str) -> None:
     model = build(form=form)
     views = make_views(4, seed=3)
     loss, _ = model(StepInput(views, PROGRESS, False))
@@ -100,7 +110,7 @@ def test_matched_patches_equal_a_loop_over_pairs_of_views(form) -> None:
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 @pytest.mark.parametrize("form", SLOW)
-def test_an_earlier_self_is_compared_on_the_same_view(form, keep: float) -> None:
+def test_an_earlier_self_is_compared_on_the_same_view(form: str, keep: float) -> None:
     """Whole views, and views of which the student saw a part."""
     groups = GROUPS | {"global": GROUPS["global"].model_copy(update={"keep_patches": keep})}
     model = build(groups, form=form, targets="earlier")

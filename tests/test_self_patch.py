@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
+from torch import nn
 
 from glocal.errors import ConfigError
 from glocal.matching.similar_patches import SimilarPatches
-from glocal.models.vit import BackboneConfig
+from glocal.models.aggregator import Aggregator
+from glocal.models.backbone import BackboneConfig
+from glocal.models.heads import PrototypeHead
 from glocal.objectives import ImageLevelConfig, SelfPatchConfig
 from glocal.objectives.base import Branch
 from glocal.objectives.over_prototypes.self_patch_positives import weighted_mean, wrapped
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 from glocal.views.photometric.warping import Rotate
 
@@ -26,7 +30,12 @@ POOLED = BACKBONE.model_copy(update={"pooling": "class_attention"})
 CENTRE = torch.linspace(-0.2, 0.2, 24)
 
 
-def build(term, groups=GROUPS, backbone=BACKBONE, **others):
+def build(
+    term: SelfPatchConfig,
+    groups: dict[str, ViewGroup] = GROUPS,
+    backbone: BackboneConfig = BACKBONE,
+    **others,
+) -> SelfDistillation:
     """Both networks with weights that make attention and features far from uniform, and a centre that is not zero."""
     model = build_distillation(
         small_config(views=groups, backbone=backbone, objectives={"term": term, **others})
@@ -40,22 +49,24 @@ def build(term, groups=GROUPS, backbone=BACKBONE, **others):
     return model
 
 
-def run(model, views, watch=False):
+def run(
+    model: SelfDistillation, views: Views, watch: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return model(StepInput(views, PROGRESS, watch))
 
 
 # ------------------------------------------------------------------------------------------------- the slow version
 
 
-def array(x):
+def array(x: nn.Parameter | torch.Tensor) -> np.ndarray:
     return x.detach().double().numpy()
 
 
-def linear(layer, x):
+def linear(layer: nn.Linear, x: np.ndarray) -> np.ndarray:
     return x @ array(layer.weight).T + array(layer.bias)
 
 
-def norm(layer, x):
+def norm(layer: nn.LayerNorm, x: np.ndarray) -> np.ndarray:
     x = x - x.mean(-1, keepdims=True)
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.eps) * array(layer.weight) + array(layer.bias)
 
@@ -63,12 +74,14 @@ def norm(layer, x):
 gelu = np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
 
 
-def softmax(x):
+def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def slow_positives(tokens, grid, k, border, include_self):
+def slow_positives(
+    tokens: np.ndarray, grid: tuple[int, int], k: int, border: str, include_self: bool
+) -> list[list[tuple[float, int]]]:
     """(similarity, patch) of every patch's positives in a 3x3 window."""
     unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
     chosen = []
@@ -87,7 +100,7 @@ def slow_positives(tokens, grid, k, border, include_self):
     return chosen
 
 
-def slow_aggregate(aggregator, context):
+def slow_aggregate(aggregator: Aggregator, context: np.ndarray) -> np.ndarray:
     """One learnt query over one context (k, dim), everything recomputed."""
     query = array(aggregator.query)[0]
     for block in aggregator.blocks:
@@ -103,14 +116,20 @@ def slow_aggregate(aggregator, context):
     return norm(aggregator.norm, query)[0]
 
 
-def slow_logits(head, x):
+def slow_logits(head: PrototypeHead, x: np.ndarray) -> np.ndarray:
     first, _, second = head.mlp
     x = linear(second, gelu(linear(first, x)))
     w = array(head.directions)
     return x / np.linalg.norm(x) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
 
 
-def slow_patch_loss(config, aggregator, heads, seen, grid):
+def slow_patch_loss(
+    config: SelfPatchConfig,
+    aggregator: Aggregator | None,
+    heads: tuple[PrototypeHead, PrototypeHead],
+    seen: list[np.ndarray],
+    grid: tuple[int, int],
+) -> np.float64:
     """Mean over the patches of one view; `seen` holds its raw and normed teacher patches and the student's patches."""
     raw, normed, ours = seen
     positives = slow_positives(
@@ -129,7 +148,9 @@ def slow_patch_loss(config, aggregator, heads, seen, grid):
     return np.mean(losses)
 
 
-def slow_loss(model, views, groups, aggregator):
+def slow_loss(
+    model: SelfDistillation, views: Views, groups: dict[str, ViewGroup], aggregator: Aggregator | None
+) -> np.float64:
     config = model.objectives["term"].config
     heads = (model.student.heads["term"], model.teacher.heads["term"])
     grids = {name: tuple(side // 4 for side in group.height_width) for name, group in groups.items()}
@@ -163,7 +184,7 @@ def slow_loss(model, views, groups, aggregator):
         (BACKBONE, {}),
     ],
 )
-def test_loss_equals_a_loop_over_patches(grid: tuple[int, int], backbone, update) -> None:
+def test_loss_equals_a_loop_over_patches(grid: tuple[int, int], backbone: BackboneConfig, update) -> None:
     groups = {"global": ViewGroup(count=1, size=(4 * grid[0], 4 * grid[1]), area=(0.4, 1.0))}
     model = build(SelfPatchConfig(head=SMALL_HEAD, **update), groups, backbone)
     views = make_views(2, groups, seed=3)
@@ -334,7 +355,9 @@ def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss() -> Non
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_starts(update, groups, message: str) -> None:
+def test_what_does_not_fit_is_refused_before_anything_starts(
+    update, groups: dict[str, ViewGroup], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build(SelfPatchConfig(head=SMALL_HEAD, **update), groups)
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from glocal import cli
 from glocal.cli.evaluate import EvaluateSettings
 from glocal.cli.pretrain import PretrainSettings
-from glocal.cli.reference import as_markdown, sections
+from glocal.cli.reference import Section, as_markdown, sections
 from glocal.cli.settings import split_words
 from glocal.config import apply_overrides
 from glocal.evaluation.base import protocol_class
@@ -29,16 +29,16 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
-def found():
+def found() -> list[Section]:
     return sections()
 
 
-def test_the_page_of_settings_is_up_to_date(found) -> None:
+def test_the_page_of_settings_is_up_to_date(found: list[Section]) -> None:
     page = (ROOT / "docs" / "settings.md").read_text()
     assert page == as_markdown(found), "run: glocal settings out=docs/settings.md"
 
 
-def test_every_setting_says_what_it_means(found) -> None:
+def test_every_setting_says_what_it_means(found: list[Section]) -> None:
     silent = [
         f"{section.title}: {row.key}" for section in found for row in section.settings if not row.meaning
     ]
@@ -136,7 +136,7 @@ def test_the_commands_of_the_readme_run_as_written(at_home: Path) -> None:
 @pytest.mark.parametrize(
     "command", [c for _, c in COMMANDS if c not in README and not re.search(r"[A-Z]{4}", c)]
 )
-def test_the_commands_of_the_docs_name_settings_that_exist(command) -> None:
+def test_the_commands_of_the_docs_name_settings_that_exist(command: str) -> None:
     """What takes hours or data of one's own is only resolved."""
     verb, *words = shlex.split(command)[1:]
     if verb == "pretrain":

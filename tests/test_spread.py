@@ -13,13 +13,14 @@ from glocal.objectives.by_spread.characteristic import random_lines
 from glocal.objectives.by_spread.coding_rate import coding_rate
 from glocal.objectives.by_spread.spread import kernel_density_loss, nearest_distance_loss
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import Network, SelfDistillation, StepInput, build_distillation
+from glocal.views.batch import Views
 
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 HEAD = ProjectionConfig(hidden=24, out_dim=8)
 
 
-def build(term):
+def build(term: CharacteristicConfig | CodingRateConfig | SpreadConfig) -> SelfDistillation:
     model = build_distillation(small_config(objectives={"term": term}))
     with torch.no_grad():
         for parameter in model.teacher.parameters():
@@ -28,14 +29,14 @@ def build(term):
     return model
 
 
-def embeddings(network, views, role):
+def embeddings(network: Network, views: Views, role: str) -> np.ndarray:
     """(batch, all views, dim) class embeddings in float64, through the term's head."""
     features = network.features(views, GROUPS, role)
     cls = network.heads["term"](torch.cat([f.cls for f in features.values()], dim=1))
     return cls.detach().double().numpy()
 
 
-def slow_rate(z, distortion):
+def slow_rate(z: np.ndarray, distortion: float) -> np.float64:
     """Z (images, width) of one view."""
     n, p = z.shape
     second = sum(np.outer(row, row) for row in z)
@@ -102,7 +103,7 @@ def test_repeated_images_leave_the_spread_finite() -> None:
     assert kernel_density_loss(cosine, hidden, 4.0).item() == pytest.approx(0.0, abs=1e-5)
 
 
-def slow_epps_pulley(y, reach=5.0, points=17):
+def slow_epps_pulley(y: np.ndarray, reach: float = 5.0, points: int = 17) -> np.float64:
     """The whole axis of frequencies, complex numbers, one line."""
     t = np.linspace(-reach, reach, points)
     empirical = np.array([np.mean(np.exp(1j * f * y)) for f in t])

@@ -12,10 +12,14 @@ from safetensors.torch import load_file, save_file
 
 import glocal
 from glocal.errors import ConfigError, ModelError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.export import export_backbone
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 from glocal.recipes import configure
 from glocal.training import loop
+from glocal.training.config import RunConfig
+from glocal.views.batch import Views
+from glocal.views.groups import ViewGroup
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
 SETTINGS = [
@@ -35,7 +39,7 @@ def weights(folder: Path, **settings: object) -> Path:
     return export_backbone(model, folder, mean=MEAN, std=STD)
 
 
-def start(init: object, *overrides: str, out: object = "unused", recipe: str = "dino"):
+def start(init: object, *overrides: str, out: object = "unused", recipe: str = "dino") -> RunConfig:
     return configure(
         recipe, data="digits", out=str(out), preset="small", init=str(init), overrides=[*SETTINGS, *overrides]
     )
@@ -67,7 +71,13 @@ def test_training_sees_pixels_of_the_weights_statistics(
     seen = []
     original = loop.augment
 
-    def spy(views, groups, patch_size, mean, std):
+    def spy(
+        views: Views,
+        groups: dict[str, ViewGroup],
+        patch_size: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ) -> Views:
         seen.append((mean, std))
         return original(views, groups, patch_size, mean, std)
 

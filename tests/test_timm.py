@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 
 import glocal
 from glocal.errors import ModelError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.build import build_backbone
 from glocal.models.export import export_backbone
 from glocal.models.timm_backbone import TimmBackbone
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 from glocal.recipes import configure
 from glocal.training import loop
 

@@ -33,7 +33,9 @@ class FakeConvNet(nn.Module):
         self.stages = nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.Conv2d(width, 24, 2, 2))
         self.norm = nn.GroupNorm(1, 24)
 
-    def forward_intermediates(self, x, indices, norm, output_fmt, intermediates_only):
+    def forward_intermediates(
+        self, x: torch.Tensor, indices: int, norm: bool, output_fmt: str, intermediates_only: bool
+    ) -> list[torch.Tensor]:
         assert (indices, norm, output_fmt, intermediates_only) == (1, True, "NCHW", True)
         return [self.norm(self.stages(x))]
 
@@ -44,7 +46,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, data = ModuleType("timm"), ModuleType("timm.data")
     torch.manual_seed(0)
 
-    def create_model(name, pretrained, num_classes, **arguments):
+    def create_model(name: str, pretrained: bool, num_classes: int, **arguments):
         if name == "batchnorm":
             model = FakeConvNet(**arguments)
             model.norm = nn.BatchNorm2d(24)
@@ -61,7 +63,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm.data", data)
 
 
-def test_a_map_becomes_patches_and_their_mean(timm) -> None:
+def test_a_map_becomes_patches_and_their_mean(timm: None) -> None:
     encoder = glocal.load("timm-untrained:fake")
     assert (encoder.patch_size, encoder.embed_dim, encoder.image_size) == (8, 24, 32)
     assert (encoder.mean, encoder.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -78,7 +80,7 @@ def test_a_map_becomes_patches_and_their_mean(timm) -> None:
         encoder.intermediate(pixels, [-2])
 
 
-def test_it_trains_and_comes_back_from_export_and_checkpoint(timm, tmp_path: Path) -> None:
+def test_it_trains_and_comes_back_from_export_and_checkpoint(timm: None, tmp_path: Path) -> None:
     config = configure(
         "local-global",
         data="digits",
@@ -95,7 +97,7 @@ def test_it_trains_and_comes_back_from_export_and_checkpoint(timm, tmp_path: Pat
     torch.testing.assert_close(encoder.features(pixels).cls, again.features(pixels).cls)
 
 
-def test_layer_decay_goes_by_stages(timm) -> None:
+def test_layer_decay_goes_by_stages(timm: None) -> None:
     from glocal.models.depth_groups import depth_of
 
     backbone = glocal.load("timm-untrained:fake").backbone
@@ -104,7 +106,7 @@ def test_layer_decay_goes_by_stages(timm) -> None:
     assert depths["model.norm.weight"] == 3
 
 
-def test_what_can_not_be_is_said_in_a_sentence(timm, tmp_path: Path) -> None:
+def test_what_can_not_be_is_said_in_a_sentence(timm: None, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="timm can't make 'other'"):
         glocal.load("timm-untrained:other")
     start = {"data": "digits", "out": "x", "preset": "cifar"}

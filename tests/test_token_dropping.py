@@ -8,7 +8,8 @@ from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 from pydantic import ValidationError
 
 from glocal.errors import ConfigError
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.backbone import BackboneConfig
+from glocal.models.vit import VisionTransformer
 from glocal.objectives import (
     ContrastConfig,
     ImageLevelConfig,
@@ -20,7 +21,7 @@ from glocal.objectives import (
 from glocal.objectives.base import Branch
 from glocal.objectives.patch_pairs import gather_patches, match_view_groups
 from glocal.schedules import Progress
-from glocal.training.network import StepInput, build_distillation
+from glocal.training.network import SelfDistillation, StepInput, build_distillation
 from glocal.views.groups import ViewGroup
 from glocal.views.keeping import kept_patches
 
@@ -66,7 +67,7 @@ def test_a_share_of_a_group_that_nobody_sees_so_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_dropping_equals_masking_by_hand(name) -> None:
+def test_dropping_equals_masking_by_hand(name: str) -> None:
     """One image at a time, through the blocks, on the tokens that `_embed` gives."""
     torch.manual_seed(0)
     config = BackboneConfig(size="micro", patch_size=8, image_size=32, **BACKBONES[name])
@@ -99,7 +100,7 @@ def test_matching_equals_matching_everything_and_dropping_pairs(of: str, bilinea
     model = build_distillation(small_config(views=groups))
     plain = build_distillation(small_config())
 
-    def pairs(network, groups) -> dict[tuple[str, ...], float]:
+    def pairs(network: SelfDistillation, groups: dict[str, ViewGroup]) -> dict[tuple[str, ...], float]:
         """Weight by (group, view of the batch, patch of the grid) of the teacher, then of the student."""
         student = network.student.features(views, groups, "student")
         teacher = network.teacher.features(views, groups, "teacher")
@@ -159,7 +160,7 @@ TERMS = {
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_terms_work_on_the_kept_patches_in_any_order_of_images(name) -> None:
+def test_terms_work_on_the_kept_patches_in_any_order_of_images(name: str) -> None:
     model = build_distillation(small_config(views=dropping(), objectives={"term": TERMS[name]}))
     views = make_views(5)
     loss, scalars = model(StepInput(views, PROGRESS, True))

@@ -14,6 +14,7 @@ from conftest import small_config
 from glocal.data import open_source
 from glocal.models.features import Features
 from glocal.models.loading import load
+from glocal.training.config import RunConfig
 from glocal.training.loop import pretrain
 from glocal.verdict.collapse import CollapseMonitor
 from glocal.verdict.config import VerdictConfig
@@ -211,7 +212,7 @@ def test_examinations_cost_a_hundredth_of_the_steps() -> None:
     assert period(VerdictConfig(every=7), groups, 64, 1000, 32) == 7
 
 
-def training(tmp_path: Path, name: str, **verdict: object):
+def training(tmp_path: Path, name: str, **verdict: object) -> RunConfig:
     config = small_config(out=str(tmp_path / name), verdict=VerdictConfig(images=32, **verdict))
     settings = {"batch_size": 32, "steps": 6, "log_every": 2}
     probe = config.probe.model_copy(update={"enabled": False})

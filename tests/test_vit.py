@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from glocal.config import validate
 from glocal.errors import ConfigError, ModelError
+from glocal.models.backbone import BackboneConfig
 from glocal.models.blocks import Block, attention_weights
 from glocal.models.initialisation import mimic_trained_attention
 from glocal.models.position import resample_table, rotary_table, rotate
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 
 def micro(**settings: object) -> VisionTransformer:

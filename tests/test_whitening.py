@@ -11,8 +11,8 @@ from conftest import small_config
 from PIL import Image
 
 from glocal.data import open_source
+from glocal.models.backbone import BackboneConfig
 from glocal.models.initialisation import whiten
-from glocal.models.vit import BackboneConfig
 from glocal.recipes import configure
 from glocal.training.loop import pretrain
 from glocal.training.network import build_distillation

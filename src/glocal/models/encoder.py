@@ -72,7 +72,8 @@ class Encoder:
     `backbone` maps normalised pixels (batch, 3, height, width) to `Features`; `image_size` is the side at which it is
     evaluated by default. A backbone that is being trained may be wrapped too: its mode is restored after each call.
 
-    >>> from glocal.models.vit import BackboneConfig, VisionTransformer
+    >>> from glocal.models.backbone import BackboneConfig
+    >>> from glocal.models.vit import VisionTransformer
     >>> backbone = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=32))
     >>> encoder = Encoder("random", backbone, 64, 8, 32)
     >>> encoder.features(encoder.normalise(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))).cls.shape
