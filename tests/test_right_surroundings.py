@@ -20,7 +20,6 @@ from glocal.data.open import open_role, open_source
 from glocal.errors import DataError, ModelError
 from glocal.evaluation.all_protocols import evaluate_all
 from glocal.evaluation.base import evaluate, open_split
-from glocal.evaluation.classification.knn import KnnConfig
 from glocal.evaluation.compare import compare
 from glocal.evaluation.results import Result, Skip, read_results, write_result
 from glocal.evaluation.segmentation.masks import open_segmentation, open_train_and_test
@@ -236,20 +235,6 @@ def test_results_of_several_writers_all_stay(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(40)))
     assert sorted(r.settings["k"] for r in read_results(tmp_path / "results.json")) == list(range(40))
-
-
-def test_one_precision_whatever_is_set_globally(tmp_path: Path) -> None:
-    data = {"train": coloured(30, 3, name="train"), "test": coloured(12, 3, seed=1, name="test")}
-    work = replace(QUIET, cache=tmp_path)
-    exact = extract_embeddings(small_encoder(), data["train"], work=QUIET).first
-    torch.set_float32_matmul_precision("medium")
-    assert torch.equal(extract_embeddings(small_encoder(), data["train"], work=work).first, exact)
-    assert torch.get_float32_matmul_precision() == "medium"
-    short = small_encoder()
-    short.precision = "bfloat16"
-    rounded = extract_embeddings(short, data["train"], work=work).first  # not what was kept in float32
-    assert not torch.equal(rounded, exact) and torch.allclose(rounded, exact, atol=0.1)
-    assert evaluate(KnnConfig(ks=(1,)), short, data, work=QUIET).made["precision"] == "bfloat16"
 
 
 def test_a_protocol_that_breaks_is_a_named_failure_and_the_rest_goes_on(

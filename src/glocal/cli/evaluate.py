@@ -42,8 +42,9 @@ class EvaluateSettings(Config):
     """Processes that decode."""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the model's forward pass."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the model's forward pass; auto: bfloat16 where the processor has the instructions. The result says which it was,
+    and for bfloat16 how far features are from float32's."""
     quick: bool | None = None
     """Settings for minutes on a CPU; null: with PROTOCOL all."""
     baselines: bool = False
@@ -142,10 +143,11 @@ def _data(own: EvaluateSettings) -> DataLike:
 def _load(own: EvaluateSettings) -> Encoder:
     from glocal.models.device import choose_device
     from glocal.models.loading import load
+    from glocal.models.precision import settle_precision
 
     device = choose_device(own.device)
     encoder = load(own.model)
-    encoder.precision = own.precision
+    encoder.precision = settle_precision(own.precision, device)
     encoder.backbone.to(device)
     return encoder
 

@@ -24,6 +24,7 @@ from glocal.data.splits import read_spec
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.intervals import intervals
 from glocal.evaluation.results import Result, write_result
+from glocal.extraction.feature_stream import precision_error
 from glocal.extraction.work import Work
 
 if TYPE_CHECKING:
@@ -76,13 +77,15 @@ class ProtocolConfig(Config, ABC):
         `sources` maps a role (`train`, `test`, `queries`) to the images that played it. `picked` is what the protocol
         chose by itself; two models may rightly differ in it, whereas all settings decide whether figures compare.
         """
+        error = precision_error(encoder, next(iter(sources.values())))
+        told = ", ".join(f"{name} {100 * share:.2g} %" for name, share in error.items())
         return Result(
             protocol=self.protocol,
             version=self.version,
             settings={**self.model_dump(mode="json"), **resolved},
             numbers={name: float(value) for name, value in numbers.items()},
             rows=[dict(row) for row in rows],
-            notes=list(notes),
+            notes=[*notes, *([f"{encoder.precision}, from float32 (first images): {told}"] if told else [])],
             model={"name": encoder.name, "fingerprint": encoder.fingerprint()},
             data={f"{role}: {source.name}": source.fingerprint() for role, source in sources.items()},
             sources={
@@ -90,6 +93,7 @@ class ProtocolConfig(Config, ABC):
                 for role, source in sources.items()
             },
             picked=dict(picked or {}),
+            made={"precision_error": error} if error else {},
         )
 
 
@@ -155,7 +159,7 @@ def evaluate(
     config = apply_overrides(config, overrides)
     started, moment = time.perf_counter(), datetime.now(timezone.utc)
     result = config.run(encoder, data, work or Work(cache=out / "features" if out is not None else None))
-    result.made = {
+    result.made |= {
         "date": moment.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 2),
         "device": device_name(encoder.device),

@@ -12,7 +12,7 @@ from glocal.evaluation.results import Result
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
-from glocal.models.precision import Precision
+from glocal.models.precision import AskedPrecision, settle_precision
 
 
 def evaluate(
@@ -22,7 +22,7 @@ def evaluate(
     *,
     out: str | Path | None = None,
     quick: bool = False,
-    precision: Precision | None = None,
+    precision: AskedPrecision | None = None,
     workers: int = 0,
     **settings: Any,
 ) -> Result:
@@ -34,7 +34,8 @@ def evaluate(
         data: anything that `data=` takes, or open sources by split.
         out: folder for results.json and kept features; null keeps nothing.
         quick: settings for minutes on a CPU.
-        precision: of the model's forward pass; null: the encoder's own, float32 for a path.
+        precision: of the model's forward pass; null: the encoder's own, float32 for a path; auto: bfloat16 where the
+            processor has the instructions.
         workers: processes that decode.
         settings: the protocol's, nested ones with two underscores: `ks=[20]`, `transform__size=224`.
 
@@ -48,7 +49,7 @@ def evaluate(
     kind = protocol_class(protocol)
     encoder = model if isinstance(model, Encoder) else load(str(model))
     if precision is not None:
-        encoder.precision = precision
+        encoder.precision = settle_precision(precision, encoder.device)
     overrides = [f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in settings.items()]
     folder = None if out is None else Path(out)
     work = Work(cache=None if folder is None else folder / "features", workers=workers)

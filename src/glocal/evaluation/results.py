@@ -62,7 +62,7 @@ class Result:
     picked: dict[str, Any] = field(default_factory=dict)
     """What the protocol chose by itself on held-out training images."""
     made: dict[str, Any] = field(default_factory=dict)
-    """Date, seconds, device, precision and versions."""
+    """Date, seconds, device, precision (for bfloat16 also how far features are from float32's) and versions."""
     intervals: dict[str, list[float]] = field(default_factory=dict)
     """Where a figure lies in 95 of 100 resamplings of the test items: [low, high]."""
     items: str = ""
