@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 from rich.table import Table
 
+from glocal.cli.pretrain import settled_in_words
 from glocal.cli.screen import say, screen
 from glocal.cli.settings import read_words
 from glocal.config import Config
@@ -41,9 +42,8 @@ def look_at_data(words: Sequence[str]) -> None:
     settings = read_words(DoctorSettings, words)
     from glocal.data import open_source
     from glocal.data.inspection import inspect
-    from glocal.recipes import configure
+    from glocal.recipes import resolve
     from glocal.recipes.plan import plan
-    from glocal.recipes.scales import choose_scale
 
     console, source = screen(), open_source(settings.data)
     found = inspect(source, settings.look_at)
@@ -56,18 +56,10 @@ def look_at_data(words: Sequence[str]) -> None:
         f"duplicates: {found.exact_duplicates:,} exact, {found.near_duplicates:,} near (among those looked at)",
     )
     say(console, f"decoding: {found.images_per_second:.0f} images a second and process")
-    preset, why = choose_scale(source)
-    config = configure(settings.recipe, data=settings.data, out="RUN", preset=preset)
-    batch = min(config.training.batch_size, len(source))
-    training = config.training.model_copy(update={"batch_size": batch})
-    say(console, *plan(config.model_copy(update={"training": training}), source))
-    smaller = f" training.batch_size={batch}" if batch < config.training.batch_size else ""
-    say(console, f"proposed, because {why}:")
-    say(
-        console,
-        f"  glocal pretrain {settings.recipe} data={settings.data} out=RUN preset={preset}{smaller}",
-        style="bold",
-    )
+    resolved = resolve(settings.recipe, data=settings.data, out="RUN")
+    say(console, *settled_in_words(resolved), *plan(resolved.config, source))
+    say(console, "proposed:")
+    say(console, f"  glocal pretrain {settings.recipe} data={settings.data} out=RUN", style="bold")
 
 
 def run(words: Sequence[str]) -> None:

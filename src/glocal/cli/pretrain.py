@@ -15,7 +15,7 @@ from glocal.errors import ConfigError, GlocalError
 from glocal.outside import new_folder
 
 if TYPE_CHECKING:
-    from glocal.training.config import RunConfig
+    from glocal.recipes import Resolved
 
 
 class PretrainSettings(Config):
@@ -27,8 +27,8 @@ class PretrainSettings(Config):
     """Images: a folder, a list file, parquet, or a built-in name."""
     labels: bool = True
     """False: class folders and label columns are left alone, so that no probe reads them."""
-    preset: str | None = None
-    """One of the recipe's; null: chosen from the images."""
+    preset: str = "auto"
+    """auto: settled from the images, the machine and the length asked for; or one of the recipe's by name."""
     config: str | None = None
     """A YAML file of settings, or a run's config.yaml; what the command says beats it."""
     init: str | None = None
@@ -45,7 +45,7 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
         _print_help()
         return
     own, overrides = split_words(PretrainSettings, words)
-    from glocal.recipes import configure
+    from glocal.recipes import resolve
     from glocal.report.views import draw_start
     from glocal.training.loop import pretrain
 
@@ -54,29 +54,34 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
     if own.resume:
         _continue(recipe, own.model_copy(update={"data": data, "out": out}), overrides)
         return
-    config = configure(
+    resolved = resolve(
         recipe, data=data, out=out, preset=own.preset, init=own.init, file=own.config, overrides=overrides
     )
-    _say_plan(config, chosen=own.preset is None and own.config is None)
-    pretrain(config, at_start=draw_start)
+    _say_plan(resolved)
+    pretrain(resolved.config, at_start=draw_start)
     if own.report:
         write_page(out)
 
 
-def _say_plan(config: RunConfig, chosen: bool) -> None:
+def _say_plan(resolved: Resolved) -> None:
     """What is about to be done, and why; in the first process only."""
     from glocal.data import open_source
     from glocal.recipes.plan import plan
-    from glocal.recipes.scales import choose_scale
     from glocal.training.processes import is_first
 
     if not is_first():
         return
-    console, source = Console(stderr=True, highlight=False), open_source(config.data)
-    if chosen:
-        name, why = choose_scale(source)
-        say(console, f"preset: {name}, because {why}; preset= chooses another")
-    say(console, *plan(config, source))
+    console, source = Console(stderr=True, highlight=False), open_source(resolved.config.data)
+    say(console, *settled_in_words(resolved))
+    say(console, *plan(resolved.config, source))
+
+
+def settled_in_words(resolved: Resolved) -> list[str]:
+    """What `preset=auto` settled, a line each with its reason; nothing where a preset was named."""
+    if resolved.settled is None:
+        return []
+    first = f"preset: auto, from '{resolved.settled.preset.value}', because {resolved.settled.preset.why}"
+    return [f"{first}; preset= names another", *(f"  {choice}" for choice in resolved.reasons)]
 
 
 def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> None:
@@ -84,7 +89,7 @@ def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> N
     from glocal.training.loop import pretrain
 
     for name in ("preset", "config", "init"):
-        if getattr(own, name) is not None:
+        if getattr(own, name) != PretrainSettings.model_fields[name].default:
             raise ConfigError(
                 f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with."
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from glocal.cli.pretrain import settled_in_words
 from glocal.cli.screen import plain_table, say, screen
 from glocal.cli.settings import split_words
 from glocal.config import Config, to_yaml
@@ -13,8 +14,8 @@ class RecipesSettings(Config):
     """What `glocal recipes RECIPE` takes beside the settings of a run."""
 
     data: str | None = None
-    """Images to choose the preset for; null: the recipe's first preset."""
-    preset: str | None = None
+    """Images to settle preset=auto for; null: it is shown as for ImageNet."""
+    preset: str = "auto"
     """One of the recipe's."""
     config: str | None = None
     """A YAML file of settings to lay over it."""
@@ -22,7 +23,7 @@ class RecipesSettings(Config):
 
 def run(recipe: str | None, words: Sequence[str]) -> None:
     """List all recipes, or print one's configuration and the reasons for it."""
-    from glocal.recipes import RECIPES, UNNAMED, configure, find_recipe
+    from glocal.recipes import RECIPES, UNNAMED, find_recipe, resolve
 
     console = screen()
     if recipe is None:
@@ -32,7 +33,7 @@ def run(recipe: str | None, words: Sequence[str]) -> None:
         say(console, "glocal pretrain RECIPE data=... out=... runs it.")
         return
     own, overrides = split_words(RecipesSettings, words)
-    config = configure(
+    resolved = resolve(
         recipe, data=own.data or UNNAMED, out="RUN", preset=own.preset, file=own.config, overrides=overrides
     )
-    say(console, find_recipe(recipe).documentation, "", to_yaml(config))
+    say(console, find_recipe(recipe).documentation, *settled_in_words(resolved), "", to_yaml(resolved.config))

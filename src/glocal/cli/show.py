@@ -32,7 +32,7 @@ class ShowSettings(Config):
     recipe: str = "pw-self"
     """Whose views to draw."""
     preset: str | None = None
-    """One of the recipe's; null: chosen from the images."""
+    """One of the recipe's; null: the nearest to the images."""
     seed: Seed = 0
     """Of the views."""
     out: str | None = None

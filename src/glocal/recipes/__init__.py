@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -21,7 +21,9 @@ from glocal.recipes import local_global as _local_global
 from glocal.recipes import mugs as _mugs
 from glocal.recipes import self_patch as _self_patch
 from glocal.recipes import today as _today
-from glocal.recipes.scales import SCALES, choose_scale
+from glocal.recipes.auto import Choice, Settled, nearest_preset, settle, surviving
+from glocal.recipes.known import look
+from glocal.recipes.scales import SCALES, Scale
 from glocal.training.config import RunConfig
 from glocal.training.run_folder import read_run_config
 from glocal.training.weights import adopt_weights, refuse_contradictions
@@ -57,12 +59,21 @@ UNNAMED = "DATA"
 """Stands for data that nobody has named yet, when a recipe is only shown."""
 
 
+AUTO = "auto"
+"""The preset that is settled from the images, the machine and the length asked for (`recipes/auto.py`)."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe as the command lists it."""
+    """A recipe as the command lists it: `build` takes a scale, or, in a reference mode, the name of one of its presets."""
 
-    build: Callable[[str, str, str], RunConfig]
+    build: Callable[[Any, str, str], RunConfig]
     presets: tuple[str, ...]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it takes a scale."""
+        return self.presets[0] == AUTO
 
     @property
     def summary(self) -> str:
@@ -77,7 +88,7 @@ class Recipe:
         return "\n".join([text, *scales])
 
 
-_SCALED = tuple(SCALES)
+_SCALED = (AUTO, *SCALES)
 _REFERENCE = tuple(_local_global.REFERENCE_PRESETS)
 
 RECIPES: dict[str, Recipe] = {
@@ -126,7 +137,7 @@ def configure(
     overrides: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
-    """Resolve a recipe: its preset (chosen from the data when None), then a file's settings, then what is given here.
+    """Resolve a recipe: its preset (`auto` when None), then a file's settings, then what is given here.
 
     What is given here beats the file, `data`, `out` and `init` included. A file that holds a whole configuration, such
     as a run's `config.yaml`, stands for recipe and preset.
@@ -147,6 +158,42 @@ def configure(
     >>> configure("dino", data="digits", out="runs/x", preset="small", overrides=["training.epochs=3"]).training.epochs
     3.0
     """
+    return resolve(
+        recipe,
+        data=data,
+        out=out,
+        preset=preset,
+        init=init,
+        file=file,
+        overrides=overrides,
+        settings=settings,
+    ).config
+
+
+class Resolved(NamedTuple):
+    """A configuration, and what `preset=auto` settled of it; None where another preset or a whole file was named."""
+
+    config: RunConfig
+    settled: Settled | None
+
+    @property
+    def reasons(self) -> list[Choice]:
+        """What was settled and holds."""
+        return [] if self.settled is None else surviving(self.settled.choices, self.config)
+
+
+def resolve(
+    recipe: str,
+    *,
+    data: str | None,
+    out: str,
+    preset: str | None = None,
+    init: str | None = None,
+    file: str | None = None,
+    overrides: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+) -> Resolved:
+    """As `configure`, with the reasons for what `auto` settled."""
     entry = find_recipe(recipe)
     laid = read_settings_file(file) if file is not None else {}
     data = data if data is not None else laid.get("data")
@@ -157,32 +204,45 @@ def configure(
         raise ConfigError(
             f"config={file} is of recipe '{laid['recipe']}', not of '{recipe}'. Name that recipe."
         )
+    settled = None
     if laid.keys() >= _WHOLE:
-        if preset is not None:
+        if preset not in (None, AUTO):
             raise ConfigError(
                 f"preset={preset}: config={file} holds a whole configuration. Leave preset= out."
             )
         adopted = validate(RunConfig, laid | given)
     else:
-        built = _build(recipe, entry, preset, str(data), out)
+        base, settled = _base(recipe, entry, preset, str(data), (laid, settings or {}), overrides)
+        built = entry.build(base, str(data), out)
         start = init if init is not None else laid.get("init")
         adopted = built if start is None else adopt_weights(built, str(start))
     laid_over = (laid if _WHOLE - laid.keys() else {}) | given
     config = apply_settings(adopted, laid_over, settings or {}, overrides=overrides)
     if config.init is not None:
         refuse_contradictions(config, adopted)
-    return config
+    return Resolved(config, settled)
 
 
-def _build(recipe: str, entry: Recipe, preset: str | None, data: str, out: str) -> RunConfig:
-    """A recipe at a preset."""
-    if preset is None:
-        preset = entry.presets[0] if data == UNNAMED else choose_preset(recipe, open_source(data))
-    if preset not in entry.presets:
+def _base(
+    recipe: str,
+    entry: Recipe,
+    preset: str | None,
+    data: str,
+    layers: Sequence[Mapping[str, Any]],
+    overrides: Sequence[str],
+) -> tuple[Scale | str, Settled | None]:
+    """What a recipe is built from: the scale of a preset, or one that is settled from what is known, or a reference's name."""
+    preset = preset or entry.presets[0]
+    if preset not in entry.presets and not (preset == AUTO and not entry.scaled):
         raise ConfigError(
             f"preset={preset}: recipe '{recipe}' has no such preset.{nearest_name(preset, entry.presets)} Allowed: {', '.join(entry.presets)}."
         )
-    return entry.build(preset, data, out)
+    if not entry.scaled:
+        return (entry.presets[0] if preset == AUTO else preset), None
+    if preset == AUTO and data != UNNAMED:
+        settled = settle(look(open_source(data), *layers, overrides=overrides))
+        return settled.scale, settled
+    return SCALES["imagenet" if preset == AUTO else preset](), None
 
 
 def continue_run(out: str, overrides: Sequence[str], recipe: str | None = None) -> RunConfig:
@@ -254,6 +314,6 @@ def _as_word(value: Any) -> str:
 
 
 def choose_preset(name: str, source: ImageSource) -> str:
-    """The preset of a recipe that suits these images; a recipe with presets of its own takes the first."""
+    """The named preset of a recipe that is nearest to these images; a recipe with presets of its own takes the first."""
     recipe = find_recipe(name)
-    return choose_scale(source)[0] if recipe.presets == _SCALED else recipe.presets[0]
+    return str(nearest_preset(look(source)).value) if recipe.scaled else recipe.presets[0]

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 from glocal.objectives.by_relation.relations import RelationsConfig
 from glocal.recipes.contrast import glocal
+from glocal.recipes.scales import Scale
 from glocal.training.config import OptimiserConfig, RunConfig, TeacherConfig
 
 
-def continue_(preset: str, data: str, out: str) -> RunConfig:
+def continue_(scale: Scale, data: str, out: str) -> RunConfig:
     """Further training from `init=MODEL`: the flagship's contrast by new heads, and relations between matched patches,
     which need no head; views at the size that the weights were trained at.
     """
-    config = glocal(preset, data, out)
+    config = glocal(scale, data, out)
     return config.model_copy(
         update={
             "recipe": "continue",

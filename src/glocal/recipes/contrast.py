@@ -12,7 +12,7 @@ from __future__ import annotations
 from glocal.objectives.by_contrast.contrast import ContrastConfig
 from glocal.objectives.by_contrast.matched_contrast import MatchedContrastConfig
 from glocal.recipes.dino import dino
-from glocal.recipes.scales import SCALES
+from glocal.recipes.scales import Scale
 from glocal.training.config import RunConfig, TeacherConfig
 
 AREA = (0.2, 1.0)
@@ -22,24 +22,25 @@ AVERAGE = TeacherConfig(momentum=0.95)
 of k-NN after 300 steps with DINO's schedule)."""
 
 
-def simclr(preset: str, data: str, out: str) -> RunConfig:
+def simclr(scale: Scale, data: str, out: str) -> RunConfig:
     """SimCLR: an image's views are told from those of all other images of the step."""
-    scale = SCALES[preset]()
     views = {"global": scale.views["global"].model_copy(update={"area": AREA})}
-    training = scale.training.model_copy(update={"batch_size": max(256, scale.training.batch_size)})
+    training = scale.training.model_copy(
+        update={"batch_size": max(scale.contrast_batch, scale.training.batch_size)}
+    )
     update = {
         "recipe": "simclr",
         "views": views,
         "objectives": {"image": ContrastConfig()},
         "training": training,
     }
-    return dino(preset, data, out).model_copy(update=update)
+    return dino(scale, data, out).model_copy(update=update)
 
 
-def glocal(preset: str, data: str, out: str) -> RunConfig:
+def glocal(scale: Scale, data: str, out: str) -> RunConfig:
     """The flagship: images told apart by SimCLR's contrast, and places within and between them by that of matched
     patches.
     """
-    config = simclr(preset, data, out)
+    config = simclr(scale, data, out)
     objectives = config.objectives | {"patch": MatchedContrastConfig(weight=0.5)}
     return config.model_copy(update={"recipe": "glocal", "objectives": objectives})

@@ -11,13 +11,12 @@ not yet reproduced here).
 from __future__ import annotations
 
 from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
-from glocal.recipes.scales import SCALES, Scale
+from glocal.recipes.scales import Scale
 from glocal.training.config import RunConfig
 
 
-def dino(preset: str, data: str, out: str) -> RunConfig:
+def dino(scale: Scale, data: str, out: str) -> RunConfig:
     """DINO at one of the scales."""
-    scale = SCALES[preset]()
     return RunConfig(
         recipe="dino",
         data=data,

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from glocal.objectives.by_regression.distil import DistilConfig
 from glocal.recipes.dino import dino
+from glocal.recipes.scales import Scale
 from glocal.training.config import RunConfig
 
 
-def distil(preset: str, data: str, out: str) -> RunConfig:
+def distil(scale: Scale, data: str, out: str) -> RunConfig:
     """A frozen model's embeddings of the image and of matched patches, on DINO's views; needs teacher.frozen=MODEL."""
     objectives = {"distil": DistilConfig()}
-    return dino(preset, data, out).model_copy(update={"recipe": "distil", "objectives": objectives})
+    return dino(scale, data, out).model_copy(update={"recipe": "distil", "objectives": objectives})

@@ -14,22 +14,21 @@ from glocal.objectives.over_prototypes.local_global_reference import LocalGlobal
 from glocal.objectives.over_prototypes.matched_patches import MatchedPatchesConfig
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.recipes.dino import dino, image_term
-from glocal.recipes.scales import SCALES, Scale, multi_crop
+from glocal.recipes.scales import Scale, imagenet, multi_crop
 from glocal.training.config import RunConfig, TrainingConfig
 from glocal.views.groups import Pipeline, ViewGroup
 from glocal.views.photometric import presets as photometric
 
 
-def local_global(preset: str, data: str, out: str) -> RunConfig:
+def local_global(scale: Scale, data: str, out: str) -> RunConfig:
     """DINO and the matched-patch term, with our settings."""
-    scale = SCALES[preset]()
     objectives = {"image": image_term(scale), "patch": patch_term(scale)}
-    return dino(preset, data, out).model_copy(update={"recipe": "local-global", "objectives": objectives})
+    return dino(scale, data, out).model_copy(update={"recipe": "local-global", "objectives": objectives})
 
 
-def pw_self(preset: str, data: str, out: str) -> RunConfig:
+def pw_self(scale: Scale, data: str, out: str) -> RunConfig:
     """Local-Global with colours drawn for every patch of the student's views, on top of those of the view."""
-    config = local_global(preset, data, out)
+    config = local_global(scale, data, out)
     ops = photometric.patch_literal(probability=0.2, seen_by="student")
     views = {name: with_patch_operations(group, ops) for name, group in config.views.items()}
     return config.model_copy(update={"recipe": "pw-self", "views": views})
@@ -65,7 +64,7 @@ def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
     mixed sizes shared crops are equal in proportion only where sizes are; float32 or bfloat16, no float16.
     """
     size, patch, prototypes, batch = REFERENCE_PRESETS[preset]
-    base = dino("imagenet", data, out)
+    base = dino(imagenet(), data, out)
     head = HeadConfig(prototypes=prototypes)
     update = {
         "recipe": "local-global-reference",

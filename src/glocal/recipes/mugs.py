@@ -22,29 +22,25 @@ from glocal.objectives.by_contrast.relation_block import ImageToken
 from glocal.objectives.over_prototypes.image_level import ImageLevelConfig
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.recipes.dino import dino, image_term
-from glocal.recipes.scales import SCALES, Scale, multi_crop
+from glocal.recipes.scales import Scale, multi_crop
 from glocal.schedules import Schedule
 from glocal.training.config import OptimiserConfig, RunConfig, TeacherConfig, TrainingConfig
 from glocal.views.groups import Pipeline, ViewGroup
 from glocal.views.photometric import presets as photometric
 
-# Rows of every queue and memory: far more than a step writes, far fewer than an epoch, so that rows are recent.
-ROWS = {"imagenet": 65536, "cifar": 8192, "small": 2048}
 
-
-def mugs(preset: str, data: str, out: str) -> RunConfig:
+def mugs(scale: Scale, data: str, out: str) -> RunConfig:
     """Mugs with our settings: instance, local-group and group term, weak views for the teacher, weak or strong ones for
     the student. Each term goes by setting its weight to 0. The scale decides crops, head sizes, centring and queues.
     """
-    scale = SCALES[preset]()
     head = contrastive_head(scale)
     objectives = {
-        "instance": InstanceConfig(head=head, queue=ROWS[preset]),
-        "local_group": LocalGroupConfig(head=head, queue=ROWS[preset], memory=ROWS[preset]),
+        "instance": InstanceConfig(head=head, queue=scale.memory_rows),
+        "local_group": LocalGroupConfig(head=head, queue=scale.memory_rows, memory=scale.memory_rows),
         "group": image_term(scale).model_copy(update={"pair_weights": "balanced"}),
     }
     update = {"recipe": "mugs", "views": weak_and_strong(scale.views), "objectives": objectives}
-    return dino(preset, data, out).model_copy(update=update)
+    return dino(scale, data, out).model_copy(update=update)
 
 
 def contrastive_head(scale: Scale) -> ContrastiveHeadConfig:

@@ -18,21 +18,20 @@ from glocal.objectives.over_prototypes.prototype_term import HeadConfig
 from glocal.objectives.over_prototypes.self_patch import SelfPatchConfig
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.local_global import pw_self
-from glocal.recipes.scales import SCALES, Scale, multi_crop
+from glocal.recipes.scales import Scale, multi_crop
 from glocal.training.config import OptimiserConfig, RunConfig, TeacherConfig, TrainingConfig
 
 
-def selfpatch(preset: str, data: str, out: str) -> RunConfig:
+def selfpatch(scale: Scale, data: str, out: str) -> RunConfig:
     """DINO and SelfPatch's term with our settings: true neighbours only, on the views that the teacher sees anyway."""
-    scale = SCALES[preset]()
     objectives = {"image": image_term(scale), "neighbours": neighbour_term(scale)}
-    return dino(preset, data, out).model_copy(update={"recipe": "selfpatch", "objectives": objectives})
+    return dino(scale, data, out).model_copy(update={"recipe": "selfpatch", "objectives": objectives})
 
 
-def pw_self_selfpatch(preset: str, data: str, out: str) -> RunConfig:
+def pw_self_selfpatch(scale: Scale, data: str, out: str) -> RunConfig:
     """PW-Self with SelfPatch's term beside its matched patches. Either goes by setting its weight to 0."""
-    config = pw_self(preset, data, out)
-    objectives = config.objectives | {"neighbours": neighbour_term(SCALES[preset]())}
+    config = pw_self(scale, data, out)
+    objectives = config.objectives | {"neighbours": neighbour_term(scale)}
     return config.model_copy(update={"recipe": "pw-self-selfpatch", "objectives": objectives})
 
 

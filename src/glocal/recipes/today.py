@@ -19,22 +19,20 @@ from glocal.objectives.by_spread.spread import SpreadConfig
 from glocal.objectives.over_prototypes.centring import CentringConfig
 from glocal.objectives.over_prototypes.masked_patches import MaskedPatchesConfig
 from glocal.recipes.dino import dino, image_term
-from glocal.recipes.scales import SCALES, Scale
+from glocal.recipes.scales import Scale
 from glocal.training.config import RunConfig
 from glocal.views.groups import ViewGroup
 
 
-def ibot(preset: str, data: str, out: str) -> RunConfig:
+def ibot(scale: Scale, data: str, out: str) -> RunConfig:
     """iBOT: DINO's term, and masked patches over the same prototypes by the same head."""
-    scale = SCALES[preset]()
     objectives = {"image": image_term(scale), "masked": masked_term(scale, head_of="image")}
     update = {"recipe": "ibot", "views": unmasked_views(scale.views), "objectives": objectives}
-    return dino(preset, data, out).model_copy(update=update)
+    return dino(scale, data, out).model_copy(update=update)
 
 
-def dinov2_short(preset: str, data: str, out: str) -> RunConfig:
+def dinov2_short(scale: Scale, data: str, out: str) -> RunConfig:
     """DINOv2's terms: iBOT's two with heads of their own and Sinkhorn-Knopp, and KoLeo on the image embeddings."""
-    scale = SCALES[preset]()
     sinkhorn = CentringConfig(method="sinkhorn")
     objectives = {
         "image": image_term(scale).model_copy(update={"centring": sinkhorn}),
@@ -42,25 +40,24 @@ def dinov2_short(preset: str, data: str, out: str) -> RunConfig:
         "koleo": SpreadConfig(form="koleo", weight=0.1),
     }
     update = {"recipe": "dinov2-short", "views": unmasked_views(scale.views), "objectives": objectives}
-    return dino(preset, data, out).model_copy(update=update)
+    return dino(scale, data, out).model_copy(update=update)
 
 
-def simdino(preset: str, data: str, out: str) -> RunConfig:
+def simdino(scale: Scale, data: str, out: str) -> RunConfig:
     """SimDINO: alignment of views and the coding rate of images, without prototypes, temperatures and centres."""
-    objectives = {"image": CodingRateConfig(head=sphere(SCALES[preset]()))}
-    return dino(preset, data, out).model_copy(update={"recipe": "simdino", "objectives": objectives})
+    objectives = {"image": CodingRateConfig(head=sphere(scale))}
+    return dino(scale, data, out).model_copy(update={"recipe": "simdino", "objectives": objectives})
 
 
-def simdinov2(preset: str, data: str, out: str) -> RunConfig:
+def simdinov2(scale: Scale, data: str, out: str) -> RunConfig:
     """SimDINOv2: SimDINO, and alignment of masked patches by the same head."""
-    scale = SCALES[preset]()
     head = sphere(scale)
     objectives = {
         "image": CodingRateConfig(head=head),
         "masked": MaskedAlignmentConfig(head=head, head_of="image"),
     }
     update = {"recipe": "simdinov2", "views": unmasked_views(scale.views), "objectives": objectives}
-    return dino(preset, data, out).model_copy(update=update)
+    return dino(scale, data, out).model_copy(update=update)
 
 
 def masked_term(scale: Scale, head_of: str | None) -> MaskedPatchesConfig:
