@@ -72,4 +72,7 @@ def test_doctor_looks_at_data(photos: Path, monkeypatch: pytest.MonkeyPatch) -> 
     said = run("doctor", f"data={photos}", "recipe=dino")
     assert said.exit_code == 0, said.output
     assert "readable: 9 of 10" in said.output and "duplicates: 1 exact, 1 near" in said.output
-    assert "glocal pretrain dino" in said.output and "training.batch_size: 4, because there are 10 images" in said.output
+    assert (
+        "glocal pretrain dino" in said.output
+        and "training.batch_size: 4, because there are 10 images" in said.output
+    )
