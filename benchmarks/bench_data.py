@@ -6,8 +6,7 @@ loader's images per second by number of workers. Run it alone on the machine:
     python benchmarks/bench_data.py            # about two minutes
     python benchmarks/bench_data.py --quick    # about 20 seconds
 
-Where page faults are dear (virtual machines: 0.4 ms a megabyte), the 2.1 MB of float pixels an image cost up to a
-millisecond as fresh memory. THP_MEM_ALLOC_ENABLE=1 makes torch ask for huge pages; the first line says what was set.
+Both run as the command `glocal` does, which keeps freed memory: fresh memory costs page faults, dear on virtual machines.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import io
-import os
 import random
 import statistics
 import time
@@ -28,6 +26,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from glocal.freed_memory import keep_freed_memory
 from glocal.recipes.scales import cifar
 from glocal.views.augment import augment
 from glocal.views.batch import Views
@@ -249,7 +248,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"huge pages: {'asked for' if os.environ.get('THP_MEM_ALLOC_ENABLE') == '1' else 'not asked for'}")
+    keep_freed_memory()
     repeats = 5 if options.quick else 21
     bench_image((500, 400), options.batch, repeats)
     bench_image((32, 32), options.batch, repeats)

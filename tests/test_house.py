@@ -30,6 +30,7 @@ FLOORS = [
     "schedules",
     "distributed",
     "atomic_files",
+    "freed_memory",
     "config",
     "outside",
     "errors",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -12,6 +11,7 @@ import typer
 
 from glocal import __version__
 from glocal.errors import GlocalError
+from glocal.freed_memory import keep_freed_memory
 from glocal.outside import reason
 
 app = typer.Typer(
@@ -210,9 +210,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 def main() -> None:
     """Run the command; an error that a person can mend is printed as its text, without a traceback."""
-    # Before torch is imported: its CPU tensors then ask for huge pages. Fresh memory costs page faults, dear on virtual
-    # machines: 11 to 14 % less CPU time for a ViT-Ti step was measured with it.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    keep_freed_memory()
     # Where no terminal can show a bar, long work says how far it is by log lines.
     said = logging.getLogger("glocal")
     said.setLevel(logging.INFO)

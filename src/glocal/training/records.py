@@ -12,12 +12,13 @@ from torch import Tensor
 
 from glocal.distributed import all_reduce_sum, world_size
 from glocal.extraction.embedding_statistics import effective_rank
+from glocal.freed_memory import return_freed_memory
 from glocal.training.bad_steps import BadSteps
 from glocal.training.display import Display
 from glocal.training.metrics_log import MetricsLog, append_text, read_records
 from glocal.training.probes import label_purity, training_probes
 from glocal.training.run import Run
-from glocal.training.stopwatch import Stopwatch, return_freed_memory
+from glocal.training.stopwatch import Stopwatch
 from glocal.training.verdict import RunVerdict
 from glocal.verdict.collapse import CollapseMonitor
 

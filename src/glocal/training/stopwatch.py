@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import resource
 import sys
 import time
@@ -48,13 +47,3 @@ def peak_memory_gib() -> float:
         return int(peak.split()[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def return_freed_memory() -> None:
-    """Give the C library's free pages back to the system, where it can be asked to.
-
-    The number of matched patches differs from step to step, so tensors' sizes do; glibc keeps the holes, and a run on a
-    CPU was seen to grow from 0.7 to 2.6 GiB in 800 steps with 0.4 GiB in use. Some milliseconds.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
