@@ -84,7 +84,7 @@ def test_embed_writes_one_row_an_image(trained: Path, photos: Path, tmp_path: Pa
         == 0
     )
     table = pq.read_table(out)
-    assert table.column_names == ["key", "label", "cls", "mean_patches"] and table.num_rows == 24
+    assert table.column_names == ["key", "index", "label", "cls", "mean_patches"] and table.num_rows == 24
     assert len(table["cls"][0].as_py()) == 32
 
 

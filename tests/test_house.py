@@ -54,6 +54,8 @@ EXTRAS = {
     "huggingface_hub",
     "torchvision",
     "pillow_heif",
+    "faiss",
+    "pandas",
 }
 
 

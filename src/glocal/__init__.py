@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # for type checkers; `_ROOMS` below is what Python sees
     from glocal.evaluation.compare import compare as compare
     from glocal.evaluation.interface import evaluate as evaluate
     from glocal.extraction.embedding_file import embed as embed
+    from glocal.extraction.embedding_store import EmbeddingStore as EmbeddingStore
+    from glocal.extraction.embedding_stream import iterate_embeddings as iterate_embeddings
     from glocal.models.loading import load as load
     from glocal.recipes import configure as configure
     from glocal.recipes import pretrain as pretrain
@@ -30,6 +32,8 @@ _ROOMS = {
     "glocal.models.loading": ("load",),
     "glocal.recipes": ("configure", "pretrain"),
     "glocal.extraction.embedding_file": ("embed",),
+    "glocal.extraction.embedding_store": ("EmbeddingStore",),
+    "glocal.extraction.embedding_stream": ("iterate_embeddings",),
     "glocal.evaluation.compare": ("compare",),
     "glocal.evaluation.interface": ("evaluate",),
     "glocal.errors": ("ConfigError", "DataError", "GlocalError", "ModelError", "TrainingError"),

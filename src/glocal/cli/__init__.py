@@ -111,9 +111,9 @@ def ladder(settings: Settings = None) -> None:
 
 @app.command()
 def embed(settings: Settings = None) -> None:
-    """Write the embeddings of images to a file.
+    """Write the embeddings of images, or of their patches, to files; the same command goes on after a kill.
 
-    glocal embed model=RUN data=DATA out=FILE.parquet
+    glocal embed model=RUN data=DATA out=FOLDER|FILE.parquet [what=cls,patches] [stored=float16] [form=npy]
     """
     from glocal.cli.embed import run
 

@@ -1,13 +1,15 @@
-"""glocal embed model=... data=... out=FILE.parquet|FILE.npz [what=cls,mean_patches] [size=...]."""
+"""glocal embed model=... data=... out=FOLDER|FILE.parquet [what=cls,patches] [stored=float16] [key=value ...]."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from glocal.cli.screen import say, screen
 from glocal.cli.settings import Count, Side, read_words
 from glocal.config import Config
-from glocal.outside import new_file
+from glocal.errors import ConfigError
+from glocal.outside import new_file, new_folder
 
 
 class EmbedSettings(Config):
@@ -18,25 +20,52 @@ class EmbedSettings(Config):
     data: str
     """Images: a folder, a list file, parquet, or a built-in name."""
     out: str
-    """The file to write, .parquet or .npz."""
+    """A folder for parts and manifest.json, or one file that ends in .parquet. The same command goes on after a kill."""
     split: str | None = None
     """train, val, test or all; null: everything, or the training images where there are splits."""
     what: str = "cls"
-    """Embeddings of an image, with commas between them: cls, mean_patches."""
+    """With commas between them: cls, mean_patches, gem_patches, patches; each with @-2 for the block before the last."""
+    stored: Literal["float32", "float16", "int8"] = "float32"
+    """The numbers in the files; the manifest states the measured error."""
+    form: Literal["parquet", "npy"] = "parquet"
+    """Of the parts in a folder."""
     size: Side | None = None
     """Pixels at which images are seen; null: the model's own."""
+    resize: Literal["crop", "squash"] = "crop"
+    """The central square, or all of the image squashed into it."""
+    features: str | None = None
+    """The out= of an evaluation, whose class and pooled embeddings are taken where it kept them."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the forward pass; auto: bfloat16 where the processor has the instructions."""
     workers: Count = 0
     """Processes that decode."""
 
 
 def run(words: Sequence[str]) -> None:
-    """Embed every image of a source into one file."""
+    """Embed every image of a source into files."""
     settings = read_words(EmbedSettings, words)
-    out = new_file(settings.out, "out", (".parquet", ".npz"))
+    ending = settings.out.rpartition(".")[2].lower()
+    if ending in ("npz", "npy", "csv", "json", "h5"):
+        raise ConfigError(
+            f"out={settings.out}: the ending .{ending} is not known. Give a folder (form=npy for .npy files), or FILE.parquet."
+        )
+    check = new_file if ending == "parquet" else new_folder
+    out = check(settings.out, "out")
     from glocal.extraction.embedding_file import embed
 
-    written = embed(
-        settings.model, settings.data, str(out), split=settings.split, what=tuple(settings.what.split(",")),
-        size=settings.size, workers=settings.workers,
+    store = embed(
+        settings.model, settings.data, out, what=settings.what.split(","),
+        **settings.model_dump(exclude={"model", "data", "out", "what"}),
     )  # fmt: skip
-    say(screen(), f"{written} embeddings in {out}")
+    console, manifest = screen(), store.manifest
+    say(console, f"{len(store)} embeddings in {out}")
+    for name, error in manifest.error.items() if manifest.stored != "float32" else ():
+        say(
+            console,
+            f"{name} as {manifest.stored}: error {error['root_mean_square']:.2%} of its length, {error['largest']:.2%} at most",
+        )
+    if manifest.unreadable:
+        say(console, f"{len(manifest.unreadable)} unreadable, named in the manifest:")
+        say(console, *list(manifest.unreadable.values())[:5])

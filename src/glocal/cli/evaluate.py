@@ -55,6 +55,7 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     """Load the model, open the data, run one protocol or all that the data allows, print and record the result."""
     from glocal.evaluation.base import protocol_class
     from glocal.extraction.work import Work
+    from glocal.models.loading import load_on
 
     console = screen()
     if help or protocol is None:
@@ -65,7 +66,7 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
         protocol_class(protocol)  # an unknown name fails before the model is loaded
     out = new_folder(own.out, "out") if own.out is not None else None
     data = _data(own)
-    encoder = _load(own)
+    encoder = load_on(own.model, own.device, own.precision)
     if encoder.report is not None:
         say(console, encoder.report.summary())
     work = Work(cache=out / "features" if out is not None else None, workers=own.workers)
@@ -138,18 +139,6 @@ def _data(own: EvaluateSettings) -> DataLike:
     if not splits and own.data is None:
         raise ConfigError("Missing: data=... .")
     return splits or str(own.data)
-
-
-def _load(own: EvaluateSettings) -> Encoder:
-    from glocal.models.device import choose_device
-    from glocal.models.loading import load
-    from glocal.models.precision import settle_precision
-
-    device = choose_device(own.device)
-    encoder = load(own.model)
-    encoder.precision = settle_precision(own.precision, device)
-    encoder.backbone.to(device)
-    return encoder
 
 
 def _print_help(console: Console, protocol: str | None) -> None:

@@ -1,24 +1,39 @@
-"""Embeddings of a collection in one file, for search engines, notebooks and clusterings."""
+"""`glocal embed`: a collection's embeddings, written part by part; work that was interrupted goes on behind the last."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from glocal.atomic_files import write_atomically
+from glocal.atomic_files import locked, write_atomically
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
-from glocal.errors import ConfigError
-from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.errors import ConfigError, DataError
+from glocal.extraction.embedding_shards import METADATA, Form, Part, part_stem, write_part
+from glocal.extraction.embedding_store import MANIFEST, EmbeddingStore, Manifest, PartRecord, read_manifest
+from glocal.extraction.embedding_stream import PATCHES, EmbeddingBatch, iterate_embeddings, parse_readouts
+from glocal.extraction.image_embeddings import SHARD, read_kept, shards_folder
+from glocal.extraction.journal import Journal
+from glocal.extraction.progress import progress_bar
+from glocal.extraction.stored_numbers import Coded, CodingError, Stored, coded
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
-from glocal.models.loading import load
+from glocal.models.loading import load_on
+from glocal.models.precision import AskedPrecision
 from glocal.models.preprocessing import FeatureTransform
+from glocal.outside import given_path
+
+MOST_IMAGES = 2048
+"""Images a part: so much work can be lost."""
+MOST_BYTES = 128 * 2**20
+"""Of float32 values a part, held in memory up to three times. A part is one forward pass at least."""
 
 
 def embed(
@@ -26,55 +41,242 @@ def embed(
     data: str | Path | ImageSource,
     out: str | Path,
     *,
-    split: str | None = None,
     what: Sequence[str] = ("cls",),
+    stored: Stored = "float32",
+    form: Form = "parquet",
+    split: str | None = None,
     size: int | None = None,
+    resize: Literal["crop", "squash"] = "crop",
+    features: str | Path | None = None,
+    device: str = "auto",
+    precision: AskedPrecision = "float32",
     workers: int = 0,
-) -> int:
-    """Embed every readable image and write one row an image; return their number.
+    progress: bool = True,
+) -> EmbeddingStore:
+    """Embed every readable image into files; call it again after an interruption, and it goes on.
 
-    A `.parquet` file gets the columns `key`, `label` (where there are labels) and one fixed-size list of float32 a
-    readout; an `.npz` file gets the same arrays. Unreadable images are left out and named on standard error.
+    A folder gets `manifest.json` and parts of up to 2,048 images: parquet files, or .npy files to be mapped into memory.
+    An `out` that ends in `.parquet` becomes one file, put together when all parts are there. Columns are `key`, `index`,
+    `label` (where there are labels) and one a readout, with `_scale` beside it for int8. Unreadable images have no row;
+    the manifest names them.
 
     Args:
-        model: a run, as `glocal.pretrain` returns it, anything else that `glocal.load` reads, or a loaded encoder.
+        model: what `glocal.load` reads, or a loaded encoder, which stays on its device and in its precision.
         data: anything `open_source` reads, or an open source.
-        out: the file; its ending decides the format.
+        out: a folder, or a file that ends in .parquet.
+        what: `cls`, `mean_patches`, `gem_patches`, `patches`; `cls@-2` for an earlier block.
+        stored: the numbers in the files; the manifest states the error of float16 and int8, measured on all rows.
+        form: of the parts.
         split: train, val or test, where the data has them.
-        what: readouts (`cls`, `mean_patches`, `gem_patches`; `cls@-2` for an earlier block).
         size: side of the model's input in pixels; null: the model's own.
+        resize: `crop` to the central square, or `squash` everything into it.
+        features: the `out` of an evaluation; class and pooled embeddings that it kept are taken instead of computed.
+        device: cpu, cuda; auto: the first GPU.
+        precision: of the forward pass; auto: bfloat16 where it is native.
         workers: processes that decode.
+        progress: show how far it is.
 
     Raises:
-        ConfigError: for another ending or an unknown readout.
+        ConfigError: for an unknown readout, or an `out` that holds something else.
+        DataError: when no image could be read.
 
-    >>> embed("runs/a", "photos", "photos.parquet")  # doctest: +SKIP
+    >>> embed("runs/a", "photos", "embeddings", what=["cls", "patches"], stored="int8")  # doctest: +SKIP
     """
-    path = Path(out)
-    if path.suffix not in (".parquet", ".npz"):
-        raise ConfigError(f"out={out}: the ending must be .parquet or .npz.")
-    encoder = load(str(model)) if isinstance(model, str | Path) else model
+    asked = parse_readouts(what)
+    path = given_path(out, "out")
+    encoder = model if isinstance(model, Encoder) else load_on(model, device, precision)
     source = open_source(data, split) if isinstance(data, str | Path) else data
-    found = extract_embeddings(
-        encoder, source, FeatureTransform(size=size), tuple(what), Work(workers=workers)
-    )
-    keys = [source.key(int(i)) for i in found.indices]
-    write = _write_parquet if path.suffix == ".parquet" else _write_npz
-    write_atomically(path, lambda file: write(file, keys, found))
-    return len(keys)
+    transform = FeatureTransform(size=size, resize=resize).resolve(encoder)
+    assert transform.size is not None
+    single = path.suffix == ".parquet"
+    folder = path.with_name(f".{path.name}.parts") if single else path
+    manifest = Manifest(
+        model=encoder.name, fingerprint=encoder.fingerprint(), precision=encoder.precision,
+        device=encoder.device.type, data=source.name, data_fingerprint=source.fingerprint(), images=len(source), transform=transform,
+        grid=(transform.size // encoder.patch_size,) * 2, what=tuple(asked), stored=stored, form="parquet" if single else form,
+    )  # fmt: skip
+    if _is_done(path, manifest):
+        return EmbeddingStore(path)
+    _check_folder(folder, manifest)
+    with locked(folder / MANIFEST):
+        kept = None if features is None else Path(features)
+        _Writing(encoder, source, folder, manifest, kept).run(Work(workers=workers, progress=progress))
+        if single:
+            _join(EmbeddingStore(folder), path)
+            shutil.rmtree(folder)
+    return EmbeddingStore(path)
 
 
-def _write_parquet(file: IO[bytes], keys: list[str], found: Embeddings) -> None:
-    columns: dict[str, pa.Array] = {"key": pa.array(keys)}
-    if found.labels is not None:
-        columns["label"] = pa.array(found.labels)
-    for name, vectors in found.vectors.items():
-        flat = pa.array(vectors.numpy().astype(np.float32).ravel())
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    pq.write_table(pa.table(columns), file)
+def images_a_part(encoder: Encoder, transform: FeatureTransform, what: Sequence[str]) -> int:
+    """A power of two, so that parts consist of whole forward passes: what is computed never depends on their size."""
+    assert transform.size is not None
+    patches = (transform.size // encoder.patch_size) ** 2
+    readouts = [readout for readout, _ in parse_readouts(what).values()]
+    values = encoder.embed_dim * sum(patches if readout == PATCHES else 1 for readout in readouts)
+    fitting = max(1, MOST_BYTES // (4 * values))
+    return int(max(transform.tile(encoder), min(MOST_IMAGES, 2 ** (fitting.bit_length() - 1))))
 
 
-def _write_npz(file: IO[bytes], keys: list[str], found: Embeddings) -> None:
-    arrays = {name: vectors.numpy() for name, vectors in found.vectors.items()}
-    labels = {} if found.labels is None else {"label": found.labels}
-    np.savez(file, allow_pickle=False, **{"key": np.array(keys), **labels, **arrays})
+@dataclass
+class _Writing:
+    """One collection's way to disk. Parts are coded and written by a thread while the model is at the next."""
+
+    encoder: Encoder
+    source: ImageSource
+    folder: Path
+    manifest: Manifest
+    features: Path | None
+
+    def run(self, work: Work) -> None:
+        """Compute and write what is missing, then say in the manifest that all is there."""
+        for draft in self.folder.glob(".*.writing"):
+            draft.unlink()  # of a process that was killed
+        _write_manifest(self.folder, self.manifest)
+        journal = Journal(self.folder, [self.manifest.deciding()])
+        count, what = len(self.source), self.manifest.what
+        size = images_a_part(self.encoder, self.manifest.transform, what)
+        starts = range(0, count, size)
+        missing = [start for start in starts if journal.get(str(start)) is None]
+        with (
+            ThreadPoolExecutor(max_workers=1) as thread,
+            progress_bar(f"{self.source.name}: embeddings", count, work.progress) as advance,
+        ):
+            advance(count - sum(min(size, count - start) for start in missing))
+            writing: Future[None] | None = None
+            for start, batches in self._parts(missing, size, work):
+                if writing is not None:
+                    writing.result()
+                writing = thread.submit(self._write, journal, start, batches)
+                advance(min(size, count - start))
+            if writing is not None:
+                writing.result()
+        self._finish({start: journal.get(str(start)) for start in starts}, size)
+        journal.remove()
+
+    def _parts(
+        self, missing: Sequence[int], size: int, work: Work
+    ) -> Iterator[tuple[int, list[EmbeddingBatch]]]:
+        """The missing parts: first those that an evaluation kept, then the others, computed in one stream."""
+        count, transform = len(self.source), self.manifest.transform
+        computed = []
+        for start in missing:
+            kept = self._kept(start, min(size, count - start))
+            if kept:
+                yield start, kept
+            else:
+                computed.append(start)
+        left = [np.arange(start, min(start + size, count)) for start in computed]
+        order = np.concatenate(left) if left else np.empty(0, np.int64)
+        stream = iterate_embeddings(self.encoder, self.source, self.manifest.what, transform, work, order)
+        for start in computed:
+            batches: list[EmbeddingBatch] = []
+            seen = 0
+            while seen < min(size, count - start):
+                batches.append(next(stream))
+                seen += len(batches[-1].indices) + len(batches[-1].unreadable)
+            yield start, batches
+
+    def _kept(self, start: int, images: int) -> list[EmbeddingBatch]:
+        """What an evaluation left of a part; nothing unless all of it is there."""
+        asked = parse_readouts(self.manifest.what)
+        if self.features is None or any(readout == PATCHES for readout, _ in asked.values()) or start % SHARD:
+            return []
+        root = self.features / "features" if (self.features / "features").is_dir() else self.features
+        folder = shards_folder(root, self.encoder, self.source, self.manifest.transform)
+        batches = []
+        for first in range(start, start + images, SHARD):
+            found = read_kept(folder, self.source, list(asked.values()), first)
+            if found is None or len(found.indices) > start + images - first:
+                return []
+            vectors = {
+                name: found.vectors[f"{readout}@{layer}"].numpy() for name, (readout, layer) in asked.items()
+            }
+            bad = [(index, text) for (_, index), text in found.skipped.images.items()]
+            batches.append(EmbeddingBatch(found.indices, vectors, (0, 0), bad))
+        return batches
+
+    def _write(self, journal: Journal, start: int, batches: list[EmbeddingBatch]) -> None:
+        """Code and write one part, then enter it."""
+        index = np.concatenate([batch.indices for batch in batches])
+        columns: dict[str, Coded] = {}
+        errors: dict[str, CodingError] = {}
+        for name in self.manifest.what if len(index) else ():
+            rows = np.concatenate([batch.vectors[name] for batch in batches if name in batch.vectors])
+            columns[name] = coded(rows, self.manifest.stored)
+            errors[name] = CodingError.of(rows, columns[name])
+        labels = None if self.source.labels is None else np.asarray(self.source.labels)[index]
+        part = Part(index, [self.source.key(int(i)) for i in index], labels, columns)
+        if len(index):
+            about = self.manifest.deciding() | {"error": {n: e.stated() for n, e in errors.items()}}
+            write_part(self.folder, start, self.manifest.form, part, about)
+        entry = {
+            "rows": len(index),
+            "error": {name: asdict(error) for name, error in errors.items()},
+            "unreadable": [[i, text] for batch in batches for i, text in batch.unreadable],
+        }
+        journal.add(str(start), entry)
+
+    def _finish(self, entries: dict[int, Any], size: int) -> None:
+        parts: list[PartRecord] = []
+        unreadable: dict[str, str] = {}
+        errors: dict[str, CodingError] = {name: CodingError() for name in self.manifest.what}
+        for start, entry in entries.items():
+            images = min(size, len(self.source) - start)
+            if entry["rows"]:
+                parts.append(PartRecord(start=start, images=images, rows=entry["rows"]))
+            for name, error in entry["error"].items():
+                errors[name] += CodingError(**error)
+            unreadable |= {self.source.key(i): text for i, text in entry["unreadable"]}
+        if not parts:
+            reason = next(iter(unreadable.values()), "")
+            raise DataError(
+                f"{self.source.name}: none of its {len(self.source)} images could be read. {reason}"
+            )
+        stated = {name: error.stated() for name, error in errors.items()}
+        settled = {"parts": tuple(parts), "unreadable": unreadable, "error": stated, "complete": True}
+        _write_manifest(self.folder, self.manifest.model_copy(update=settled))
+
+
+def _is_done(path: Path, manifest: Manifest) -> bool:
+    """Whether exactly this is there already.
+
+    Raises:
+        ConfigError: when a finished file of other content is there: it is not overwritten.
+    """
+    if not (path / MANIFEST).is_file() and not path.is_file():
+        return False
+    there = read_manifest(path)
+    differing = [key for key, value in manifest.deciding().items() if there.deciding()[key] != value]
+    if differing:
+        raise ConfigError(
+            f"out={path} holds embeddings that differ in {', '.join(differing)}. Choose another out=, or remove it."
+        )
+    return there.complete
+
+
+def _check_folder(folder: Path, manifest: Manifest) -> None:
+    """A folder for parts is empty, not there yet, or holds the same work unfinished."""
+    if (folder / MANIFEST).is_file():
+        _is_done(folder, manifest)
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ConfigError(f"out={folder} is a folder that holds something else. Choose another out=.")
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    text = manifest.model_dump_json(indent=1)
+    write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
+
+
+def _join(store: EmbeddingStore, path: Path) -> None:
+    """Put the parts into one file, a row group each."""
+    records = store.manifest.parts
+    first = pq.read_schema(f"{part_stem(store.path, records[0].start)}.parquet")
+    schema = first.with_metadata({METADATA: store.manifest.model_dump_json()})
+
+    def write(file: Any) -> None:
+        with pq.ParquetWriter(file, schema) as writer:
+            for record in records:
+                table = pq.read_table(f"{part_stem(store.path, record.start)}.parquet")
+                writer.write_table(table.cast(schema), row_group_size=max(1, record.rows))
+
+    write_atomically(path, write)

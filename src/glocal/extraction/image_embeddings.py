@@ -89,9 +89,8 @@ def extract_embeddings(
     """
     work = work or Work()
     transform = (transform or FeatureTransform()).resolve(encoder)
-    asked = {name: _parse(name) for name in what}
-    deciding = [FORMAT, SHARD, *computed_by(encoder), source.state(), len(source), transform.model_dump()]
-    folder = None if work.cache is None else work.cache / key_of(deciding)
+    asked = {name: parse_readout(name) for name in what}
+    folder = None if work.cache is None else shards_folder(work.cache, encoder, source, transform)
     starts = range(0, len(source), SHARD)
     items = list(dict.fromkeys(asked.values()))
     size = len(source) * encoder.embed_dim * 4 * len(items) / 2**30
@@ -124,12 +123,20 @@ class _Shard:
     vectors: dict[_Item, Tensor]
 
 
-def _parse(name: str) -> _Item:
+def parse_readout(name: str, allowed: Sequence[str] = tuple(READOUTS)) -> tuple[str, int]:
+    """A readout and its layer.
+
+    Raises:
+        ConfigError: for another readout, or a layer that is not counted from the end.
+
+    >>> parse_readout("cls@-2")
+    ('cls', -2)
+    """
     readout, _, layer = name.partition("@")
-    if readout not in READOUTS:
-        hint = nearest_name(readout, READOUTS)
+    if readout not in allowed:
+        hint = nearest_name(readout, allowed)
         raise ConfigError(
-            f"There is no readout '{readout}'.{hint} Allowed: {', '.join(READOUTS)}, each with @LAYER."
+            f"There is no readout '{readout}'.{hint} Allowed: {', '.join(allowed)}, each with @LAYER."
         )
     if layer and not (layer.startswith("-") and layer[1:].isdigit() and int(layer) < 0):
         raise ConfigError(f"'{name}': layers are counted from the end, -1 the last; got '{layer}'.")
@@ -207,6 +214,26 @@ def _joined(shards: list[_Shard], item: _Item) -> Float[Tensor, "images dim"]:
         rows[start : start + len(part)] = part
         start += len(part)
     return rows
+
+
+def read_kept(folder: Path, source: ImageSource, items: Sequence[_Item], start: int) -> Embeddings | None:
+    """What `extract_embeddings` kept of the `SHARD` images from `start` on; None unless every readout is there, whole.
+
+    Vectors are named by readout and layer, `cls@-1`.
+    """
+    shard = _read_shard(folder, start, items)
+    if shard is None:
+        return None
+    skipped = Skipped()
+    skipped.images.update({(source.name, index): text for index, text in shard.bad})
+    vectors = {f"{readout}@{layer}": shard.vectors[readout, layer] for readout, layer in items}
+    return Embeddings(vectors, shard.indices, None, skipped)
+
+
+def shards_folder(cache: Path, encoder: Encoder, source: ImageSource, transform: FeatureTransform) -> Path:
+    """Where the embeddings by a model of a source are kept; `transform` is resolved."""
+    deciding = [FORMAT, SHARD, *computed_by(encoder), source.state(), len(source), transform.model_dump()]
+    return cache / key_of(deciding)
 
 
 def _shard_path(folder: Path, start: int, item: _Item) -> Path:

@@ -58,6 +58,11 @@ class Journal:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
 
+    def remove(self) -> None:
+        """Take the file away, once all it says stands elsewhere."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
 
 def _entry(line: bytes) -> tuple[str, Any] | None:
     """Name and value of one line, or None where its checksum tells that it isn't what was written."""

@@ -12,9 +12,11 @@ from torch import Tensor
 from glocal.errors import ModelError
 from glocal.models.adapter_files import is_adapter, load_adapter
 from glocal.models.backbone import Backbone, BackboneConfig
+from glocal.models.device import choose_device
 from glocal.models.encoder import Encoder, shorten
 from glocal.models.model_folders import load_folder
 from glocal.models.position import resample_table
+from glocal.models.precision import AskedPrecision, settle_precision
 from glocal.models.weight_files import FILE_SUFFIXES, load_file
 from glocal.outside import given_path, reading
 
@@ -40,6 +42,20 @@ def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder
     cure = "Its weights or its configuration are not what their names promise; fetch or export it again."
     with reading(spec, "a model", ModelError, cure):
         return _load(str(spec), settings or {})
+
+
+def load_on(model: str | Path, device: str = "auto", precision: AskedPrecision = "float32"
+) -> Encoder:
+    """Load a frozen backbone to compute on this device, in this precision; auto: bfloat16 where it is native.
+
+    Raises:
+        ConfigError: when no such device is here; before the model is read.
+        ModelError: as `load`.
+    """
+    place = choose_device(device)
+    encoder = load(model)
+    encoder.precision = settle_precision(precision, place)
+    return encoder.to(place)
 
 
 def load_into(backbone: Backbone, encoder: Encoder) -> None:
