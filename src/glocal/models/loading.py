@@ -44,8 +44,7 @@ def load(spec: str | Path, settings: Mapping[str, Any] | None = None) -> Encoder
         return _load(str(spec), settings or {})
 
 
-def load_on(model: str | Path, device: str = "auto", precision: AskedPrecision = "float32"
-) -> Encoder:
+def load_on(model: str | Path, device: str = "auto", precision: AskedPrecision = "float32") -> Encoder:
     """Load a frozen backbone to compute on this device, in this precision; auto: bfloat16 where it is native.
 
     Raises:
