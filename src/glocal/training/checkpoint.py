@@ -8,18 +8,27 @@ anything is read: torch itself does not look at them. `glocal.load` reads the sa
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from glocal.errors import TrainingError
+from glocal.outside import reading, reason
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
 
 FORMAT = 2
+# What is in a state beside its format; the networks themselves check what is in theirs.
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("step", "steps", "steps_per_epoch", "retreats", "images_of_data"), int),
+    **dict.fromkeys(("config", "data_fingerprint"), str),
+    **dict.fromkeys(("student", "teacher", "objectives", "optimiser", "guard"), dict),
+    "seconds": float,
+    "generators": list,
+}
 
 
 class DamagedCheckpointError(TrainingError):
@@ -36,30 +45,35 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     _verify(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, KeyError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise _foreign(path) from error
     if not isinstance(state, dict) or "format" not in state or "student" not in state:
         raise _foreign(path)
     if state["format"] != FORMAT:
         raise TrainingError(
-            f"{path} has checkpoint format {state['format']}; this version of glocal continues format {FORMAT}. Start a "
-            f"new run with init={path}."
+            f"{path} has checkpoint format {str(state['format'])[:40]}; this version of glocal continues format {FORMAT}. "
+            f"Start a new run with init={path}."
         )
+    wrong = _wrong_entries(state)
+    if wrong:
+        raise DamagedCheckpointError(f"{path} is damaged: {', '.join(wrong)} missing or of another kind.")
     return state
 
 
 def read_newest(last: Path, previous: Path) -> tuple[dict[str, Any], str]:
-    """The state of `last`, or of `previous` where that is damaged, and a sentence that says so.
+    """The state of `last`, or of `previous` where that can't be read, and a sentence that says so.
 
     Raises:
         TrainingError: when neither can be read.
     """
     try:
         return read_checkpoint(last), ""
-    except DamagedCheckpointError as error:
+    except TrainingError as error:
         try:
             state = read_checkpoint(previous)
-        except DamagedCheckpointError as second:
+        except TrainingError as second:
             kept = sorted(file.name for file in last.parent.glob("step-*.pt"))
             raise TrainingError(
                 f"{error} {second} "
@@ -82,12 +96,24 @@ def restore(
         model.teacher.load_state_dict(state["teacher"])
         model.objectives.load_state_dict(state["objectives"])
         optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:
         raise TrainingError(
-            f"{path} is of another model than this run's configuration ({reason[:300]}). Continue it with the "
+            f"{path} is of another model than this run's configuration ({reason(error)}). Continue it with the "
             "configuration it was made with, or start a new run with init= set to it."
         ) from error
+
+
+def written_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration that a checkpoint was made with, as plain data.
+
+    Raises:
+        TrainingError: when it is none.
+    """
+    with reading(path, "a training state of glocal", TrainingError, f"Start a new run with init={path}."):
+        plain: dict[str, Any] = json.loads(state["config"])
+        for part in ("backbone", "optimiser"):
+            dict(plain[part])
+    return plain
 
 
 def refuse_another_backbone(state: dict[str, Any], path: Path, config: RunConfig) -> None:
@@ -96,7 +122,7 @@ def refuse_another_backbone(state: dict[str, Any], path: Path, config: RunConfig
     Raises:
         TrainingError: when the checkpoint's backbone is not the configured one.
     """
-    written, wanted = json.loads(state["config"])["backbone"], config.backbone.model_dump(mode="json")
+    written, wanted = written_config(state, path)["backbone"], config.backbone.model_dump(mode="json")
     wrong = [
         f"backbone.{name}={written.get(name)} where the run has {value}"
         for name, value in wanted.items()
@@ -109,16 +135,28 @@ def refuse_another_backbone(state: dict[str, Any], path: Path, config: RunConfig
         )
 
 
+def _wrong_entries(state: Mapping[str, Any]) -> list[str]:
+    """Names of what is missing or makes no sense in a training state."""
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(state.get(name), kind)]
+    numbers = [name for name, kind in _KINDS.items() if kind in (int, float) and name not in wrong]
+    wrong += [name for name in numbers if isinstance(state[name], bool) or not 0 <= state[name] < 2**63]
+    if "guard" not in wrong and not isinstance(state["guard"].get("in_a_row"), torch.Tensor):
+        wrong.append("guard")
+    return wrong
+
+
 def _verify(path: Path) -> None:
     if not path.is_file():
         raise DamagedCheckpointError(f"There is no checkpoint at {path}.")
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         if path.stat().st_size and not _starts_as_archive(path):
             raise _foreign(path) from error
-        raise DamagedCheckpointError(f"{path} is damaged or cut off ({error}).") from error
+        raise DamagedCheckpointError(f"{path} is damaged or cut off ({reason(error)}).") from error
     if wrong is not None:
         raise DamagedCheckpointError(f"{path} is damaged: '{wrong}' differs from its checksum.")
 

@@ -12,6 +12,7 @@ from jaxtyping import UInt64
 from glocal.atomic_files import write_atomically
 from glocal.data import ImageSource
 from glocal.errors import TrainingError
+from glocal.outside import reading
 
 
 def write_image_names(path: Path, source: ImageSource) -> None:
@@ -30,19 +31,17 @@ def count_added(source: ImageSource, fingerprint: str, state: dict[str, Any], na
         names: what `write_image_names` wrote when the run was started.
 
     Raises:
-        TrainingError: when images are missing, or the same names have other sizes or another order.
+        TrainingError: when images are missing, when the same names have other sizes or another order, and when `names` is
+            damaged, so that nobody can tell.
     """
     if state["data_fingerprint"] == fingerprint:
         return 0
     before, now = state["images_of_data"], len(source)
-    try:
-        known = np.load(names, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        known = np.array([], dtype=np.uint64)
+    known = _known(names, before)
     present = _hashes(source)
     missing = int((~np.isin(known, present)).sum())
     added = len(present) - len(known)
-    if len(known) == before and not missing and added > 0:
+    if not missing and added > 0:
         return added
     seen = f"The run was on {before} images and data= now holds {now}"
     if missing:
@@ -53,6 +52,16 @@ def count_added(source: ImageSource, fingerprint: str, state: dict[str, Any], na
         f"{seen}. Images may be added to a run, not changed or taken away: restore the data, or start a new run with "
         "init= set to this one."
     )
+
+
+def _known(names: Path, count: int) -> UInt64[np.ndarray, " images"]:
+    """The hashes of so many images."""
+    cure = "Restore the images as they were at the start, or start a new run with init= set to this one."
+    with reading(names, "the hashes of the images of this run", TrainingError, cure):
+        known: UInt64[np.ndarray, " images"] = np.load(names, allow_pickle=False)
+        if known.dtype != np.uint64 or known.shape != (count,):
+            raise ValueError(f"expected {count} of 8 bytes, got {known.dtype} of shape {known.shape}")
+    return known
 
 
 def _hashes(source: ImageSource) -> UInt64[np.ndarray, " images"]:

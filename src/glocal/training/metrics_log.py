@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,24 @@ class MetricsLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Every whole record of a `metrics.jsonl`, in order; nothing where there is none."""
+    """Every whole record of a `metrics.jsonl`, in order; nothing where there is none.
+
+    A record has a step, finite numbers or null by name, and perhaps what `failed`; whatever else a damaged file holds is
+    left out.
+    """
     records = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
+            if isinstance(record, dict) and type(record.get("step")) is int and record["step"] >= 0:
+                records.append({name: value for name, value in record.items() if _is_figure(name, value)})
     return records
+
+
+def _is_figure(name: str, value: object) -> bool:
+    if name == "failed":
+        return isinstance(value, str)
+    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
 
 
 def append_text(path: Path, text: str) -> bool:

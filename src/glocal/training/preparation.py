@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from glocal.errors import TrainingError
 from glocal.models.adaptation import adapt
 from glocal.models.device import choose_device
 from glocal.training.bad_steps import StepGuard
-from glocal.training.checkpoint import read_checkpoint, read_newest
+from glocal.training.checkpoint import read_checkpoint, read_newest, written_config
 from glocal.training.compute import UNBOUNDED, Clock, StepCost, cost_of_step, number_of_steps
 from glocal.training.config import RunConfig
 from glocal.training.data_changes import count_added, write_image_names
@@ -204,10 +203,11 @@ def _continue(run: Run, resume: bool | Path) -> None:
     clock.spent = state["seconds"]
     if clock.limit is not None:
         run.steps = run.done + max(0, round((clock.limit - clock.spent) / run.cost.seconds))
-    rate = json.loads(state["config"])["optimiser"]["learning_rate"]
-    if rate != run.config.optimiser.learning_rate:
+    before = written_config(state, run.folder.last)
+    if before["optimiser"].get("learning_rate") != run.config.optimiser.learning_rate:
         run.retreats = 0
-    _first_does(run.fabric, lambda: _record_continuation(run, state))
+    run.unreadable = run.folder.read_unreadable()
+    _first_does(run.fabric, lambda: _record_continuation(run, state, before))
     if chosen or note:
         # The state gone on from becomes the last one. A damaged file is moved away, lest it be kept as the one before.
         if note and run.first and run.folder.last.exists():
@@ -215,7 +215,7 @@ def _continue(run: Run, resume: bool | Path) -> None:
         save(run, run.done)
 
 
-def _record_continuation(run: Run, state: dict[str, Any]) -> None:
+def _record_continuation(run: Run, state: dict[str, Any], before: dict[str, Any]) -> None:
     folder, source = run.folder, run.source
     added = count_added(source, run.data_fingerprint, state, folder.images)
     if added:
@@ -224,8 +224,8 @@ def _record_continuation(run: Run, state: dict[str, Any]) -> None:
             f"{added:,} images were added since the run was stopped; it goes on with all {len(source):,}. The plan of "
             f"{run.steps:,} steps stays."
         )
-    changed = folder.write_resume(run.config, run.done, "resume")
-    run.notes += [f"{key} changed from {before} to {after}." for key, (before, after) in changed.items()]
+    changed = folder.write_resume(before, run.config, run.done, "resume")
+    run.notes += [f"{key} changed from {old} to {new}." for key, (old, new) in changed.items()]
 
 
 def _first_does(fabric: Fabric, act: Any) -> None:

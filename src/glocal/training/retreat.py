@@ -31,7 +31,10 @@ def retreat(run: Run, step: int) -> int:
     run.retreats = retreats
     run.guard.reset()
     if run.first:
-        run.folder.write_resume(run.config, run.done, f"{IN_A_ROW} bad steps in a row up to step {step}")
+        settings = run.config.model_dump(mode="json")
+        run.folder.write_resume(
+            settings, run.config, run.done, f"{IN_A_ROW} bad steps in a row up to step {step}"
+        )
     if sound is not None:
         save(run, run.done)
     return run.done

@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,9 +125,19 @@ class RunFolder:
             self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode())
         )
 
-    def write_resume(self, config: RunConfig, step: int, why: str) -> dict[str, list[Any]]:
-        """Record that the run goes on from `step`, and what of its configuration changed; return that, [before, after]."""
-        before = read_run_config(self.path).model_dump(mode="json")
+    def read_unreadable(self) -> dict[str, str]:
+        """The images that are known to be no images, with the reason."""
+        if not self.unreadable.is_file():
+            return {}
+        lines = self.unreadable.read_text(encoding="utf-8", errors="replace").splitlines()
+        return {key: why for key, tab, why in (line.partition("\t") for line in lines) if tab}
+
+    def write_resume(
+        self, before: Mapping[str, Any], config: RunConfig, step: int, why: str
+    ) -> dict[str, list[Any]]:
+        """Record that the run goes on from `step`, and what of the configuration it was stopped with changed, be it by
+        the command or in config.yaml by hand; return that, [before, after].
+        """
         changed = dict(_differences(before, config.model_dump(mode="json")))
         if changed:
             write_atomically(self.config, lambda f: f.write(to_yaml(config).encode()))

@@ -12,7 +12,8 @@ import torch
 
 from glocal.atomic_files import link_or_copy, write_atomically
 from glocal.distributed import gather_objects, rank, world_size
-from glocal.errors import GlocalError
+from glocal.errors import GlocalError, TrainingError
+from glocal.outside import reading
 from glocal.training.checkpoint import FORMAT, refuse_another_backbone, restore
 from glocal.training.generators import generator_state, restore_generators
 from glocal.training.run import Run
@@ -49,7 +50,7 @@ def save_if_due(run: Run, step: int, stopping: bool) -> None:
 
 
 def continue_from(run: Run, state: dict[str, Any], path: Path) -> None:
-    """Put a run where a checkpoint was: weights, the objectives' state, the optimiser's, the plan, generators last.
+    """Put a run where a checkpoint was: weights, the objectives' state, the optimiser's, the plan, generators.
 
     Augmentation has no state (it is a pure function of seed, epoch and image) and the loader's position is the step. The
     plan, how many steps there are in all and in an epoch, stays also when images were added.
@@ -59,11 +60,12 @@ def continue_from(run: Run, state: dict[str, Any], path: Path) -> None:
     """
     refuse_another_backbone(state, path, run.config)
     restore(state, path, run.model, run.optimiser)
-    run.guard.load_state_dict(state["guard"])
+    with reading(path, "this run's state", TrainingError, "Choose another checkpoint with resume=."):
+        run.guard.load_state_dict(state["guard"])
+        if len(state["generators"]) == world_size():
+            restore_generators(state["generators"][rank()], run.fabric.device)
     run.done, run.steps, run.steps_per_epoch = state["step"], state["steps"], state["steps_per_epoch"]
     run.retreats = state["retreats"]
-    if len(state["generators"]) == world_size():
-        restore_generators(state["generators"][rank()], run.fabric.device)
 
 
 @contextlib.contextmanager
