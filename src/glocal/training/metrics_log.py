@@ -72,7 +72,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def _is_figure(name: str, value: object) -> bool:
     if name == "failed":
         return isinstance(value, str)
-    return value is None or (type(value) in (int, float) and abs(value) <= sys.float_info.max)
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        return False
+    return value is None or abs(value) <= sys.float_info.max
 
 
 def append_text(path: Path, text: str) -> bool:
