@@ -182,7 +182,7 @@ def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
     scale = np.sqrt((x**2).mean())
     rest, _ = split_held_out(train.labels, 0.1, seed=0)
     drawn = rest[draw_shots(train.labels[rest], 0.2, seed=1)]
-    reference = LogisticRegression(C=1.0, max_iter=1000).fit(x[drawn] / scale, train.labels[drawn])
+    reference = LogisticRegression(C=1.0, max_iter=5000, tol=1e-9).fit(x[drawn] / scale, train.labels[drawn])
     expected = (reference.predict(found.first.double().numpy() / scale) == found.labels).mean()
     assert np.isclose(scores[1], 100 * expected)
 

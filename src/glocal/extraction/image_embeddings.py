@@ -20,6 +20,7 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, ModelError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
+from glocal.extraction.feature_matrix import MAPPED_FROM, allocate, kept_type, write_rows
 from glocal.extraction.feature_stream import Skipped, computed_by, iterate_features
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -32,7 +33,7 @@ logger = logging.getLogger("glocal.extraction")
 SHARD = 512
 """Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
 TOLD_FROM = 1.0
-"""GiB of features from which their size is said before they are computed."""
+"""GiB of features from which their size is said before the second of their shards is computed."""
 FORMAT = 4
 """Layout and arithmetic of the cache; part of its key."""
 
@@ -52,7 +53,7 @@ READOUTS: dict[str, Callable[[Features], Tensor]] = {
 
 @dataclass
 class Embeddings:
-    """Vectors of the readable images, in source order, on the CPU."""
+    """Vectors of the readable images, in source order, on the CPU; of several GiB: mapped from a file."""
 
     vectors: dict[str, Float[Tensor, "images dim"]]
     """By readout as asked for."""
@@ -60,11 +61,20 @@ class Embeddings:
     """Their places in the source."""
     labels: Int64[np.ndarray, " images"] | None
     skipped: Skipped = field(default_factory=Skipped)
+    side_by_side: Float[Tensor, "images dims"] | None = None
+    """The matrix whose columns all vectors are, one after the other; null: they are apart."""
+    rounding: float = 0.0
+    """How far vectors held in float16 are from what the model gave, as a share of their length."""
 
     @property
     def first(self) -> Float[Tensor, "images dim"]:
         """The vectors of the first readout."""
         return next(iter(self.vectors.values()))
+
+    def notes(self) -> list[str]:
+        """What was left out or rounded, in words."""
+        told = f"features held in float16, {100 * self.rounding:.2g} % from what the model gave"
+        return [*([told] if self.rounding else []), *self.skipped.notes()]
 
 
 def extract_embeddings(
@@ -73,8 +83,10 @@ def extract_embeddings(
     transform: FeatureTransform | None = None,
     what: Sequence[str] = ("cls",),
     work: Work | None = None,
+    *,
+    allow_half: bool = False,
 ) -> Embeddings:
-    """Embed every image of a source.
+    """Embed every image of a source. No more than the result and a shard is held in memory.
 
     Args:
         encoder: the frozen model.
@@ -82,6 +94,7 @@ def extract_embeddings(
         transform: how they become input; null: the model's size, shorter side resized and central crop.
         what: readouts: `cls`, `mean_patches` or `gem_patches`, with `@-2` for the block before the last, and so on.
         work: cache folder, workers and progress.
+        allow_half: from 2 GiB on hold vectors in float16; `notes` says so, with the error.
 
     Raises:
         ConfigError: for an unknown readout.
@@ -93,19 +106,16 @@ def extract_embeddings(
     folder = None if work.cache is None else shards_folder(work.cache, encoder, source, transform)
     starts = range(0, len(source), SHARD)
     items = list(dict.fromkeys(asked.values()))
-    size = len(source) * encoder.embed_dim * 4 * len(items) / 2**30
-    if size >= TOLD_FROM:
-        logger.info("%s: features of %d images take %.1f GiB of memory", source.name, len(source), size)
-    stored = {start: _read_shard(folder, start, items) for start in starts}
-    shards = {start: shard for start, shard in stored.items() if shard is not None}
+    gathered = _Gathered(source, items, allow_half)
+    for start in starts:
+        gathered.add(start, _read_shard(folder, start, items))
+    missing = [start for start in starts if start not in gathered.counts]
     made = [*items, ALONG] if folder is not None and ("cls", -1) in items and ALONG not in items else items
-    for start, shard in _compute(
-        encoder, source, transform, made, [s for s in starts if s not in shards], work
-    ):
+    for start, shard in _compute(encoder, source, transform, made, missing, work):
         if folder is not None:
             _write_shard(folder, start, shard)
-        shards[start] = _Shard(shard.indices, shard.bad, {item: shard.vectors[item] for item in items})
-    return _gather(encoder, source, asked, [shards[start] for start in sorted(shards)])
+        gathered.add(start, shard)
+    return gathered.embeddings(asked)
 
 
 _Item = tuple[str, int]
@@ -184,36 +194,72 @@ def _compute(
             yield start, _Shard(np.concatenate(where) if where else np.empty(0, np.int64), bad, vectors)
 
 
-def _gather(
-    encoder: Encoder, source: ImageSource, asked: dict[str, _Item], shards: list[_Shard]
-) -> Embeddings:
-    """Put all shards together in source order."""
-    indices = np.concatenate([s.indices for s in shards]) if shards else np.empty(0, np.int64)
-    bad = [entry for shard in shards for entry in shard.bad]
-    joined = {item: _joined(shards, item) for item in dict.fromkeys(asked.values())} if len(indices) else {}
-    vectors = {name: joined[item] for name, item in asked.items() if item in joined}
-    if len(indices) == 0:
-        first = f" The first: {bad[0][1]}" if bad else ""
-        raise DataError(f"{source.name}: none of its {len(source)} images could be read.{first}")
-    skipped = Skipped()
-    for index, text in sorted(bad):
-        skipped.images[(source.name, index)] = text
-    labels = None if source.labels is None else np.asarray(source.labels)[indices]
-    return Embeddings(vectors, indices, labels, skipped)
+class _Gathered:
+    """Shards of any order put together in source order; none is held once it is copied."""
 
+    def __init__(self, source: ImageSource, items: Sequence[_Item], allow_half: bool) -> None:
+        self.source, self.items, self.allow_half = source, items, allow_half
+        self.counts: dict[int, int] = {}
+        self.bad: list[tuple[int, str]] = []
+        self.rounding = 0.0
+        self._indices = np.empty(len(source), np.int64)
+        self._rows: Tensor | None = None
+        self._widths: list[int] = []
 
-def _joined(shards: list[_Shard], item: _Item) -> Float[Tensor, "images dim"]:
-    """One readout of all shards, each given up once it is copied: never more than a shard is held twice."""
-    parts = [shard.vectors.pop(item) for shard in shards if len(shard.indices)]
-    if sum(map(len, parts)) != sum(len(shard.indices) for shard in shards):
-        raise ModelError(f"The model gives no patches, so there is no '{item[0]}'. Ask for cls.")
-    rows = torch.empty(sum(map(len, parts)), parts[0].shape[1])
-    start = 0
-    while parts:
-        part = parts.pop(0)
-        rows[start : start + len(part)] = part
-        start += len(part)
-    return rows
+    def add(self, start: int, shard: _Shard | None) -> None:
+        """Copy a shard to the place it would have if all images were readable."""
+        if shard is None:
+            return
+        count = self.counts[start] = len(shard.indices)
+        self.bad += shard.bad
+        if not count:
+            return
+        if any(len(shard.vectors[item]) != count for item in self.items):
+            raise ModelError("The model gives no patches, so there is no readout of patches. Ask for cls.")
+        given = torch.cat([shard.vectors[item] for item in self.items], dim=1)
+        if self._rows is None:
+            self._widths = [shard.vectors[item].shape[1] for item in self.items]
+            self._rows = self._allocate(given.shape[1])
+        self._indices[start : start + count] = shard.indices
+        self.rounding = max(self.rounding, write_rows(self._rows, start, given))
+
+    def embeddings(self, asked: dict[str, _Item]) -> Embeddings:
+        """All of it, without the gaps that unreadable images leave."""
+        skipped = Skipped()
+        for index, text in sorted(self.bad):
+            skipped.images[(self.source.name, index)] = text
+        total = sum(self.counts.values())
+        if self._rows is None:
+            first = f" The first: {min(self.bad)[1]}" if self.bad else ""
+            raise DataError(
+                f"{self.source.name}: none of its {len(self.source)} images could be read.{first}"
+            )
+        if self.bad:
+            self._close_gaps(self._rows)
+        rows, indices = self._rows[:total], self._indices[:total]
+        by_item = dict(zip(self.items, torch.split(rows, self._widths, dim=1), strict=True))
+        vectors = {name: by_item[item] for name, item in asked.items()}
+        labels = None if self.source.labels is None else np.asarray(self.source.labels)[indices]
+        joined = rows if len(asked) == len(self.items) else None
+        return Embeddings(vectors, indices, labels, skipped, joined, self.rounding)
+
+    def _allocate(self, width: int) -> Tensor:
+        kind = kept_type(len(self.source), width, self.allow_half)
+        size = len(self.source) * width * kind.itemsize / 2**30
+        if size >= TOLD_FROM:
+            where = "of memory" if size * 2**30 < MAPPED_FROM else "on disk in TMPDIR, mapped"
+            logger.info(
+                "%s: features of %d images take %.1f GiB %s", self.source.name, len(self.source), size, where
+            )
+        return allocate(len(self.source), width, kind)
+
+    def _close_gaps(self, rows: Tensor) -> None:
+        end = 0
+        for start, count in sorted(self.counts.items()):
+            if start != end:
+                rows[end : end + count] = rows[start : start + count].clone()
+                self._indices[end : end + count] = self._indices[start : start + count].copy()
+            end += count
 
 
 def read_kept(folder: Path, source: ImageSource, items: Sequence[_Item], start: int) -> Embeddings | None:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError
+from glocal.extraction.feature_matrix import at_least_float32
 from glocal.models.precision import exact_products
 
 Distance = Literal["cosine", "L2"]
@@ -75,10 +76,10 @@ def nearest_chunks(
 ) -> Iterator[Neighbours]:
     """`nearest`, a chunk of 512 queries at a time."""
     for start in range(0, len(queries), QUERY_CHUNK):
-        chunk = queries[start : start + QUERY_CHUNK]
+        chunk = at_least_float32(queries[start : start + QUERY_CHUNK])
         best: Neighbours | None = None
         for first in range(0, len(bank), BANK_CHUNK):
-            block = bank[first : first + BANK_CHUNK]
+            block = at_least_float32(bank[first : first + BANK_CHUNK])
             with exact_products():
                 similarity = chunk @ block.T
             if distance == "L2":

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int64
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, open_split
 from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, accuracies
 from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows
+from glocal.extraction.feature_matrix import unit_rows
 from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
 from glocal.extraction.nearest import Distance, nearest_chunks
 from glocal.extraction.work import Work
@@ -72,7 +72,7 @@ def knn_classify(
         )
     classes = num_classes if num_classes is not None else int(bank_labels.max()) + 1
     if distance == "cosine":
-        bank, queries = normalize(bank, dim=1), normalize(queries, dim=1)
+        bank, queries = unit_rows(bank), unit_rows(queries)
     parts: dict[int, list[Tensor]] = {k: [] for k in ks}
     for near in nearest_chunks(queries, bank, max(ks), distance, leave_one_out):
         weights = ((near.similarity - near.similarity[:, :1]) / temperature).exp()

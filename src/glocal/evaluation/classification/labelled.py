@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,17 +75,18 @@ class LabelledConfig(ProtocolConfig):
         """
         train, test, told = self.open(data)
         labels, what = align_labels(train, test), self.readouts(encoder)
-        fitted = extract_embeddings(encoder, train, self.transform, what, work)
-        tested = fitted if test is train else extract_embeddings(encoder, test, self.transform, what, work)
+        embed = functools.partial(extract_embeddings, encoder, allow_half=True)
+        fitted = embed(train, self.transform, what, work)
+        tested = fitted if test is train else embed(test, self.transform, what, work)
         answers = self.answer(fitted, tested, labels, encoder.device, work.progress)
         transform = self.transform.resolve(encoder)
-        skipped = [*fitted.skipped.notes(), *(tested.skipped.notes() if tested is not fitted else [])]
+        left_out = [*fitted.notes(), *(tested.notes() if tested is not fitted else [])]
         result = self.result(
             encoder,
             {"train": train} if test is train else {"train": train, "test": test},
             accuracies(answers),
             rows=answers.rows,
-            notes=[*told, *answers.notes, *skipped],
+            notes=[*told, *answers.notes, *left_out],
             picked=answers.picked,
             transform=transform.model_dump(),
             resolution=transform.size,

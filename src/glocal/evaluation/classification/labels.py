@@ -17,6 +17,7 @@ from glocal.data.source import ImageSource
 from glocal.data.splits import read_spec
 from glocal.errors import DataError
 from glocal.evaluation.base import DataLike, open_split
+from glocal.extraction.feature_matrix import chosen_rows
 from glocal.extraction.image_embeddings import Embeddings
 
 HELD_OUT = 0.2
@@ -92,10 +93,12 @@ def labelled_rows(
     kept = classes >= 0
     if not bool(kept.any()):
         raise DataError("None of the readable images has a label.")
-    # Indexing copies, which at ImageNet's size is gigabytes: not where all are kept.
-    every = bool(kept.all())
-    rows = [(v if every else v[kept]).to(device) for v in embeddings.vectors.values()]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1), classes[kept].to(device)
+    vectors = list(embeddings.vectors.values())
+    rows = vectors[0] if len(vectors) == 1 else embeddings.side_by_side
+    rows = torch.cat(vectors, dim=1) if rows is None else rows
+    if not bool(kept.all()):
+        rows = chosen_rows(rows, kept.nonzero()[:, 0])
+    return rows.to(device), classes[kept].to(device)
 
 
 def open_labelled(data: DataLike) -> tuple[ImageSource, ImageSource, list[str]]:

@@ -52,6 +52,7 @@ def train_heads(
     batch_size: int,
     momentum: float = 0.9,
     seed: int = 0,
+    rows: Int64[Tensor, " chosen"] | None = None,
     columns: Sequence[Sequence[slice]] | None = None,
     progress: bool = False,
 ) -> list[Heads]:
@@ -73,6 +74,7 @@ def train_heads(
         batch_size: rows a step; the last, smaller batch of an epoch counts too.
         momentum: of SGD (v <- momentum v + gradient; w <- w - rate v).
         seed: of the weights (normal, std 0.01, as DINO and DINOv2 start) and of the order.
+        rows: the rows to train on, by place; null: all. What is read of `inputs` is a batch at a time.
         columns: for each choice of input, the slices of columns it sees; null: one choice, all columns.
         progress: show a bar.
 
@@ -80,21 +82,23 @@ def train_heads(
         For each choice its heads, weights with rates outermost.
     """
     choices = columns if columns is not None else [[slice(0, inputs.shape[1])]]
-    rates = inputs.new_tensor(learning_rates)
-    widths = [sum(part.stop - part.start for part in choice) for choice in choices]
-    learners = [_Learner(_start(width, num_classes, seed, inputs), rates, momentum) for width in widths]
-    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.arange(len(inputs), device=inputs.device) if rows is None else rows
     # One buffer for all batches: fresh pages for each cost more than the copy (8 MB: 1024 rows of a ViT-S's readouts).
-    buffer = inputs.new_empty(min(batch_size, len(inputs)), inputs.shape[1])
-    steps = epochs * -(-len(inputs) // batch_size)
+    buffer = inputs.new_empty(min(batch_size, len(chosen)), inputs.shape[1])
+    start = buffer.to(torch.promote_types(inputs.dtype, torch.float32))
+    rates = start.new_tensor(learning_rates)
+    widths = [sum(part.stop - part.start for part in choice) for choice in choices]
+    learners = [_Learner(_start(width, num_classes, seed, start), rates, momentum) for width in widths]
+    generator = torch.Generator().manual_seed(seed)
+    steps = epochs * -(-len(chosen) // batch_size)
     step = 0
     with progress_bar("linear probe", steps, progress, unit="steps") as advance:
         for _ in range(epochs):
-            for rows in torch.split(
-                torch.randperm(len(inputs), generator=generator).to(inputs.device), batch_size
-            ):
+            order = chosen[torch.randperm(len(chosen), generator=generator).to(inputs.device)]
+            for places in torch.split(order, batch_size):
                 factor = 0.5 * (1 + np.cos(np.pi * step / steps))
-                x, y = torch.index_select(inputs, 0, rows, out=buffer[: len(rows)]), labels[rows]
+                x = torch.index_select(inputs, 0, places, out=buffer[: len(places)]).to(start.dtype)
+                y = labels[places]
                 for choice, learner in zip(choices, learners, strict=True):
                     learner.step(_columns(x, choice), y, factor)
                 step += 1
@@ -103,11 +107,16 @@ def train_heads(
 
 
 def rank_classes(
-    heads: Heads, inputs: Float[Tensor, "rows dim"], num_classes: int
+    heads: Heads,
+    inputs: Float[Tensor, "rows dim"],
+    num_classes: int,
+    rows: Int64[Tensor, " chosen"] | None = None,
 ) -> Int64[Tensor, "rates rows top"]:
-    """The best classes of each row under each head, best first, at most 5."""
+    """The best classes of each row under each head, best first, at most 5; of some rows by place, null: of all."""
+    chosen = torch.arange(len(inputs), device=inputs.device) if rows is None else rows
     parts = []
-    for x in torch.split(inputs, EVALUATION_CHUNK):
+    for places in torch.split(chosen, EVALUATION_CHUNK):
+        x = inputs[places].to(heads.weight.dtype)
         logits = torch.addmm(heads.bias, x, heads.weight).view(len(x), -1, num_classes).transpose(0, 1)
         parts.append(logits.topk(min(TOP, num_classes), dim=2).indices)
     return torch.cat(parts, dim=1)
@@ -200,15 +209,16 @@ class LinearProbe(LabelledConfig):
         }
         fit_rows, held_rows = torch.from_numpy(fit).to(device), torch.from_numpy(held).to(device)
         grid = train_heads(
-            x[fit_rows],
-            y[fit_rows],
+            x,
+            y,
             labels.classes,
             scaled,
+            rows=fit_rows,
             columns=columns,
             progress=progress,
             **common,  # type: ignore[arg-type]
         )
-        rows = self._score(grid, columns, x[held_rows], y[held_rows], labels.classes)
+        rows = self._score(grid, columns, x, y, held_rows, labels.classes)
         best = max(rows, key=lambda row: row["held_out_top1"])
         if not np.isfinite(best["held_out_top1"]):
             raise TrainingError(
@@ -226,15 +236,17 @@ class LinearProbe(LabelledConfig):
         columns: Sequence[Sequence[slice]],
         x: Float[Tensor, "rows dim"],
         y: Int64[Tensor, " rows"],
+        held: Int64[Tensor, " held"],
         classes: int,
     ) -> list[dict[str, Any]]:
         """Held-out accuracy of every head; a head whose weights diverged has NaN and never wins."""
         rows: list[dict[str, Any]] = []
+        truth = y[held]
         for name, heads, choice in zip(self.inputs, grid, columns, strict=True):
-            ranked = rank_classes(heads, _columns(x, choice), classes)
+            ranked = rank_classes(heads, _columns(x, choice), classes, held)
             finite = heads.weight.isfinite().all(0).view(-1, classes).all(1)
             for rate, own, sound in zip(self.learning_rates, ranked, finite.tolist(), strict=True):
-                accuracy = 100.0 * (own[:, 0] == y).double().mean().item() if sound else -np.inf
+                accuracy = 100.0 * (own[:, 0] == truth).double().mean().item() if sound else -np.inf
                 rows.append({"input": name, "learning_rate": rate, "held_out_top1": accuracy})
         return rows
 

@@ -19,6 +19,7 @@ from glocal.evaluation.classification.labels import LabelPair, labelled_rows, sp
 from glocal.evaluation.classification.softmax_regression import Classifier, fit_softmax, whiten_rows
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
+from glocal.extraction.feature_matrix import chosen_rows, chunks
 from glocal.extraction.image_embeddings import Embeddings
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -111,10 +112,10 @@ class LowShot(LabelledConfig):
         progress: bool = False,
     ) -> Answers:
         """Fit every draw of every size on embeddings, one row a draw."""
-        x, y = (rows.numpy() for rows in labelled_rows(train, labels.train))
-        test_x, test_y = (rows.numpy() for rows in labelled_rows(test, labels.test))
-        scale = max(math.sqrt(float(np.mean(np.square(x), dtype=np.float64))), np.finfo(np.float32).tiny)
-        x, test_x = x / np.float32(scale), test_x / np.float32(scale)
+        matrix, known = labelled_rows(train, labels.train)
+        asked, test_y = (rows.numpy() for rows in labelled_rows(test, labels.test))
+        y, scale = known.numpy(), _root_mean_square(matrix)
+        test_x = asked.astype(np.float32) / np.float32(scale)
         rest, held = split_held_out(y, self.held_out, seed=0)
         if len(held) == 0:
             raise DataError(
@@ -131,7 +132,9 @@ class LowShot(LabelledConfig):
                 count = shots if name.endswith("per_class") or shots < 1 else len(rest)
                 for seed in range(self.seeds):
                     drawn = rest[draw_shots(y[rest], count, seed)]
-                    fitted, strength = self._fit(x[drawn], y[drawn], x[held], y[held])
+                    fitted, strength = self._fit(
+                        _scaled(matrix, drawn, scale), y[drawn], _scaled(matrix, held, scale), y[held]
+                    )
                     predicted = fitted.predict(test_x)
                     ranked[f"{name}_{seed}"] = torch.from_numpy(predicted)[:, None]
                     # A line search that can't go lower in float32 has arrived, too; ten times the tolerance allows it.
@@ -171,6 +174,20 @@ class LowShot(LabelledConfig):
                 best = (score, strength, fitted)
         assert best is not None
         return best[2], best[1]
+
+
+def _root_mean_square(matrix: Float[Tensor, "rows dim"]) -> float:
+    """Of all values, a chunk at a time; never 0."""
+    total = sum(float(matrix[rows].double().square().sum()) for rows in chunks(len(matrix)))
+    return max(math.sqrt(total / matrix.numel()), float(np.finfo(np.float32).tiny))
+
+
+def _scaled(
+    matrix: Float[Tensor, "rows dim"], places: Int64[np.ndarray, " chosen"], scale: float
+) -> Float[np.ndarray, "chosen dim"]:
+    """Some rows in float32, divided by one number; mapped where there are many."""
+    rows = chosen_rows(matrix, torch.from_numpy(places), torch.float32)
+    return rows.div_(scale).numpy()
 
 
 def size_name(shots: float, share: bool) -> str:

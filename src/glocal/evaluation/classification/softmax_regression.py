@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
+
+from glocal.extraction.feature_matrix import allocate, chunks
 
 
 class Classifier(NamedTuple):
@@ -45,12 +48,22 @@ class WhitenedRows(NamedTuple):
 
 
 def whiten_rows(x: Float[np.ndarray, "rows dim"], y: Int64[np.ndarray, " rows"]) -> WhitenedRows:
-    """Rotate rows to the axes of their covariance; costs 2 x rows x dim^2 operations, twice."""
-    mean = x.mean(0, dtype=np.float64)
-    around = x - mean.astype(x.dtype)
-    variance, axes = np.linalg.eigh((around.T @ around).astype(np.float64) / len(x))
+    """Rotate rows to the axes of their covariance; costs 2 x rows x dim^2 operations, twice.
+
+    Several GiB of rows are mapped from a file, and `x` may be: a chunk of it is held at once.
+    """
+    count, dim = x.shape
+    mean = sum(x[rows].sum(0, dtype=np.float64) for rows in chunks(count)) / count
+    products = np.zeros((dim, dim))
+    for rows in chunks(count):
+        around = x[rows] - mean.astype(x.dtype)
+        products += around.T @ around
+    variance, axes = np.linalg.eigh(products / count)
+    rotated = allocate(count, dim, torch.from_numpy(x[:0]).dtype).numpy()
+    for rows in chunks(count):
+        rotated[rows] = (x[rows] - mean.astype(x.dtype)) @ axes.astype(x.dtype)
     classes, targets = np.unique(y, return_inverse=True)
-    return WhitenedRows(around @ axes.astype(x.dtype), mean, axes, variance.clip(min=0), classes, targets)
+    return WhitenedRows(rotated, mean, axes, variance.clip(min=0), classes, targets)
 
 
 def fit_softmax(
@@ -75,24 +88,21 @@ def fit_softmax(
     penalty = 1 / (strength * rows)
     # Curvature of the mean loss along an axis is about its variance over the classes, plus the penalty's.
     scale = (data.variance + classes * penalty) ** -0.5
-    places = np.arange(rows)
 
     def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         whitened, bias = np.split(flat.reshape(dim + 1, classes), [dim])
         weight = whitened * scale[:, None]
-        logits = (data.rows @ weight.astype(data.rows.dtype) + bias.astype(data.rows.dtype)).astype(
-            np.float64
+        loss, slope, total = (
+            0.5 * penalty * float(np.square(weight).sum()),
+            penalty * weight,
+            np.zeros(classes),
         )
-        logits -= logits.max(1, keepdims=True)
-        chosen = logits[places, data.targets]
-        share = np.exp(logits, out=logits)
-        total = share.sum(1, keepdims=True)
-        loss = float((np.log(total[:, 0]) - chosen).mean() + 0.5 * penalty * np.square(weight).sum())
-        share /= total
-        share[places, data.targets] -= 1
-        share /= rows
-        slope = (data.rows.T @ share.astype(data.rows.dtype)).astype(np.float64) + penalty * weight
-        return loss, np.concatenate([slope * scale[:, None], share.sum(0)[None]]).ravel()
+        for chunk in chunks(rows):
+            nats, share = _cross_entropy(data.rows[chunk], data.targets[chunk], weight, bias[0])
+            loss += nats / rows
+            slope += (data.rows[chunk].T @ share.astype(data.rows.dtype)) / rows
+            total += share.sum(0) / rows
+        return loss, np.concatenate([slope * scale[:, None], total[None]]).ravel()
 
     found = minimize(
         loss_and_gradient,
@@ -105,3 +115,21 @@ def fit_softmax(
     weight = data.axes @ (whitened * scale[:, None])
     gradient = float(np.abs(loss_and_gradient(found.x)[1]).max())
     return Classifier(weight, bias[0] - data.mean @ weight, data.classes, gradient)
+
+
+def _cross_entropy(
+    x: Float[np.ndarray, "rows dim"],
+    targets: Int64[np.ndarray, " rows"],
+    weight: Float[np.ndarray, "dim classes"],
+    bias: Float[np.ndarray, " classes"],
+) -> tuple[float, Float[np.ndarray, "rows classes"]]:
+    """The sum over rows of -log p(target), and its gradient with respect to the logits."""
+    places = np.arange(len(x))
+    logits = (x @ weight.astype(x.dtype) + bias.astype(x.dtype)).astype(np.float64)
+    logits -= logits.max(1, keepdims=True)
+    chosen = logits[places, targets]
+    share = np.exp(logits, out=logits)
+    total = share.sum(1, keepdims=True)
+    share /= total
+    share[places, targets] -= 1
+    return float((np.log(total[:, 0]) - chosen).sum()), share
