@@ -21,6 +21,7 @@ FLOORS = [
     "training",
     "verdict",
     "evaluation",
+    "lookup",
     "extraction",
     "objectives",
     "models",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # for type checkers; `_ROOMS` below is what Python sees
     from glocal.extraction.embedding_file import embed as embed
     from glocal.extraction.embedding_store import EmbeddingStore as EmbeddingStore
     from glocal.extraction.embedding_stream import iterate_embeddings as iterate_embeddings
+    from glocal.lookup.answers import search as search
+    from glocal.lookup.index import Index as Index
+    from glocal.lookup.index import index as index
     from glocal.models.loading import load as load
     from glocal.recipes import configure as configure
     from glocal.recipes import pretrain as pretrain
@@ -34,6 +37,8 @@ _ROOMS = {
     "glocal.extraction.embedding_file": ("embed",),
     "glocal.extraction.embedding_store": ("EmbeddingStore",),
     "glocal.extraction.embedding_stream": ("iterate_embeddings",),
+    "glocal.lookup.answers": ("search",),
+    "glocal.lookup.index": ("Index", "index"),
     "glocal.evaluation.compare": ("compare",),
     "glocal.evaluation.interface": ("evaluate",),
     "glocal.errors": ("ConfigError", "DataError", "GlocalError", "ModelError", "TrainingError"),

@@ -121,6 +121,36 @@ def embed(settings: Settings = None) -> None:
 
 
 @app.command()
+def index(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, an exported folder, a weight file or timm:NAME.")
+    ],
+    settings: Settings = None,
+) -> None:
+    """Make an index of a collection to search in, or bring one up to date: only what changed is computed.
+
+    glocal index MODEL data=DATA out=INDEX [patches=true]
+    """
+    from glocal.cli.index import run
+
+    run(model, settings or [])
+
+
+@app.command()
+def search(
+    index: Annotated[str, typer.Argument(metavar="INDEX")],
+    words: Annotated[list[str] | None, typer.Argument(metavar="IMAGE... [KEY=VALUE]...")] = None,
+) -> None:
+    """Find images of an index by an image, several, a box in one or a single patch.
+
+    glocal search INDEX IMAGE [IMAGE ...] [box=x0,y0,x1,y1] [patch=row,column] [out=FILE.html|FILE.json]
+    """
+    from glocal.cli.search import run
+
+    run(index, words or [])
+
+
+@app.command()
 def export(
     model: Annotated[
         str, typer.Argument(help="A run folder, an exported folder, a weight file or timm:NAME.")

@@ -8,7 +8,7 @@ from typing import Literal
 from glocal.cli.screen import say, screen
 from glocal.cli.settings import Count, Side, read_words
 from glocal.config import Config
-from glocal.errors import ConfigError
+from glocal.errors import ConfigError, DataError
 from glocal.outside import new_file, new_folder
 
 
@@ -29,6 +29,8 @@ class EmbedSettings(Config):
     """The numbers in the files; the manifest states the measured error."""
     form: Literal["parquet", "npy"] = "parquet"
     """Of the parts in a folder."""
+    unit: bool = False
+    """Bring every vector to length 1, as search by cosine takes them."""
     size: Side | None = None
     """Pixels at which images are seen; null: the model's own."""
     resize: Literal["crop", "squash"] = "crop"
@@ -69,3 +71,5 @@ def run(words: Sequence[str]) -> None:
     if manifest.unreadable:
         say(console, f"{len(manifest.unreadable)} unreadable, named in the manifest:")
         say(console, *list(manifest.unreadable.values())[:5])
+    if not len(store):
+        raise DataError(f"{settings.data}: none of its {manifest.images} images could be read.")

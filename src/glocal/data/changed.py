@@ -51,5 +51,9 @@ class ChangedSource(ImageSource):
         """The source's, with what decides the change."""
         return self._mixed(self.inner.state())
 
+    def stamp(self, index: int) -> str:
+        """The source's, with what decides the change."""
+        return self._mixed(self.inner.stamp(index))
+
     def _mixed(self, print_of_source: str) -> str:
         return short_hash(print_of_source.encode(), self.change.encode(), repr(self._deciding).encode())

@@ -66,6 +66,14 @@ class FileSource(ImageSource):
         """The fingerprint, and the time each file was last written; kept, as the fingerprint is."""
         return self._prints()[1]
 
+    def stamp(self, index: int) -> str:
+        """The file's size and when it was last written; empty for a file that is gone."""
+        try:
+            found = os.stat(self._absolute(index))  # noqa: PTH116 (bytes)
+        except OSError:
+            return ""
+        return f"{found.st_size} {found.st_mtime_ns}"
+
     def _prints(self) -> tuple[str, str]:
         if self._fingerprints is None:
             paths = [self._absolute(i) for i in range(len(self))]

@@ -100,6 +100,10 @@ class ImageSource(ABC):
         """The fingerprint, and when each file was last written: what features kept on this machine depend on."""
         return self.fingerprint()
 
+    def stamp(self, index: int) -> str:
+        """Changes when this image may have; by default with any file of the source. What an index computes anew."""
+        return self.state()
+
     def subset(self, indices: Sequence[int] | Int64[np.ndarray, " chosen"]) -> ImageSource:
         """Return a source of these images, in this order.
 
@@ -158,6 +162,10 @@ class Subset(ImageSource):
     def state(self) -> str:
         """Depends on the source's files and on the choice."""
         return short_hash(self._source.state().encode(), self._indices.tobytes())
+
+    def stamp(self, index: int) -> str:
+        """That of its source."""
+        return self._source.stamp(self._position(index))
 
     def _position(self, index: int) -> int:
         return int(self._indices[check_index(index, len(self), self.name)])

@@ -44,6 +44,7 @@ def embed(
     what: Sequence[str] = ("cls",),
     stored: Stored = "float32",
     form: Form = "parquet",
+    unit: bool = False,
     split: str | None = None,
     size: int | None = None,
     resize: Literal["crop", "squash"] = "crop",
@@ -67,6 +68,7 @@ def embed(
         what: `cls`, `mean_patches`, `gem_patches`, `patches`; `cls@-2` for an earlier block.
         stored: the numbers in the files; the manifest states the error of float16 and int8, measured on all rows.
         form: of the parts.
+        unit: bring every vector to length 1, as search by cosine takes them.
         split: train, val or test, where the data has them.
         size: side of the model's input in pixels; null: the model's own.
         resize: `crop` to the central square, or `squash` everything into it.
@@ -78,7 +80,7 @@ def embed(
 
     Raises:
         ConfigError: for an unknown readout, or an `out` that holds something else.
-        DataError: when no image could be read.
+        DataError: when the data can't be opened, or nothing of it could be read for one file.
 
     >>> embed("runs/a", "photos", "embeddings", what=["cls", "patches"], stored="int8")  # doctest: +SKIP
     """
@@ -93,7 +95,7 @@ def embed(
     manifest = Manifest(
         model=encoder.name, fingerprint=encoder.fingerprint(), precision=encoder.precision,
         device=encoder.device.type, data=source.name, data_fingerprint=source.fingerprint(), images=len(source), transform=transform,
-        grid=(transform.size // encoder.patch_size,) * 2, what=tuple(asked), stored=stored, form="parquet" if single else form,
+        grid=(transform.size // encoder.patch_size,) * 2, what=tuple(asked), stored=stored, unit=unit, form="parquet" if single else form,
     )  # fmt: skip
     if _is_done(path, manifest):
         return EmbeddingStore(path)
@@ -202,6 +204,8 @@ class _Writing:
         errors: dict[str, CodingError] = {}
         for name in self.manifest.what if len(index) else ():
             rows = np.concatenate([batch.vectors[name] for batch in batches if name in batch.vectors])
+            if self.manifest.unit:
+                rows = rows / np.linalg.norm(rows, axis=-1, keepdims=True).clip(min=1e-12)
             columns[name] = coded(rows, self.manifest.stored)
             errors[name] = CodingError.of(rows, columns[name])
         labels = None if self.source.labels is None else np.asarray(self.source.labels)[index]
@@ -227,11 +231,6 @@ class _Writing:
             for name, error in entry["error"].items():
                 errors[name] += CodingError(**error)
             unreadable |= {self.source.key(i): text for i, text in entry["unreadable"]}
-        if not parts:
-            reason = next(iter(unreadable.values()), "")
-            raise DataError(
-                f"{self.source.name}: none of its {len(self.source)} images could be read. {reason}"
-            )
         stated = {name: error.stated() for name, error in errors.items()}
         settled = {"parts": tuple(parts), "unreadable": unreadable, "error": stated, "complete": True}
         _write_manifest(self.folder, self.manifest.model_copy(update=settled))
@@ -270,6 +269,8 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 def _join(store: EmbeddingStore, path: Path) -> None:
     """Put the parts into one file, a row group each."""
     records = store.manifest.parts
+    if not records:
+        raise DataError(f"{store.manifest.data}: none of its {store.manifest.images} images could be read.")
     first = pq.read_schema(f"{part_stem(store.path, records[0].start)}.parquet")
     schema = first.with_metadata({METADATA: store.manifest.model_dump_json()})
 

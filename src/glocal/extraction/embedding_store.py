@@ -55,6 +55,8 @@ class Manifest(Config):
     transform: FeatureTransform
     what: tuple[str, ...]
     stored: Stored
+    unit: bool = False
+    """Whether vectors have length 1."""
     form: Form
     grid: tuple[int, int]
     """Rows and columns of patches of every image."""
@@ -118,7 +120,8 @@ class EmbeddingStore(Dataset[dict[str, Any]]):
             ConfigError: for a readout that was not asked for.
         """
         self.check(name)
-        return np.concatenate([part.columns[name].decoded() for part in self.parts()])
+        empty = np.empty((0, 0), np.float32)
+        return np.concatenate([part.columns[name].decoded() for part in self.parts()] or [empty])
 
     @property
     def keys(self) -> list[str]:
@@ -128,7 +131,7 @@ class EmbeddingStore(Dataset[dict[str, Any]]):
     @property
     def indices(self) -> Int64[np.ndarray, " images"]:
         """Each row's place in the source."""
-        return np.concatenate([part.index for part in self.parts()])
+        return np.concatenate([np.empty(0, np.int64), *(part.index for part in self.parts())])
 
     def pandas(self) -> pandas.DataFrame:
         """A row an image: key, index, label, and an array a readout.

@@ -89,7 +89,7 @@ def nearest_chunks(
                 inside = (itself >= 0) & (itself < len(block))
                 similarity[inside.nonzero()[:, 0], itself[inside]] = -torch.inf
             top = largest(similarity, min(k, len(block)))
-            best = _merge(best, Neighbours(top.similarity, top.rows + first), k)
+            best = merge(best, Neighbours(top.similarity, top.rows + first), k)
         if best is not None:
             yield best
 
@@ -115,7 +115,8 @@ def largest(values: Float[Tensor, "queries rows"], k: int) -> Neighbours:
     return Neighbours(top.values, torch.cat([places, rest], dim=1).gather(1, top.indices))
 
 
-def _merge(one: Neighbours | None, other: Neighbours, k: int) -> Neighbours:
+def merge(one: Neighbours | None, other: Neighbours, k: int) -> Neighbours:
+    """The k nearest of two answers to the same queries."""
     if one is None:
         return other
     similarity = torch.cat([one.similarity, other.similarity], dim=1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glocal.errors import DataError
+from glocal.matching.mutual_patches import mutual_patches
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 from glocal.report.canvas import BACKGROUND, captioned, column, hue, mark_patch, row, with_margin
@@ -97,13 +98,8 @@ def draw_correspondences(
 
 def mutual_nearest(features: Features) -> list[tuple[int, int]]:
     """Pairs of patches of two images that are each other's nearest by cosine, the most alike first."""
-    first, second = F.normalize(features.patches.float(), dim=-1).cpu()
-    cosine = first @ second.T
-    best = cosine.argmax(1)
-    mutual = cosine.argmax(0)[best] == torch.arange(len(first))
-    score = cosine.gather(1, best[:, None])[:, 0]
-    order = [int(p) for p in score.argsort(descending=True, stable=True) if mutual[p]]
-    return [(patch, int(best[patch])) for patch in order]
+    found = mutual_patches(*F.normalize(features.patches.float(), dim=-1).cpu())
+    return list(zip(found.first.tolist(), found.second.tolist(), strict=True))
 
 
 def draw_map(encoder: Encoder, images: Collection) -> Image.Image:

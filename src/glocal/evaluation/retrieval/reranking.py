@@ -21,6 +21,7 @@ from glocal.extraction.feature_stream import Skipped, check_patches, device_of, 
 from glocal.extraction.nearest import Neighbours
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
+from glocal.matching.mutual_patches import mutual_match_score
 from glocal.models.encoder import Encoder
 from glocal.models.preprocessing import FeatureTransform
 
@@ -36,24 +37,6 @@ class RerankingConfig(Config):
     """Share of the patches in the new score; the rest is the cosine of the descriptors."""
     layer: Annotated[int, Field(le=-1)] = -1
     """Layer of the patches, -1 the last."""
-
-
-def mutual_match_score(
-    query: Float[Tensor, "query_patches dim"], candidate: Float[Tensor, "candidate_patches dim"]
-) -> Float[Tensor, ""]:
-    """Say how much of the query is found in the candidate: in -1..1, 1 for an image and itself.
-
-    A query patch counts with its cosine to its nearest candidate patch when the two are each other's nearest, else
-    with 0; the mean is over the query's patches. Mutual choice is what makes it specific: sky matches any sky patch,
-    but is chosen back by one only. Both sides must have length 1.
-
-    >>> float(mutual_match_score(torch.eye(3), torch.eye(3).flip(0)))
-    1.0
-    """
-    cosine = query @ candidate.T
-    best, chosen = cosine.max(dim=1)
-    mutual = cosine.argmax(dim=0)[chosen] == torch.arange(len(query), device=query.device)
-    return (best * mutual).sum() / len(query)
 
 
 def rerank(
