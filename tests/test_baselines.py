@@ -15,9 +15,12 @@ from glocal import cli
 from glocal.data import open_source
 from glocal.errors import DataError
 from glocal.evaluation import baselines as controls
+from glocal.evaluation import beside
 from glocal.evaluation.base import evaluate
 from glocal.evaluation.baselines import KMeansBackbone, baselines, kmeans_patches, pixels, random_weights
+from glocal.evaluation.beside import measure_beside
 from glocal.evaluation.classification.knn import KnnConfig
+from glocal.evaluation.results import Result
 from glocal.extraction.work import Work
 
 QUIET = Work(progress=False)
@@ -119,10 +122,51 @@ def test_the_command_measures_them_beside_the_model(tmp_path: Path) -> None:
         f"model={tmp_path / 'model'}",
         f"train={tmp_path}/small",
         f"test={tmp_path}/small",
-        f"out={tmp_path / 'out'}",
         "ks=[1]",
     ]
-    result = CliRunner().invoke(cli.app, [*words, "baselines=true"])
+    result = CliRunner().invoke(cli.app, [*words, f"out={tmp_path / 'out'}", "baselines=true"])
     assert result.exit_code == 0, result.output
     shown = CliRunner().invoke(cli.app, ["compare", str(tmp_path / "out")])
     assert result.output.count("knn v2") == 5 and "k-means" in shown.output
+    plain = CliRunner().invoke(cli.app, [*words, f"out={tmp_path / 'other'}"])
+    assert "k1_top1 of raw pixels" in plain.output and "random weights" in plain.output, plain.output
+    none = CliRunner().invoke(cli.app, [*words, f"out={tmp_path / 'none'}", "baselines=false"])
+    assert "raw pixels" not in none.output
+
+
+def test_what_a_model_must_beat_stands_beside_it_and_is_paid_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = {"train": open_source("digits", "train"), "test": open_source("digits", "test")}
+    digits = {name: source.subset(np.arange(200)) for name, source in digits.items()}
+    blind = random_weights(small_encoder(), 3)
+    blind.name = "a model"
+    config, work = KnnConfig(ks=(1,)), Work(cache=tmp_path, progress=False)
+    result = evaluate(config, blind, digits, work=work, beside=measure_beside)
+    alone = evaluate(config, pixels(blind, centred=True), digits, work=QUIET)
+    assert result.baselines["raw pixels"] == alone.numbers and "random weights" in result.baselines
+    assert result.numbers["k1_top1"] < alone.numbers["k1_top1"]
+    assert "BELOW RAW PIXELS: k1_top1" in result.notes[-1]
+    assert Result.from_json(result.to_json()).baselines == result.baselines
+
+    def paid_again(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("glocal.evaluation.baselines.PixelBackbone.forward", paid_again)
+    assert evaluate(config, blind, digits, work=work, beside=measure_beside).baselines == result.baselines
+    other = Work(cache=tmp_path / "other", progress=False)
+    with pytest.raises(AssertionError):
+        evaluate(config, blind, digits, work=other, beside=measure_beside)
+    monkeypatch.setattr(beside, "MOST_IMAGES", 399)
+    assert evaluate(config, blind, digits, work=other, beside=measure_beside).baselines == {}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings"), [("correspondence", ["images=8"]), ("retrieval", []), ("statistics", [])]
+)
+def test_baselines_stand_beside_cheap_protocols_only(protocol: str, settings: list[str]) -> None:
+    images = {"images": coloured(24, 3), "test": coloured(24, 3)}
+    result = evaluate(
+        protocol, small_encoder(), images, overrides=settings, work=QUIET, beside=measure_beside
+    )
+    assert set(result.baselines) == (set() if protocol == "statistics" else {"raw pixels", "random weights"})

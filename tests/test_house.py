@@ -37,7 +37,9 @@ FLOORS = [
     "errors",
 ]
 PROTOCOL_ROOMS = [
-    {"all_protocols", "compare", "baselines", "interface"},
+    {"all_protocols", "compare", "interface"},
+    {"beside"},
+    {"baselines"},
     {"objects", "spair"},
     {"classification", "retrieval", "segmentation", "correspondence", "statistics"},
     {"base"},

@@ -17,7 +17,7 @@ from glocal.outside import new_folder
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from glocal.evaluation.base import DataLike
+    from glocal.evaluation.base import Beside, DataLike
     from glocal.evaluation.results import Result
     from glocal.extraction.work import Work
     from glocal.models.encoder import Encoder
@@ -47,13 +47,15 @@ class EvaluateSettings(Config):
     and for bfloat16 how far features are from float32's."""
     quick: bool | None = None
     """Settings for minutes on a CPU; null: with PROTOCOL all."""
-    baselines: bool = False
-    """Measure what a model must beat as well: raw pixels, random weights, k-means patches."""
+    baselines: bool | None = None
+    """What a model must beat: raw pixels, random weights, k-means patches. true: by every protocol, as results of their
+    own; null: the first two in a note beside each result, where that is cheap; false: none."""
 
 
 def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     """Load the model, open the data, run one protocol or all that the data allows, print and record the result."""
     from glocal.evaluation.base import protocol_class
+    from glocal.evaluation.beside import measure_beside
     from glocal.extraction.work import Work
     from glocal.models.loading import load_on
 
@@ -74,7 +76,8 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     asked = [(encoder, overrides)]
     if own.baselines:
         asked += _baselines(protocol, encoder, data, overrides)
-    every = (_results(protocol, model, data, settings, out, work, quick) for model, settings in asked)
+    beside = measure_beside if own.baselines is None else None
+    every = (_results(protocol, model, data, settings, out, work, quick, beside) for model, settings in asked)
     for found in itertools.chain.from_iterable(every):
         if isinstance(found, Skip):
             what, colour = ("failed", "red") if found.failed else ("skipped", "yellow")
@@ -105,15 +108,18 @@ def _results(
     out: Path | None,
     work: Work,
     quick: bool,
+    beside: Beside | None,
 ) -> Iterable[Result | Skip]:
     from glocal.evaluation.all_protocols import evaluate_all
     from glocal.evaluation.base import evaluate, protocol_class
 
     if protocol == "all":
-        return evaluate_all(encoder, data, overrides=overrides, out=out, work=work, quick=quick)
+        return evaluate_all(
+            encoder, data, overrides=overrides, out=out, work=work, quick=quick, beside=beside
+        )
     kind = protocol_class(protocol)
     config = kind.quick(encoder) if quick else kind()
-    return [evaluate(config, encoder, data, overrides=overrides, out=out, work=work)]
+    return [evaluate(config, encoder, data, overrides=overrides, out=out, work=work, beside=beside)]
 
 
 def _baselines(

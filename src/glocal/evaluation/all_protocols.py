@@ -10,7 +10,15 @@ from pathlib import Path
 
 from glocal.config import apply_overrides
 from glocal.errors import ConfigError, GlocalError, nearest_name
-from glocal.evaluation.base import PROTOCOLS, DataLike, ProtocolConfig, evaluate, name_of, protocol_class
+from glocal.evaluation.base import (
+    PROTOCOLS,
+    Beside,
+    DataLike,
+    ProtocolConfig,
+    evaluate,
+    name_of,
+    protocol_class,
+)
 from glocal.evaluation.results import Result, Skip, write_skip
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -26,6 +34,7 @@ def evaluate_all(
     out: Path | None = None,
     work: Work | None = None,
     quick: bool = True,
+    beside: Beside | None = None,
 ) -> Iterator[Result | Skip]:
     """Run every protocol, yielding what it measured or why it could not; one that breaks is a named failure.
 
@@ -38,6 +47,7 @@ def evaluate_all(
         out: folder for results.json, which names skipped protocols too; null writes nothing.
         work: speed settings; without a cache in it a temporary one is used.
         quick: settings for minutes on a CPU (`ProtocolConfig.quick`) instead of the published ones.
+        beside: adds what the model must beat (`beside.measure_beside`); null: nothing.
 
     Raises:
         ConfigError: for an override of no protocol or setting, before anything is run.
@@ -53,7 +63,7 @@ def evaluate_all(
             reason, failed = config.only_by_name, False
             if reason is None:
                 try:
-                    yield evaluate(config, encoder, data, out=out, work=work)
+                    yield evaluate(config, encoder, data, out=out, work=work, beside=beside)
                     continue
                 except GlocalError as error:
                     reason = str(error)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,6 +37,10 @@ SPLITS = ("train", "val", "test", "all")
 
 DataLike = str | Path | Mapping[str, ImageSource]
 """Where a protocol's images are: a path that it opens itself, or open sources by split name (`train`, `test`, ...)."""
+
+
+Beside = Callable[["ProtocolConfig", "Encoder", DataLike, Result, Work], None]
+"""What is measured after a result and added to it: `beside.measure_beside`."""
 
 
 class ProtocolConfig(Config, ABC):
@@ -140,6 +144,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     out: Path | None = None,
     work: Work | None = None,
+    beside: Beside | None = None,
 ) -> Result:
     """Run one protocol, by name or configured, and merge its result into `out/results.json`.
 
@@ -150,6 +155,7 @@ def evaluate(
         overrides: `key=value` settings, read as in recipes.
         out: folder for results.json; null writes nothing.
         work: speed settings; null: features cached under `out/features`, no extra processes.
+        beside: adds what the model must beat (`beside.measure_beside`); null: nothing.
 
     Raises:
         ConfigError: for an unknown protocol or setting.
@@ -158,7 +164,8 @@ def evaluate(
     config = protocol_class(protocol)() if isinstance(protocol, str) else protocol
     config = apply_overrides(config, overrides)
     started, moment = time.perf_counter(), datetime.now(timezone.utc)
-    result = config.run(encoder, data, work or Work(cache=out / "features" if out is not None else None))
+    work = work or Work(cache=out / "features" if out is not None else None)
+    result = config.run(encoder, data, work)
     result.made |= {
         "date": moment.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - started, 2),
@@ -167,6 +174,8 @@ def evaluate(
         "versions": {"glocal": __version__, "torch": torch.__version__},
     }
     result.intervals = {name: [i.low, i.high] for name, i in intervals(result.samples).items()}
+    if beside is not None:
+        beside(config, encoder, data, result, work)
     if out is not None:
         write_result(out / "results.json", result, given=name_of(data))
     return result

@@ -8,6 +8,7 @@ from typing import Any
 
 from glocal.evaluation.base import DataLike, protocol_class
 from glocal.evaluation.base import evaluate as run_protocol
+from glocal.evaluation.beside import measure_beside
 from glocal.evaluation.results import Result
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -24,6 +25,7 @@ def evaluate(
     quick: bool = False,
     precision: AskedPrecision | None = None,
     workers: int = 0,
+    baselines: bool = True,
     **settings: Any,
 ) -> Result:
     """Measure a model by one protocol.
@@ -37,6 +39,7 @@ def evaluate(
         precision: of the model's forward pass; null: the encoder's own, float32 for a path; auto: bfloat16 where the
             processor has the instructions.
         workers: processes that decode.
+        baselines: tell what raw pixels and random weights reach, where that is cheap.
         settings: the protocol's, nested ones with two underscores: `ks=[20]`, `transform__size=224`.
 
     Raises:
@@ -54,4 +57,5 @@ def evaluate(
     folder = None if out is None else Path(out)
     work = Work(cache=None if folder is None else folder / "features", workers=workers)
     config = kind.quick(encoder) if quick else kind()
-    return run_protocol(config, encoder, data, overrides=overrides, out=folder, work=work)
+    beside = measure_beside if baselines else None
+    return run_protocol(config, encoder, data, overrides=overrides, out=folder, work=work, beside=beside)

@@ -65,6 +65,8 @@ class Result:
     """Date, seconds, device, precision (for bfloat16 also how far features are from float32's) and versions."""
     intervals: dict[str, list[float]] = field(default_factory=dict)
     """Where a figure lies in 95 of 100 resamplings of the test items: [low, high]."""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What raw pixels and random weights reach at the same settings, where that was cheap."""
     items: str = ""
     """The file beside results.json with what each test item adds, and each image's prediction; see `read_items`."""
     samples: dict[str, Samples] = field(default_factory=dict, repr=False, compare=False)
