@@ -13,6 +13,8 @@ from test_cli import run
 
 from glocal.data import open_source
 from glocal.errors import ConfigError
+from glocal.ladder.expectation import expectations, records_of_this_version
+from glocal.ladder.study import read_records
 from glocal.models.backbone import SIZES
 from glocal.recipes import RECIPES, configure, resolve
 from glocal.recipes.auto import Settled, flops_an_image, in_words, settle
@@ -114,6 +116,18 @@ def test_the_arithmetic_of_a_visit_is_that_of_the_record() -> None:
     counted = record["flops"] / record["images"]
     scale = cifar()
     assert flops_an_image(scale.backbone, scale.views) == pytest.approx(counted, rel=0.1)
+
+
+def test_what_was_measured_for_such_a_run_is_said() -> None:
+    """The recorded flagship runs, and no other length, recipe or setting."""
+    records = read_records(records_of_this_version())
+    config = built("glocal", settle(Known(50_000, 32, length=Length("flops", 1.55e14))))
+    said = expectations(config, 1.55e14, records)
+    assert len(said) == 1 and "on cifar10: knn " in said[0] and "correspondence" in said[0]
+    assert expectations(config, 3.1e14, records) == []
+    assert expectations(config.model_copy(update={"recipe": "simclr"}), 1.55e14, records) == []
+    shallower = config.backbone.model_copy(update={"depth": 2})
+    assert expectations(config.model_copy(update={"backbone": shallower}), 1.55e14, records) == []
 
 
 @pytest.fixture

@@ -74,6 +74,12 @@ def _say_plan(resolved: Resolved) -> None:
     console, source = Console(stderr=True, highlight=False), open_source(resolved.config.data)
     say(console, *settled_in_words(resolved))
     say(console, *plan(resolved.config, source))
+    if resolved.settled is not None:
+        from glocal.ladder.expectation import expectations, records_of_this_version
+        from glocal.ladder.study import read_records
+
+        recorded = read_records(records_of_this_version())
+        say(console, *expectations(resolved.config, resolved.settled.flops, recorded))
 
 
 def settled_in_words(resolved: Resolved) -> list[str]:
