@@ -48,7 +48,7 @@ class VisionTransformer(Backbone):
     """A pre-norm Vision Transformer (Dosovitskiy et al. 2021) that takes any image whose sides its patch divides.
 
     Parameters are named as in timm. `checkpoint_blocks` (set from outside; speed and memory only) recomputes each
-    block in the backward pass. Departure from the DINO family: a table with registers has no row for the class token,
+    block in the backward pass; `running` (set from outside) leaves out the blocks behind so many. Departure from the DINO family: a table with registers has no row for the class token,
     which loses nothing because the class token itself is learnt.
 
     >>> model = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=32))
@@ -62,6 +62,7 @@ class VisionTransformer(Backbone):
         self.embed_dim, self.depth, self.num_heads = dim, depth, heads = config.dimensions
         self.patch_size = config.patch_size
         self.checkpoint_blocks = False
+        self.running: int | None = None
         self.patch_embed = PatchEmbed(config.patch_size, config.channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if config.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, config.registers, dim)) if config.registers else None
@@ -113,7 +114,7 @@ class VisionTransformer(Backbone):
         x, rotary = self._embed(pixels, grid, masks)
         if kept is not None:
             x, rotary = self._keep(x, rotary, kept)
-        for block in self.blocks:
+        for block in self.blocks[: self.running]:
             x = self._run(block, x, rotary)
         return replace(self._features(x, grid), kept=kept, masked=None if masks is None else masks.hidden)
 

@@ -7,7 +7,9 @@ import time
 from dataclasses import dataclass, field
 
 from glocal.errors import TrainingError
+from glocal.schedules import Progress
 from glocal.training.config import TrainingConfig
+from glocal.training.growth import GrowingCost
 from glocal.training.trial import TrialStep
 
 
@@ -17,10 +19,13 @@ class StepCost:
 
     flops: float
     seconds: float = 0.0
+    growing: GrowingCost | None = None
+    """Where steps cost differently: `flops` is then that of the largest."""
 
-    def so_far(self, step: int, batch_size: int) -> dict[str, float]:
-        """What `step` steps have used, for the records: `images` seen and `flops` computed."""
-        return {"images": step * batch_size, "flops": step * self.flops}
+    def so_far(self, progress: Progress, batch_size: int) -> dict[str, float]:
+        """What the steps done have used, for the records: `images` seen and `flops` computed."""
+        flops = progress.step * self.flops if self.growing is None else self.growing.until(progress)
+        return {"images": progress.step * batch_size, "flops": flops}
 
 
 def cost_of_step(trial: TrialStep, training: TrainingConfig) -> StepCost:
@@ -41,12 +46,15 @@ def number_of_steps(training: TrainingConfig, images: int, cost: StepCost) -> in
     if training.images is not None:
         return max(1, round(training.images / batch))
     if training.flops is not None:
-        if training.flops < cost.flops:
+        within = int(training.flops / cost.flops)
+        if cost.growing is not None:
+            within = cost.growing.steps_within(training.flops, images // batch)
+        if within == 0:
             raise TrainingError(
                 f"training.flops={training.flops:.3g} is less than one step takes ({cost.flops:.3g}). Raise it, or lower "
                 "training.batch_size."
             )
-        return int(training.flops / cost.flops)
+        return within
     if training.minutes is not None:
         return max(1, round(60 * training.minutes / cost.seconds))
     return max(1, round(training.epochs * (images // batch)))

@@ -81,6 +81,9 @@ class TrainingConfig(Config):
     many steps that is depends on the machine and what else it does, so two such runs are not equal bit for bit."""
     stop: Literal["never", "auto"] = "never"
     """auto: end the run when its label-free score has stood still for a quarter of it."""
+    blocks: Schedule | None = None
+    """How many blocks compute at a step, rounded; from `start` up to the backbone's depth. Those that join later begin as
+    the identity. null: all, from the first step on."""
     accumulate: Positive = 1
     """Micro-batches that the backbone works in: far less memory, the same step, one more forward pass of the student."""
     heads_first: bool = False
@@ -201,6 +204,7 @@ class RunConfig(Config):
             raise ValueError(
                 f"adapt={self.adapt.method} keeps most weights as they are, so it needs trained ones: give init=MODEL"
             )
+        self._check_growth()
         for name, group in self.views.items():
             height, width = group.height_width
             if height % self.backbone.patch_size or width % self.backbone.patch_size:
@@ -221,6 +225,25 @@ class RunConfig(Config):
         for name, term in self.active_objectives().items():
             term.check_batch(f"objectives.{name}", self.training.batch_size, self.views)
         return self
+
+    def _check_growth(self) -> None:
+        blocks, depth = self.training.blocks, self.backbone.dimensions.depth
+        growing = [f"views.{n}.size" for n, group in self.views.items() if isinstance(group.size, Schedule)]
+        growing += ["training.blocks"] * (blocks is not None)
+        if growing and self.training.minutes is not None:
+            raise ValueError(
+                f"{' and '.join(growing)} grow with the share of a run, and by the clock (training.minutes="
+                f"{self.training.minutes:g}) that is not known; give training.flops, images, steps or epochs"
+            )
+        if blocks is not None and not (self.backbone.timm is None and self.init is None):
+            raise ValueError(
+                "training.blocks lets blocks join that begin as the identity; trained weights and timm's models have none: leave it out"
+            )
+        if blocks is not None and not (1 <= blocks.start <= depth and blocks.end == depth):
+            raise ValueError(
+                f"training.blocks goes from {blocks.start:g} to {blocks.end:g}; start within 1 to {depth} and end at the "
+                f"backbone's depth, {depth}"
+            )
 
     def active_objectives(self) -> dict[str, AnyObjective]:
         """The terms that count: a constant weight of 0 leaves a term out altogether, heads and cost included."""

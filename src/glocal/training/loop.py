@@ -12,6 +12,7 @@ from glocal.schedules import value_at
 from glocal.training.bad_steps import IN_A_ROW
 from glocal.training.config import RunConfig
 from glocal.training.gradients import backward
+from glocal.training.growth import grow, stage_at
 from glocal.training.guard import conclude
 from glocal.training.heads_first import trunk_share
 from glocal.training.network import StepInput
@@ -70,11 +71,12 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             records.note_unreadable(loaded.unreadable)
             for note in loaded.notes:
                 records.warn(note)
-            pixels = loaded.views.to(device)
+            progress, pixels = run.progress(step), loaded.views.to(device)
+            if run.cost.growing is not None:
+                pixels = grow(model, pixels, config, stage_at(config, progress))
             views = augment(pixels, config.views, config.backbone.patch_size, config.mean, config.std)
 
             # ---- schedules
-            progress = run.progress(step)
             watched = records.due(step + 1)
             trunk = trunk_share(records.losses, step, run.steps) if config.training.heads_first else 1.0
             learning_rate, decay = set_schedules(
@@ -104,7 +106,7 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             records.add(step, scalars, bad)
             if watched:
                 values = {"learning_rate": learning_rate, "weight_decay": decay, "teacher_momentum": momentum}
-                used = run.cost.so_far(step, config.training.batch_size)
+                used = run.cost.so_far(run.progress(step), config.training.batch_size)
                 if records.write(step, scalars, values | used).in_a_row >= IN_A_ROW:
                     step = retreat(run, step)
                     records.go_back(step)

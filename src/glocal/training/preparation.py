@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from glocal.training.checkpoint import read_checkpoint, read_newest, written_con
 from glocal.training.compute import UNBOUNDED, Clock, StepCost, cost_of_step, number_of_steps
 from glocal.training.config import RunConfig
 from glocal.training.data_changes import count_added, write_image_names
+from glocal.training.growth import GrowingCost, Stage, grows, start_late_blocks
 from glocal.training.network import SelfDistillation, build_distillation, seeded
 from glocal.training.optimiser import build_optimiser
 from glocal.training.precision import Precision, choose_precision
@@ -127,7 +130,16 @@ def _try_a_step(config: RunConfig, source: ImageSource, fabric: Fabric) -> tuple
     trial = TrialStep(config, source, fabric)
     precision = choose_precision(config.speed.precision, trial)
     trial.model.autocast = precision.autocast
-    return precision, cost_of_step(trial, config.training)
+    cost = cost_of_step(trial, config.training)
+    if grows(config):
+        cost = replace(cost, growing=GrowingCost(config, partial(_flops_of_stage, config, source, fabric)))
+    return precision, cost
+
+
+def _flops_of_stage(config: RunConfig, source: ImageSource, fabric: Fabric, stage: Stage) -> float:
+    """Another trial for every stage, so that none has to be kept; asked for while the run lives, whose draws it leaves alone."""
+    with torch.random.fork_rng():
+        return TrialStep(config, source, fabric).flops(stage)
 
 
 def _make_model(
@@ -139,6 +151,7 @@ def _make_model(
         notes.append(load_start(model, config).summary())
     elif config.backbone.patch_embed_init == "whitened" and not continued:
         start_whitened(model, source, config)
+    start_late_blocks(model, config)
     seeded(config, "adapt", lambda: adapt(model.student.backbone, model.teacher.backbone, config.adapt))
     return model, notes
 

@@ -191,6 +191,8 @@ class Records:
 
     def _introduce(self) -> None:
         run, config = self.run, self.run.config
+        total = run.cost.so_far(run.progress(run.steps), 0)["flops"]
+        growing = "" if run.cost.growing is None else " at the end"
         parameters = sum(p.numel() for p in run.model.student.parameters())
         self.display.say(
             f"{config.recipe} on {run.source.name}: {len(run.source):,} images, {run.steps:,} steps of "
@@ -198,7 +200,7 @@ class Records:
             f"{run.fabric.world_size} process(es) on {run.fabric.device.type} → {run.folder.path}"
         )
         self.display.say(
-            f"{run.cost.flops:.3g} FLOPs a step, {run.cost.flops * run.steps:.3g} in all. Precision {run.precision.name}: "
+            f"{run.cost.flops:.3g} FLOPs a step{growing}, {total:.3g} in all. Precision {run.precision.name}: "
             f"{run.precision.reason}."
         )
         for note in run.notes:

@@ -111,7 +111,7 @@ def _write_summary(run: Run, state: dict[str, Any]) -> None:
     cost, batch, step = run.cost, run.config.training.batch_size, state["step"]
     summary = {
         "recipe": run.config.recipe, "data": run.config.data, "steps": step, "steps_planned": run.steps,
-        "epochs": step / run.steps_per_epoch, **cost.so_far(step, batch), "flops_per_step": cost.flops,
+        "epochs": step / run.steps_per_epoch, **cost.so_far(run.progress(step), batch), "flops_per_step": cost.flops,
         "seconds": state["seconds"], "precision": run.precision.name, "precision_reason": run.precision.reason,
     }  # fmt: skip
     write_atomically(run.folder.summary, lambda file: file.write(json.dumps(summary, indent=2).encode()))

@@ -15,6 +15,7 @@ from glocal.models.teacher import MovingAverage
 from glocal.schedules import Progress
 from glocal.training.config import RunConfig
 from glocal.training.gradients import backward
+from glocal.training.growth import Stage, grow
 from glocal.training.network import StepInput, build_distillation, seeded
 from glocal.training.optimiser import build_optimiser, clip_gradients
 from glocal.views.augment import augment
@@ -46,15 +47,15 @@ class TrialStep:
         )  # fmt: skip
         self.views = next(iter(loader)).views.to(self.device)
 
-    def flops(self) -> float:
-        """Floating-point operations of one step, over all processes.
+    def flops(self, stage: Stage | None = None) -> float:
+        """Floating-point operations of one step, over all processes; of a run that grows, at a stage (None: the largest).
 
         Those of matrix products and convolutions of both networks, heads, losses and optimiser, a multiplication and an
         addition as two; all that is executed, recomputation included. Augmentation is left out. What every process
         repeats, the optimiser's update, counts once.
         """
         with _counter() as networks:
-            self._forwards_and_backwards()
+            self._forwards_and_backwards(stage=stage)
         with _counter() as update:
             self._update()
         counted = torch.tensor(float(networks.get_total_flops()), dtype=torch.float64, device=self.device)
@@ -69,11 +70,12 @@ class TrialStep:
         self._wait()
         return time.perf_counter() - began
 
-    def _forwards_and_backwards(self, parts: int = 1) -> None:
+    def _forwards_and_backwards(self, parts: int = 1, stage: Stage | None = None) -> None:
         config = self.config
-        views = augment(
-            self.views.split(parts)[0], config.views, config.backbone.patch_size, config.mean, config.std
-        )
+        pixels = self.views.split(parts)[0]
+        if stage is not None:
+            pixels = grow(self.model, pixels, config, stage)
+        views = augment(pixels, config.views, config.backbone.patch_size, config.mean, config.std)
         micro_batches = config.training.accumulate if parts == 1 else 1
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             backward(self.model, StepInput(views, _HALFWAY, watch=False), micro_batches)

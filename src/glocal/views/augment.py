@@ -88,13 +88,14 @@ def _augment_group(
 ) -> ViewBatch:
     """Run the group's views through their pipelines, piece by piece."""
     pixels = batch.pixels.flatten(0, 1)
+    height, width = pixels.shape[-2:]
     shares = _shares(batch, group)
     student = torch.empty(batch.pixels.shape, dtype=torch.float32, device=batch.pixels.device)
     differs = any(operation.seen_by == "student" for pipeline, _ in shares for operation in pipeline)
     teacher = torch.empty_like(student) if differs and group.seen_by == "both" else None
     for pipeline, rows in shares:
         chosen = pixels[rows]
-        steps = draw_steps(pipeline, seeds[rows], patch_size, group.height_width)
+        steps = draw_steps(pipeline, seeds[rows], patch_size, (height, width))
         if group.seen_by == "teacher":
             steps = [step for step in steps if step.seen_by == "both"]
         for piece in pieces(chosen):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from glocal.config import Config
+from glocal.schedules import Progress, Schedule
 from glocal.views.photometric import Operation
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -18,9 +19,9 @@ class ViewGroup(Config):
     """`count` crops of one size from every image."""
 
     count: Annotated[int, Field(ge=1)]
-    """How many views of this group each image gives."""
-    size: Annotated[int, Field(ge=1)] | tuple[int, int]
-    """Pixels of a view: a side, or (height, width)."""
+    """How many views of this group each image gives: several crops of one decoded image."""
+    size: Annotated[int, Field(ge=1)] | tuple[int, int] | Schedule
+    """Pixels of a view: a side, or (height, width), or a side that a schedule changes during the run (in whole patches)."""
     area: tuple[float, float]
     """Smallest and largest share of the source image's area."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -34,7 +35,7 @@ class ViewGroup(Config):
     keep_patches_of: Literal["student", "both"] = "student"
     """Who sees only these patches; with `both` the two networks see the same ones."""
     photometric: tuple[Pipeline, ...] = ((),)
-    """One pipeline for all views of the group, or one a view (DINO's two global views differ)."""
+    """One pipeline for all views of the group, or several that views take in turn (DINO's two global views differ)."""
     strong: Pipeline | None = None
     """A second pipeline (Mugs): a coin decides which one a view takes."""
     strong_probability: Probability = 0.5
@@ -44,8 +45,19 @@ class ViewGroup(Config):
 
     @property
     def height_width(self) -> tuple[int, int]:
-        """Pixels as (height, width)."""
+        """Pixels as (height, width); with a schedule the largest, at which views are cropped."""
+        if isinstance(self.size, Schedule):
+            side = round(max(self.size.start, self.size.end))
+            return side, side
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def size_at(self, progress: Progress, patch_size: int) -> tuple[int, int]:
+        """Pixels as (height, width) at a step: of a schedule the nearest number of whole patches, at least one."""
+        if not isinstance(self.size, Schedule):
+            return self.height_width
+        patches = max(1, round(self.size.at(progress) / patch_size))
+        side = min(self.height_width[0], patches * patch_size)
+        return side, side
 
     @property
     def source_side(self) -> int:
@@ -61,9 +73,10 @@ class ViewGroup(Config):
                 f"keep_patches is {self.keep_patches} for the student, but only the teacher sees this group; "
                 "set keep_patches_of=both or leave keep_patches out"
             )
-        if len(self.photometric) not in (1, self.count):
+        if not self.photometric or self.count % len(self.photometric):
             raise ValueError(
-                f"photometric holds {len(self.photometric)} pipelines; give 1, or one for each of {self.count} views"
+                f"photometric holds {len(self.photometric)} pipelines, which {self.count} views can't share evenly; give 1, "
+                f"or one for each view, or a number that divides {self.count}: views take them in turn"
             )
         for name, (low, high) in (("area", self.area), ("aspect", self.aspect)):
             if not 0 < low <= high or (name == "area" and high > 1):

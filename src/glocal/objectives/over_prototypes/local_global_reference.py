@@ -78,9 +78,10 @@ class LocalGlobalReference(Objective):
         )
         refuse_dropped_patches("local_global_reference", groups)
         sizes = {groups[name].height_width for name, _ in self.teacher_views}
-        if len(sizes) != 1:
+        changing = any(isinstance(groups[name].size, Schedule) for name, _ in self.teacher_views)
+        if len(sizes) != 1 or changing:
             raise ConfigError(
-                f"local_global_reference keeps a centre for each position; teacher views of sizes {sorted(sizes)} have no common positions."
+                f"local_global_reference keeps a centre for each position; teacher views of sizes {sorted(sizes)}{', changing,' if changing else ''} have no common positions."
             )
         # In the order in which `match_view_groups` numbers view pairs: by teacher group, student group, then views.
         self.table = [
