@@ -29,7 +29,11 @@ LONG = "x" * 5000
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with four photographs of two classes, a model, and things that are not what they are given for."""
-    root = tmp_path_factory.mktemp("border")
+    return make_place(tmp_path_factory.mktemp("border"))
+
+
+def make_place(root: Path) -> Path:
+    """Fill a folder as `place` says."""
     rng = np.random.default_rng(0)
     for number in range(4):
         path = root / "imgs" / "ab"[number % 2] / f"{number}.png"

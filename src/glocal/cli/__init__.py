@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 from typing import Annotated, NoReturn
 
@@ -265,5 +266,7 @@ def main() -> None:
 
 
 def _end(text: str, code: int = 2) -> NoReturn:
-    typer.echo(text, err=True)
+    # What a person gave is shown as it is, but not pages of it.
+    short = re.sub(r"\S{300,}", lambda word: f"{word[0][:60]}... ({len(word[0])} characters)", text)
+    typer.echo(short, err=True)
     sys.exit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -13,6 +12,7 @@ from glocal.cli.pretrain import settled_in_words
 from glocal.cli.screen import say, screen
 from glocal.cli.settings import read_words
 from glocal.config import Config
+from glocal.outside import given_path
 
 FIGURES = (
     "score",
@@ -74,7 +74,7 @@ def diagnose(folder: str) -> None:
     """Print the diagnosis of a run and the figures it rests on."""
     from glocal.report.run_story import read_story
 
-    story = read_story(Path(folder).expanduser())
+    story = read_story(given_path(folder, "run"))
     console, diagnosis = screen(), story.diagnosis
     say(console, diagnosis.sentence, style="bold")
     for finding in diagnosis.findings:

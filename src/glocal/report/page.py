@@ -17,6 +17,7 @@ from glocal.errors import DataError, GlocalError
 from glocal.models.backbone import Backbone
 from glocal.models.encoder import Encoder
 from glocal.models.loading import load
+from glocal.outside import given_path
 from glocal.report.collection import collect
 from glocal.report.embedded import script_json
 from glocal.report.evaluation_tables import evaluation_tables
@@ -70,7 +71,7 @@ def write_report(
 
     >>> write_report("runs/a", data="photos")  # doctest: +SKIP
     """
-    folder = Path(run).expanduser()
+    folder = given_path(run, "run", DataError)
     story = read_story(folder) if (folder / "config.yaml").is_file() else None
     if story is None and data is None:
         raise DataError(f"{run} is no run folder, so data= must say which images to show.")
