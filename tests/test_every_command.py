@@ -28,7 +28,7 @@ HOSTILE = (
     "1e400", "&a [*a]", "file/x", "foreign.json", "a\0b", "nowhere", "[/]", LONG, "1.5", "{a: 1}", "nowhere/x.png", "\udcff",
 )  # fmt: skip
 """No numbers, numbers that don't fit, broken YAML, paths that are none, are something else or can't be written."""
-AT_ONCE = 25
+AT_ONCE = 7
 """How many of them each setting is given; neighbours get others."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,7 +11,7 @@ from glocal.cli.screen import say, screen, settings_table
 from glocal.cli.settings import split_words
 from glocal.config import Config
 from glocal.errors import ConfigError, GlocalError
-from glocal.outside import new_folder
+from glocal.outside import given_path, new_folder
 
 if TYPE_CHECKING:
     from glocal.recipes import Resolved
@@ -99,7 +98,7 @@ def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> N
             raise ConfigError(
                 f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with."
             )
-    if isinstance(own.resume, str) and not Path(own.resume).expanduser().is_file():
+    if isinstance(own.resume, str) and not given_path(own.resume, "resume").is_file():
         raise ConfigError(f"resume: got '{own.resume}'. Give true, false or the path of a checkpoint.")
     data = [] if own.data is None else [f"data={own.data}"]
     pretrain(continue_run(own.out, [*overrides, *data], recipe), resume=own.resume)

@@ -12,6 +12,7 @@ from typing import Any
 
 from glocal.ladder.measure import measure
 from glocal.ladder.rows import BUDGETS, RATES, find_ground, run_configuration
+from glocal.outside import reading
 
 Record = dict[str, Any]
 SHARES = tuple(number / 10 for number in range(1, 11))
@@ -88,8 +89,17 @@ def loss_curve(log: Sequence[Record]) -> list[float]:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """All records of a file; none where there is no file.
+
+    Raises:
+        DataError: when it holds anything else.
+    """
+    with reading(path, "records of the ladder"):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        records = [dict(json.loads(line)) for line in lines]
+        if not all("kind" in record for record in records):
+            raise ValueError("every line must be a JSON mapping with a 'kind'")
+    return records
 
 
 def append(path: Path, record: Record) -> None:

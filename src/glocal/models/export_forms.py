@@ -20,6 +20,7 @@ from glocal.models.loading import load
 from glocal.models.model_card import write_card, write_preprocessing
 from glocal.models.portable import save_onnx, save_program
 from glocal.models.transformers_folder import save_transformers
+from glocal.outside import new_folder
 
 Form = Literal["timm", "transformers", "onnx", "program"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -50,7 +51,8 @@ def export_model(model: str | Encoder, to: Form, out: str | Path, size: int | No
 
     >>> export_model("runs/a", "onnx", "exports/a")  # doctest: +SKIP
     """
-    encoder, folder = model if isinstance(model, Encoder) else load(model), Path(out).expanduser()
+    folder = new_folder(out, "out")
+    encoder = model if isinstance(model, Encoder) else load(model)
     _check(encoder, to, folder, size)
     try:
         with _whole_or_not_at_all(folder) as partial:
