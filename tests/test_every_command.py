@@ -19,6 +19,7 @@ from glocal import cli
 from glocal.cli.reference import describe
 from glocal.config import Config
 from glocal.errors import GlocalError, TrainingError
+from glocal.lookup.index import index
 from glocal.recipes import configure
 from glocal.training import loop
 from glocal.training.config import RunConfig
@@ -53,6 +54,10 @@ VERBS = (
     Verb(("reproduce", "glocal"), {"records": "nowhere", "out": "new/run"}, "reproduce.ReproduceSettings"),
     Verb(("ladder",), {"records": "new.jsonl", "out": "new/runs", "page": "new"}, "ladder.LadderSettings"),
     Verb(("embed",), MODEL | {"out": "e.parquet"}, "embed.EmbedSettings"),
+    Verb(("index", "model"), {"data": "imgs", "out": "new"}, "index.IndexSettings"),
+    Verb(
+        ("search", "indexed", "imgs/a/0.png"), {"patch": "0,1", "out": "found.json"}, "search.SearchSettings"
+    ),
     Verb(("export", "model"), {"to": "timm", "out": "export"}, "export.ExportSettings"),
     Verb(("show", "views", "imgs"), {"preset": "small", "out": "v.png"}, "show.ShowSettings"),
     Verb(("show", "pca", "imgs"), {"model": "model", "out": "p.png"}, "show.ShowSettings"),
@@ -66,7 +71,9 @@ VERBS = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_place(tmp_path_factory.mktemp("border"))
+    root = make_place(tmp_path_factory.mktemp("border"))
+    index(str(root / "model"), str(root / "imgs"), root / "indexed", patches=True)
+    return root
 
 
 def settings_of(verb: Verb) -> list[str]:
