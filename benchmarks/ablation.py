@@ -142,7 +142,10 @@ def measure(folder: Path, data: str, camvid: str | None) -> dict[str, float]:
     """
     import glocal
     from glocal.data import hold_out, open_source
-    from glocal.evaluation.base import protocol_class
+    from glocal.evaluation.classification.knn import KnnConfig
+    from glocal.evaluation.classification.linear import LinearProbe
+    from glocal.evaluation.correspondence import Correspondence
+    from glocal.evaluation.segmentation.knn_segmentation import KnnSegmentation
     from glocal.extraction.work import Work
 
     encoder = glocal.load(folder)
@@ -151,11 +154,11 @@ def measure(folder: Path, data: str, camvid: str | None) -> dict[str, float]:
     _, bank = hold_out(train, min(10_000, len(train) // 2), seed=0)
     _, queries = hold_out(test, min(5_000, len(test) // 2), seed=0)
     splits = {"train": bank, "test": queries}
-    linear = protocol_class("linear")(inputs=("cls", "cls+mean")).run(encoder, splits, work).numbers
+    linear = LinearProbe(inputs=("cls", "cls+mean")).run(encoder, splits, work).numbers
     numbers = {
-        "knn": protocol_class("knn")(ks=(20,)).run(encoder, splits, work).numbers["k20_top1"],
+        "knn": KnnConfig(ks=(20,)).run(encoder, splits, work).numbers["k20_top1"],
         "linear": linear["top1"],
-        "correspondence": protocol_class("correspondence")(images=1000)
+        "correspondence": Correspondence(images=1000)
         .run(encoder, {"test": queries}, work)
         .numbers["accuracy"],
     }
@@ -165,7 +168,7 @@ def measure(folder: Path, data: str, camvid: str | None) -> dict[str, float]:
         numbers["purity"] = 100 * statistics.mean(purity)
     if camvid is not None:
         # 64 pixels a side keep 94,000 training patches: seconds on one core, and the same for every variant.
-        segmentation = protocol_class("knn-seg")(size=64, neighbours=(10,), distances=("cosine",))
+        segmentation = KnnSegmentation(size=64, neighbours=(10,), distances=("cosine",))
         numbers["camvid"] = segmentation.run(encoder, camvid, work).numbers["mIoU"]
     return numbers
 

@@ -26,6 +26,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from glocal.data.source import ImageSource
 from glocal.freed_memory import keep_freed_memory
 from glocal.recipes.scales import cifar
 from glocal.views.augment import augment
@@ -43,7 +44,7 @@ GROUPS = {
 PATCH_SIZE = 16
 
 
-class EncodedImages:
+class EncodedImages(ImageSource):
     """A few photographs as JPEGs in memory, over and over."""
 
     name = "photographs"
@@ -58,6 +59,10 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return self.length
+
+    def fingerprint(self) -> str:
+        """Say which images these are."""
+        return f"{self.name}-{self.length}"
 
     def key(self, index: int) -> str:
         """Number the images."""
@@ -178,7 +183,7 @@ def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
         for index in range(batch):
             np.array(source.read(index))
 
-    candidates = {
+    candidates: dict[str, Callable[[], object]] = {
         "Pillow": pillow,
         "ours": ours,
         "decode": decode,

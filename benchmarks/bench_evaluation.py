@@ -165,7 +165,7 @@ def bench_linear(rows: int = 20_000, test_rows: int = 2_000, classes: int = 10, 
     cases: dict[str, Callable[[], object]] = {}
     for name, setting in (("one probe", ONE_PROBE), ("the whole grid", LinearProbe())):
         train, test = (embedded(count, readouts_for(setting.inputs)) for count in (rows, test_rows))
-        cases[name] = partial(setting.measure, train, test, labels, torch.device("cpu"))
+        cases[name] = partial(setting.answer, train, test, labels, torch.device("cpu"))
     times = take_turns(cases, rounds)
     one, grid = times.values()
     print(

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from glocal.matching import bilinear_targets, match_patches, teacher_index
+from glocal.matching.similar_patches import similar_patches
 from glocal.objectives.by_contrast.ring_memory import RingMemory
 
 IMAGES = 64
@@ -154,7 +155,7 @@ def bench_neighbours(device: torch.device) -> None:
     print("neighbours, window 3, k 4 (ms): whole selection | similarities only: all x all, shifted maps")
     for batch, side, dim in ((64, 6, 192), (64, 14, 192), (32, 14, 384), (8, 28, 384), (2, 56, 384)):
         tokens = torch.randn(batch, side * side, dim, device=device)
-        ours = milliseconds(device, neighbours, tokens, (side, side), 4)
+        ours = milliseconds(device, similar_patches, tokens, (side, side), 4)
         dense = milliseconds(device, whole_matrix, tokens)
         shifted = milliseconds(device, shifted_maps, tokens, side)
         print(f"  {batch:2} x {side}x{side} x {dim}: {ours:7.2f} | {dense:7.2f} {shifted:7.2f}")

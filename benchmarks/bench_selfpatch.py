@@ -67,7 +67,7 @@ def make_step(config: RunConfig, images: int, device: torch.device) -> Callable[
 
     def step() -> None:
         model(StepInput(views, PROGRESS, False))[0].backward()
-        clip_gradients(list(model.parameters()), config.optimiser)
+        clip_gradients(list(model.parameters()), config.optimiser, PROGRESS)
         model.finish_step()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -85,7 +85,7 @@ class Subject:
 
     def update(self) -> None:
         """Everything after the gradients."""
-        clip_gradients(self.parameters, self.config.optimiser)
+        clip_gradients(self.parameters, self.config.optimiser, PROGRESS)
         self.model.finish_step()
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -175,9 +175,12 @@ def one_table(size: str, precision: str, batch: int, repeats: int, recipes: list
     seconds = alternate({"bare": dino.bare, "dino": dino.step}, repeats)
     loss, _ = dino.model(StepInput(augment(dino.views, dino.config.views, 16), PROGRESS, False))
     loss.backward()
-    update = alternate(
-        {"optimiser and average": lambda: (dino.optimiser.step(), dino.average.update(0.996))}, repeats
-    )  # type: ignore[dict-item]
+
+    def optimiser_and_average() -> None:
+        dino.optimiser.step()
+        dino.average.update(0.996)
+
+    update = alternate({"optimiser and average": optimiser_and_average}, repeats)
     print(
         f"\nViT-{size} {precision}: dino step {seconds['dino']:.3f} s = {seconds['dino'] / seconds['bare']:.3f} x bare networks (bar 1.15)"
     )

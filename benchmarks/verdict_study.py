@@ -152,7 +152,7 @@ def summary(records: list[dict[str, Any]], steps: int) -> dict[str, Any]:
         (r["step"] for n, r in enumerate(records) if diagnose(records[: n + 1], steps).status == "failed"),
         None,
     )
-    last = next((r for r in reversed(records) if "image.target_entropy" in r), {})
+    last: dict[str, float] = next((r for r in reversed(records) if "image.target_entropy" in r), {})
     return {
         "steps": steps, "score": examined[-1]["score"], "knn": examined[-1]["knn"], "examined": examined, "accused_at": accused,
         "sentence": diagnose(records, steps).sentence, "last": {k: v for k, v in last.items() if "entropy" in k or "rank" in k},

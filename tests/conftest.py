@@ -15,8 +15,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Annotations of these rooms are checked at every call: types, and shapes by name. Before anything of theirs is imported.
-jaxtyping.install_import_hook(["glocal.views", "glocal.matching"], "beartype.beartype")
+# All annotations are checked at every call: types, and shapes by name. Before anything of the package is imported.
+jaxtyping.install_import_hook(["glocal.views", "glocal.matching", "glocal.objectives", "glocal.models"], "checked_annotations.check")
 
 from glocal.models.backbone import BackboneConfig
 from glocal.objectives import HeadConfig, ImageLevelConfig, MatchedPatchesConfig

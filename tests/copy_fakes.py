@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from evaluation_fakes import SameAtEveryLayer, encoder_of_raw_pixels
 from PIL import Image
 
 from glocal.data.source import ImageSource
 from glocal.errors import UnreadableImageError
 from glocal.extraction.work import Work
+from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)
@@ -21,7 +23,7 @@ class Images(ImageSource):
     """Images in memory by key; None is one that can't be decoded."""
 
     def __init__(
-        self, images: dict[str, np.ndarray | None], name: str = "images", labels: list[int] | None = None
+        self, images: Mapping[str, np.ndarray | None], name: str = "images", labels: list[int] | None = None
     ) -> None:
         self.images, self.name, self.class_names = images, name, None
         self.labels = None if labels is None else np.array(labels, np.int64)
@@ -41,13 +43,13 @@ class Images(ImageSource):
     def fingerprint(self) -> str:
         return "-".join([self.name, *self.images])
 
-    def subset(self, indices) -> ImageSource:
+    def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSource:
         keys = [self.key(int(i)) for i in indices]
         labels = None if self.labels is None else [int(self.labels[int(i)]) for i in indices]
         return Images({key: self.images[key] for key in keys}, self.name, labels)
 
 
-class Thumbnail(torch.nn.Module):
+class Thumbnail(SameAtEveryLayer):
     """Class token: the input's centred gray pixels. Patches: mean colour of each 4 px patch."""
 
     def forward(self, pixels: torch.Tensor) -> Features:
@@ -57,21 +59,8 @@ class Thumbnail(torch.nn.Module):
         return Features(gray - gray.mean(1, keepdim=True), patches, grid, patches)
 
 
-def thumbnail_encoder(size: int = 16) -> SimpleNamespace:
-    backbone = Thumbnail()
-    return SimpleNamespace(
-        name="thumbnail",
-        backbone=backbone,
-        device=torch.device("cpu"),
-        precision="float32",
-        embed_dim=size * size,
-        patch_size=4,
-        image_size=size,
-        fingerprint=lambda: "thumbnail",
-        normalise=lambda pixels: pixels.float() / 255,
-        features=backbone,
-        intermediate=lambda pixels, layers: [backbone(pixels) for _ in layers],
-    )
+def thumbnail_encoder(size: int = 16) -> Encoder:
+    return encoder_of_raw_pixels("thumbnail", Thumbnail(), size * size, 4, size)
 
 
 def pictures(count: int, seed: int = 0, side: int = 16) -> list[np.ndarray]:

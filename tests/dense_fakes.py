@@ -46,6 +46,7 @@ class PatchColours(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.patch, self.patches = patch, patches
+        self.projection: torch.Tensor
         self.register_buffer("projection", torch.randn(3, dim, generator=generator))
 
     def forward(self, pixels: torch.Tensor) -> Features:
@@ -59,7 +60,8 @@ class PatchColours(nn.Module):
         return [self(pixels) for _ in layers]
 
     def last_keys(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self(pixels).patches
+        features: Features = self(pixels)
+        return features.patches
 
 
 def colour_encoder(patch: int = 8, dim: int = 8, size: int = 32, patches: bool = True) -> Encoder:

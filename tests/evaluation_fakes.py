@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from glocal.data.source import ImageSource
 from glocal.errors import UnreadableImageError
 from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
+from glocal.models.features import Features
 from glocal.models.vit import VisionTransformer
 
 
@@ -52,6 +56,20 @@ def coloured(images: int, classes: int, seed: int = 0, side: int = 40, **setting
     noise = generator.normal(0, 20, (images, side, side, 3)) + generator.normal(0, 12, (images, 1, 1, 3))
     pixels = np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
     return MemorySource(pixels, labels, **settings)  # type: ignore[arg-type]
+
+
+class SameAtEveryLayer(nn.Module):
+    """A backbone without weights whose layers all say the same."""
+
+    def intermediate(self, pixels: torch.Tensor, layers: Sequence[int]) -> list[Features]:
+        return [self(pixels) for _ in layers]
+
+
+def encoder_of_raw_pixels(
+    name: str, backbone: SameAtEveryLayer, embed_dim: int, patch_size: int, image_size: int
+) -> Encoder:
+    """The backbone sees pixels in [0, 1]."""
+    return Encoder(name, backbone, embed_dim, patch_size, image_size, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def small_encoder(seed: int = 0) -> Encoder:

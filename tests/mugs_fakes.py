@@ -7,6 +7,7 @@ import torch
 from conftest import make_views, small_config
 
 from glocal.objectives import InstanceConfig, LocalGroupConfig
+from glocal.objectives.base import ObjectiveConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
 from glocal.schedules import Progress
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
@@ -29,7 +30,7 @@ LOCAL_GROUP = LocalGroupConfig(**COMMON, memory=20, neighbours=3)
 STUDENT_VIEWS = [("global", 0), ("global", 1), ("local", 0), ("local", 1), ("local", 2)]
 
 
-def build(groups: dict[str, ViewGroup] = GROUPS, **objectives) -> SelfDistillation:
+def build(groups: dict[str, ViewGroup] = GROUPS, **objectives: ObjectiveConfig) -> SelfDistillation:
     """Both networks, the teacher with weights of its own."""
     model = build_distillation(small_config(views=groups, objectives=objectives))
     with torch.no_grad():
@@ -42,7 +43,8 @@ def build(groups: dict[str, ViewGroup] = GROUPS, **objectives) -> SelfDistillati
 def run(
     model: SelfDistillation, views: Views, watch: bool = False
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return model(StepInput(views, PROGRESS, watch))
+    outcome: tuple[torch.Tensor, dict[str, torch.Tensor]] = model(StepInput(views, PROGRESS, watch))
+    return outcome
 
 
 def views_of(batch: int, seed: int, first: int = 0, groups: dict[str, ViewGroup] = GROUPS) -> Views:
@@ -52,7 +54,7 @@ def views_of(batch: int, seed: int, first: int = 0, groups: dict[str, ViewGroup]
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
 
 def array(x: torch.Tensor) -> np.ndarray:

@@ -29,3 +29,8 @@ def levels(pixels: Tensor) -> np.ndarray:
 
 def largest_difference(pixels: Tensor, image: Image.Image) -> float:
     return float(np.abs(levels(pixels) - np.asarray(image, dtype=np.float64)).max())
+
+
+def red_corner(picture: Image.Image) -> int:
+    """How red the first pixel is."""
+    return int(np.asarray(picture)[0, 0, 0])

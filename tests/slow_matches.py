@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from glocal.matching.geometric import match_patches
 from glocal.views.batch import Views
 
+Place = tuple[str, int, int]
 GRIDS = {"global": (4, 4), "local": (2, 2)}
 
 
-def all_matches(views: Views, image: int, second_groups: list[str]):
+def all_matches(views: Views, image: int, second_groups: Iterable[str]) -> Iterator[tuple[Place, Place]]:
     """(group, view, patch) of the first and of the second patch of every match of one image, one view pair at a time."""
     one = slice(image, image + 1)
     for name_t in second_groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def step(student: VisionTransformer, teacher: VisionTransformer, momentum: float
     with torch.no_grad():
         for p in student.parameters():
             if p.grad is not None:
-                p -= 1e-2 * p.grad / (p.grad.norm() + 1e-6)
+                p.sub_(1e-2 * p.grad / (p.grad.norm() + 1e-6))
     MovingAverage(teacher, student).update(momentum)
 
 
@@ -65,7 +66,7 @@ def step(student: VisionTransformer, teacher: VisionTransformer, momentum: float
         ("full", lambda n: True),
     ],
 )
-def test_what_moves_and_what_stands_still(short: str, expected) -> None:
+def test_what_moves_and_what_stands_still(short: str, expected: Callable[[str], bool]) -> None:
     student, teacher = pair(short)
     names = [name for name, _ in student.named_parameters()]
     assert moving(student) == {n for n in names if expected(n)} and moving(teacher) == set()
@@ -122,8 +123,10 @@ def test_what_a_backbone_lacks_is_named(short: str, message: str) -> None:
 def start(tmp_path: Path, *overrides: str) -> RunConfig:
     torch.manual_seed(0)
     weights = export_backbone(VisionTransformer(CONFIG), tmp_path / "weights")
-    settings = dict(data="digits", out=str(tmp_path / "run"), preset="small", init=str(weights))
-    return configure("dino", **settings, overrides=[*QUICK, *overrides])
+    words = [*QUICK, *overrides]
+    return configure(
+        "dino", data="digits", out=str(tmp_path / "run"), preset="small", init=str(weights), overrides=words
+    )
 
 
 def test_a_run_leaves_an_ordinary_model_and_a_small_adapter(tmp_path: Path) -> None:

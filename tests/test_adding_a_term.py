@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from narrowing import present
+
 import glocal
 from glocal.objectives import KINDS
 
@@ -25,7 +27,7 @@ def test_one_file_and_one_line_make_a_term_that_passes_the_suite(tmp_path: Path)
     section = page[page.index("## Add a term of the loss") :]
     code, line = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     file, init = re.findall(r"`src/glocal/(\S+\.py)`", section)
-    command = re.search(r"```\npytest (.*?)\n```", section)[1]
+    command = present(re.search(r"```\npytest (.*?)\n```", section))[1]
 
     package = tmp_path / "glocal"
     shutil.copytree(Path(glocal.__file__).parent, package)
@@ -38,4 +40,4 @@ def test_one_file_and_one_line_make_a_term_that_passes_the_suite(tmp_path: Path)
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 9
+    assert int(present(re.search(r"(\d+) passed", run.stdout))[1]) >= 9

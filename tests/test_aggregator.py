@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
+from narrowing import of_kind
 from torch import Tensor
 from torch.nn import functional as F
 
-from glocal.models.aggregator import Aggregator
+from glocal.models.aggregator import Aggregator, ClassAttentionBlock
 from glocal.models.backbone import BackboneConfig
 from glocal.models.vit import VisionTransformer
 
@@ -26,7 +27,8 @@ def random_aggregator(dim: int = 24, heads: int = 3) -> Aggregator:
 def slow(aggregator: Aggregator, context: Tensor) -> Tensor:
     """One query over one context (k, dim), as the specification says it: everything recomputed, head by head."""
     query = aggregator.query[0]
-    for block in aggregator.blocks:
+    for module in aggregator.blocks:
+        block = of_kind(ClassAttentionBlock, module)
         z = F.layer_norm(torch.cat([query, context]), (24,), block.norm1.weight, block.norm1.bias, 1e-6)
         q, k, v = block.attn.q(z[:1]), block.attn.k(z), block.attn.v(z)
         heads = []

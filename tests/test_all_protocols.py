@@ -9,11 +9,14 @@ import pytest
 import torch
 from dense_fakes import QUIET, blocks, colour_encoder
 from evaluation_fakes import coloured, small_encoder
+from narrowing import of_kind
 
 from glocal.errors import ConfigError
 from glocal.evaluation.all_protocols import evaluate_all
 from glocal.evaluation.base import PROTOCOLS, evaluate, protocol_class
 from glocal.evaluation.results import Result, Skip, read_results, read_skips
+from glocal.evaluation.segmentation.clustering import OverClustering
+from glocal.evaluation.segmentation.linear_segmentation import LinearSegmentation
 from glocal.evaluation.segmentation.masks import CheckedSource
 from glocal.extraction.feature_stream import Skipped
 from glocal.extraction.patch_stream import iterate_patches
@@ -82,8 +85,9 @@ def test_quick_settings_are_told_and_do_not_replace_full_ones(tmp_path: Path) ->
     quick = {
         name: protocol_class(name).quick(encoder) for name in ("linear-seg", "overclustering", "hummingbird")
     }
-    assert {config.size for config in quick.values()} == {14 * 8}
-    assert quick["linear-seg"].steps == 1000 and quick["overclustering"].seeds == 1
+    assert {config.model_dump()["size"] for config in quick.values()} == {14 * 8}
+    assert of_kind(LinearSegmentation, quick["linear-seg"]).steps == 1000
+    assert of_kind(OverClustering, quick["overclustering"]).seeds == 1
 
 
 def test_dense_features_are_kept_and_continued(tmp_path: Path) -> None:

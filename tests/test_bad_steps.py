@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Container
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from glocal.training.gradients import backward
 from glocal.training.loop import pretrain
 from glocal.training.network import SelfDistillation, StepInput
 from glocal.training.optimiser import build_optimiser, clip_gradients, learning_rate_schedule, set_schedules
+from glocal.views import augment as augmentation
 from glocal.views.batch import Views
 
 
@@ -30,7 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def take_step(
-    model: SelfDistillation, optimiser, config: OptimiserConfig, guard: StepGuard, views: Views
+    model: SelfDistillation,
+    optimiser: torch.optim.Optimizer,
+    config: OptimiserConfig,
+    guard: StepGuard,
+    views: Views,
 ) -> torch.Tensor:
     """One step as the loop takes it."""
     set_schedules(optimiser, config, learning_rate_schedule(config, 8), PROGRESS)
@@ -78,11 +85,11 @@ def test_the_suite_knows_every_kind_of_state() -> None:
     assert {"image", "patch-sinkhorn", "instance-full", "group-local", "neighbours-attention"} <= set(TERMS)
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, steps, seen: None = None) -> None:
+def poison(monkeypatch: pytest.MonkeyPatch, steps: Container[int]) -> None:
     """Make the pixels of these steps (numbered as they are taken) no numbers."""
-    original, count = loop.augment, {"step": 0}
+    original, count = augmentation.augment, {"step": 0}
 
-    def augment(*arguments) -> Views:
+    def augment(*arguments: Any) -> Views:
         views = original(*arguments)
         count["step"] += 1
         if count["step"] in steps:

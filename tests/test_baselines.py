@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import coloured, small_encoder
+from narrowing import of_kind, present
 from typer.testing import CliRunner
 
 from glocal import cli
@@ -22,6 +23,7 @@ from glocal.evaluation.beside import measure_beside
 from glocal.evaluation.classification.knn import KnnConfig
 from glocal.evaluation.results import Result
 from glocal.extraction.work import Work
+from glocal.models.vit import VisionTransformer
 
 QUIET = Work(progress=False)
 
@@ -110,10 +112,16 @@ def test_the_command_measures_them_beside_the_model(tmp_path: Path) -> None:
     from glocal.models.export import export_backbone
 
     encoder = small_encoder()
-    export_backbone(encoder.backbone, tmp_path / "model", mean=encoder.mean, std=encoder.std, image_size=32)
+    export_backbone(
+        of_kind(VisionTransformer, encoder.backbone),
+        tmp_path / "model",
+        mean=encoder.mean,
+        std=encoder.std,
+        image_size=32,
+    )
     digits = open_source("digits", "test")
     for index in range(20):
-        path = tmp_path / "small" / str(digits.labels[index]) / f"{index}.png"
+        path = tmp_path / "small" / str(present(digits.labels)[index]) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         digits.read(index).save(path)
     words = [

@@ -51,14 +51,16 @@ def make_place(root: Path) -> Path:
     return root
 
 
-def refused(words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> str:
+def refused(
+    words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
     """Run the command on bad input; return the one thing it says."""
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.argv", ["glocal", *words])
     before = sorted(os.walk(place))
     with pytest.raises(SystemExit) as end:
         cli.main()
-    said = capsys.readouterr().err.strip()
+    said: str = capsys.readouterr().err.strip()
     assert end.value.code == 2 and said, words
     assert "Traceback" not in said and len(said) < 1500, said
     assert sorted(os.walk(place)) == before, f"{words} left something behind"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from glocal import cli
 from glocal.cli.pretrain import PretrainSettings
@@ -30,7 +32,7 @@ FAST = [
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory):
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of twelve noisy pictures, in train and test folders."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(1)
@@ -44,12 +46,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory):
     return root
 
 
-def run(*words: str):
+def run(*words: str) -> Result:
     return CliRunner().invoke(cli.app, list(words))
 
 
 @pytest.fixture(scope="module")
-def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory):
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "run"
     result = run("pretrain", "pw-self", f"data={photos}", f"out={out}", *FAST)
     assert result.exit_code == 0, result.output
@@ -212,6 +214,7 @@ def test_skip_reasons_are_whole_in_pipes(trained: Path, photos: Path) -> None:
 def test_the_demo_asks_fair_questions() -> None:
     """A perfect embedding answers all, a constant one answers by chance; raw pixels find undistorted tiles."""
     source = open_source("digits").subset(np.arange(60))
+    assert source.labels is not None
     tiles = demo.gallery(source, 16)
     assert tiles.shape == (60, 3, 16, 16) and tiles.dtype == torch.uint8
     same = demo.retrieve(demo.raw_pixels, tiles, tiles, source.labels)
@@ -222,14 +225,11 @@ def test_the_demo_asks_fair_questions() -> None:
 
 
 def test_help_is_fast() -> None:
-    import subprocess
-    import sys
-
-    best = min(_seconds([sys.executable, "-m", "glocal.cli", "--help"], subprocess) for _ in range(3))
+    best = min(_seconds(sys.executable, "-m", "glocal.cli", "--help") for _ in range(3))
     assert best < 2.0
 
 
-def _seconds(command, subprocess) -> float:
+def _seconds(*command: str) -> float:
     began = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - began

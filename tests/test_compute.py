@@ -16,7 +16,7 @@ from glocal.errors import ConfigError, TrainingError
 from glocal.models.backbone import BackboneConfig
 from glocal.objectives import ContrastConfig, ImageLevelConfig
 from glocal.recipes import configure, continue_run
-from glocal.training import compute, precision
+from glocal.training import precision
 from glocal.training.compute import Clock, StepCost, number_of_steps
 from glocal.training.config import OptimiserConfig, RunConfig, TrainingConfig
 from glocal.training.loop import pretrain
@@ -128,8 +128,8 @@ def test_attention_too_long_to_be_written_out_is_counted() -> None:
         ({"minutes": 0.5}, 15),
     ],
 )  # fmt: skip
-def test_ways_to_say_how_long(given, steps: int) -> None:
-    training = TrainingConfig(batch_size=100, **given)
+def test_ways_to_say_how_long(given: dict[str, float], steps: int) -> None:
+    training = TrainingConfig.model_validate({"batch_size": 100, **given})
     assert number_of_steps(training, 1000, StepCost(flops=1e6, seconds=2.0)) == steps
 
 
@@ -148,7 +148,7 @@ class Time:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(compute.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr("glocal.training.compute.time.perf_counter", lambda: self.now)
 
 
 def test_steps_follow_the_time_when_the_pace_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_run_of_some_minutes_ends_in_time_and_goes_on_where_it_was(
         time.now += 0.01
         return time.now
 
-    monkeypatch.setattr(compute.time, "perf_counter", tick)
+    monkeypatch.setattr("glocal.training.compute.time.perf_counter", tick)
     more = ["training.minutes=0.01", "optimiser.final_learning_rate=0"]
     more += ["probe.enabled=true", "probe.bank=40", "probe.queries=20"]
     out = pretrain(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import small_config
 
 from glocal.config import apply_overrides, from_yaml, to_yaml
 from glocal.errors import ConfigError
+from glocal.objectives import MatchedPatchesConfig
 from glocal.recipes import RECIPES, configure, find_recipe
 from glocal.schedules import Progress, Schedule
 from glocal.training.config import RunConfig
@@ -31,7 +33,7 @@ from glocal.training.config import RunConfig
         ),
     ],
 )
-def test_overrides_are_typed(override: str, value) -> None:
+def test_overrides_are_typed(override: str, value: Callable[[RunConfig], bool]) -> None:
     assert value(apply_overrides(small_config(), [override]))
 
 
@@ -70,7 +72,9 @@ def test_what_no_override_names_stays_the_very_object() -> None:
     assert changed.objectives["image"] is config.objectives["image"]
     assert changed.backbone is config.backbone and changed.views["local"] is config.views["local"]
     assert type(changed.objectives["patch"]) is type(config.objectives["patch"])
-    assert changed.objectives["patch"].head is config.objectives["patch"].head
+    before, after = config.objectives["patch"], changed.objectives["patch"]
+    assert isinstance(before, MatchedPatchesConfig) and isinstance(after, MatchedPatchesConfig)
+    assert after.head is before.head
 
 
 def test_text_is_taken_as_it_is_written() -> None:
@@ -100,7 +104,7 @@ def test_text_is_taken_as_it_is_written() -> None:
         ("seed=" + "[" * 3000, "nested too deeply"),
     ],
 )
-def test_one_line_says_what_is_wrong(override, says: str) -> None:
+def test_one_line_says_what_is_wrong(override: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         apply_overrides(small_config(), [override])
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 400
@@ -140,7 +144,7 @@ def test_a_whole_configuration_is_taken_as_it_stands(tmp_path: Path) -> None:
     "content",
     [b"a: [", b"\x00\xff\x89PNG", "größe: 1".encode("latin-1"), b"a: &a [*a]", b"- 1", b"", b"[" * 3000],
 )
-def test_files_that_hold_no_settings(tmp_path: Path, content) -> None:
+def test_files_that_hold_no_settings(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.yaml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
@@ -167,7 +171,7 @@ def test_no_term_left_is_refused() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_preset_of_every_recipe_resolves_and_survives_yaml(recipe) -> None:
+def test_every_preset_of_every_recipe_resolves_and_survives_yaml(recipe: str) -> None:
     for preset in RECIPES[recipe].presets:
         config = configure(recipe, data="DATA", out="RUN", preset=preset)
         assert from_yaml(RunConfig, to_yaml(config)) == config

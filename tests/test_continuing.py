@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
 import torch
 from PIL import Image
 from tiny_runs import checkpoint, config_for, noisy_pictures, records, stop_after, weights
+from torch import nn
 
 from glocal import load
 from glocal.errors import ConfigError, ModelError, TrainingError
@@ -46,7 +49,7 @@ def resume(out: Path, *overrides: str, at: bool | str | Path = True) -> Path:
     return pretrain(continue_run(str(out), list(overrides)), resume=at)
 
 
-def resumes(out: Path) -> list[dict]:
+def resumes(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "resumes.jsonl").read_text().splitlines()]
 
 
@@ -91,7 +94,7 @@ def empty(path: Path, share: float) -> None:
 
 @pytest.mark.parametrize("damage", [flip_a_bit, zero_a_page, cut, empty])
 @pytest.mark.parametrize("share", [0.15, 0.4, 0.65, 0.9])
-def test_every_damage_is_seen(run: Path, damage, share: float) -> None:
+def test_every_damage_is_seen(run: Path, damage: Callable[[Path, float], None], share: float) -> None:
     """A bit or page in any tensor. Where a bit lies between records it changes nothing, and the states are equal."""
     before = checkpoint(run)["student"]
     damage(run / "checkpoints" / "last.pt", share)
@@ -267,7 +270,7 @@ def test_missing_and_changed_images_are_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ probes, records, starts
 
 
-def failing_probe(backbone) -> None:
+def failing_probe(backbone: nn.Module) -> None:
     raise ValueError("the probe's own fault")
 
 
@@ -276,9 +279,9 @@ def test_a_failing_probe_is_named_after_the_checkpoint_and_the_run_goes_on(
 ) -> None:
     saved = []
 
-    def probe(backbone):
+    def probe(backbone: nn.Module) -> None:
         saved.append((tmp_path / "run" / "checkpoints" / "last.pt").exists())
-        return failing_probe(backbone)
+        failing_probe(backbone)
 
     monkeypatch.setattr(records_module, "training_probes", lambda *_: [probe])
     out = pretrain(config_for(folder, tmp_path / "run", "training.steps=4", "probe.every=4"))
@@ -294,9 +297,9 @@ def test_a_failing_probe_is_named_after_the_checkpoint_and_the_run_goes_on(
 def test_a_run_killed_in_its_probe_makes_up_for_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls: list[int] = []
 
-    def probe(backbone):
+    def probe(backbone: nn.Module) -> dict[str, float]:
         calls.append(len(calls))
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -328,16 +331,16 @@ def test_records_wait_for_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytes
     class Full:
         """A file that takes half a line, then no more."""
 
-        def __init__(self, file) -> None:
+        def __init__(self, file: TextIO) -> None:
             self.file = file
 
-        def __enter__(self):
+        def __enter__(self) -> Full:
             return self
 
-        def __exit__(self, *error) -> None:
+        def __exit__(self, *error: object) -> None:
             self.file.close()
 
-        def write(self, text) -> None:
+        def write(self, text: str) -> None:
             self.file.write(text[:5])
             self.file.flush()
             raise OSError(28, "No space left on device")
@@ -370,7 +373,7 @@ def test_a_start_that_never_came_to_a_checkpoint_can_be_made_again_or_resumed(
 ) -> None:
     from glocal.training import loop
 
-    def fails(*_) -> None:
+    def fails(*_: object) -> None:
         raise MemoryError
 
     for again in (False, True):

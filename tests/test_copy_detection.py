@@ -165,8 +165,8 @@ def gray_thumbnails(source: ImageSource) -> torch.Tensor:
         ).ravel()
         for i in range(len(source))
     ]
-    rows = np.stack(rows)
-    rows -= rows.mean(1, keepdims=True)
+    stacked = np.stack(rows)
+    stacked -= stacked.mean(1, keepdims=True)
     return torch.from_numpy(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 

@@ -172,15 +172,16 @@ def test_descriptor_is_cls_and_gem_averaged_over_scales() -> None:
         describe(encoder, Images({"a": image}), DescriptorConfig(scales=(0.0,)), QUIET)
 
 
-def test_longer_side_keeps_the_aspect() -> None:
+def test_longer_side_keeps_the_aspect(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     encoder = thumbnail_encoder()
-    encoder.features = lambda pixels: (
+
+    def features(pixels: torch.Tensor) -> Features:
         seen.append(tuple(pixels.shape))
-        or Features(
-            torch.ones(len(pixels), 2), torch.ones(len(pixels), 4, 2), (2, 2), torch.ones(len(pixels), 4, 2)
-        )
-    )
+        patches = torch.ones(len(pixels), 4, 2)
+        return Features(torch.ones(len(pixels), 2), patches, (2, 2), patches)
+
+    monkeypatch.setattr(encoder, "features", features)
     image = np.zeros((60, 120, 3), np.uint8)
     describe(
         encoder, Images({"a": image}), DescriptorConfig(resize="longer", size=32, scales=(1.0, 0.5)), QUIET

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from evaluation_fakes import SameAtEveryLayer, encoder_of_raw_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +23,7 @@ from glocal.evaluation.correspondence import (
     right_patches,
 )
 from glocal.extraction.work import Work
+from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)
@@ -52,7 +52,7 @@ class Ramps(ImageSource):
         return "ramps"
 
 
-class Position(torch.nn.Module):
+class Position(SameAtEveryLayer):
     """Patches: the mean colour lifted to the sphere, so that the nearest by cosine is the nearest in colour."""
 
     def forward(self, pixels: torch.Tensor) -> Features:
@@ -64,20 +64,8 @@ class Position(torch.nn.Module):
         return Features(patches.mean(1), patches, (pixels.shape[2] // 8, pixels.shape[3] // 8), patches)
 
 
-def encoder_of(backbone: torch.nn.Module) -> SimpleNamespace:
-    return SimpleNamespace(
-        name="fake",
-        backbone=backbone,
-        device=torch.device("cpu"),
-        precision="float32",
-        embed_dim=4,
-        patch_size=8,
-        image_size=64,
-        fingerprint=lambda: "fake",
-        normalise=lambda pixels: pixels.float() / 255,
-        features=backbone,
-        intermediate=lambda pixels, layers: [backbone(pixels) for _ in layers],
-    )
+def encoder_of(backbone: SameAtEveryLayer) -> Encoder:
+    return encoder_of_raw_pixels("fake", backbone, 4, 8, 64)
 
 
 def slow_right_patch(box: np.ndarray, flip: np.ndarray, patch: int, side: int) -> int:

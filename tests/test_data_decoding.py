@@ -125,7 +125,7 @@ def test_transparency_is_laid_over_white(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
 def test_transparent_colour_is_laid_over_white(mode: str) -> None:
     black = Image.new(mode, (4, 4))
-    black.putpixel((0, 0), {"P": 1, "L": 9, "RGB": (9, 9, 9)}[mode])
+    black.putpixel((0, 0), (9, 9, 9) if mode == "RGB" else {"P": 1, "L": 9}[mode])
     if mode == "P":
         black.putpalette([0, 0, 0, 9, 9, 9])
     decoded = np.asarray(decode_image(encoded(black, transparency=(0, 0, 0) if mode == "RGB" else 0)))

@@ -160,10 +160,10 @@ def test_unreadable_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     write(tmp_path, "a/a.png", "b/b.png")
     scandir = os.scandir
 
-    def refuse(folder: object) -> object:
-        if os.fsencode(folder).endswith(b"b"):  # type: ignore[arg-type]
+    def refuse(folder: Path) -> object:
+        if os.fsencode(folder).endswith(b"b"):
             raise PermissionError(13, "Permission denied")
-        return scandir(folder)  # type: ignore[arg-type, type-var]
+        return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"b' can't be read: Permission denied.*permissions"):

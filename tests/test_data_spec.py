@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from narrowing import present
+from pictures import red_corner
 from test_data_folder import write as write_images
 from test_data_parquet import write
 
@@ -50,7 +52,7 @@ def test_columns_of_parquet_choose_rows(tmp_path: Path) -> None:
     write(tmp_path / "pacs" / "train-0.parquet", domain=domains)
     write(tmp_path / "pacs" / "test-0.parquet", first=100, domain=domains)
     photos = open_source(f"{tmp_path}/pacs:test:domain=photo")
-    assert [photos.read(i).getpixel((0, 0))[0] for i in range(len(photos))] == [100, 102, 104, 106, 108]
+    assert [red_corner(photos.read(i)) for i in range(len(photos))] == [100, 102, 104, 106, 108]
     assert photos.name == "pacs/test:domain=photo"
     with pytest.raises(DataError, match=r"domain=phot\. Did you mean 'photo'.*Values: photo, sketch"):
         open_source(f"{tmp_path}/pacs:domain=phot")
@@ -108,4 +110,4 @@ def test_a_list_with_a_header_has_columns_and_splits(tmp_path: Path) -> None:
     huge.write_text(f"a.png,1\nb.png,{10**15}\nc.png,{10**40}\n")
     named = open_source(huge)
     assert named.class_names is not None and len(named.class_names) == 3
-    assert np.unique(named.labels).tolist() == [0, 1, 2]
+    assert np.unique(present(named.labels)).tolist() == [0, 1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,15 +29,15 @@ def slow_propagation(target: torch.Tensor, sources: list[Source], settings: Prop
     result = np.zeros((rows, columns, sources[0].labels.shape[-1]))
     for r in range(rows):
         for c in range(columns):
-            weights, labels = [], []
+            found, labels = [], []
             for features, soft in sources:
                 for i in range(rows):
                     for j in range(columns):
                         if abs(i - r) <= settings.radius and abs(j - c) <= settings.radius:
                             cosine = float(target[r, c].double() @ features[i, j].double())
-                            weights.append(np.exp(cosine / settings.temperature))
+                            found.append(np.exp(cosine / settings.temperature))
                             labels.append(soft[i, j].double().numpy())
-            weights = np.array(weights)
+            weights = np.array(found)
             border = np.sort(weights)[::-1][min(settings.best, len(weights)) - 1]
             weights[weights < border * (1 - 1e-6)] = 0
             result[r, c] = weights @ np.array(labels) / weights.sum()
@@ -143,9 +144,12 @@ def test_finished_sequences_are_kept_when_interrupted(
     base, encoder, protocol = write_video(tmp_path, name="first"), colour_encoder(), Davis(short_side=64)
     (base / "ImageSets/2017/val.txt").write_text("first\nsecond\n")
     plain = protocol.run(encoder, base, QUIET)
-    work, predict, asked = replace(QUIET, cache=tmp_path / "cache"), Davis.predict, []
+    work, predict = replace(QUIET, cache=tmp_path / "cache"), Davis.predict
+    asked: list[str] = []
 
-    def interrupted(self, encoder: Encoder, videos: DavisVideos, sequence: str, first_mask: np.ndarray):
+    def interrupted(
+        self: Davis, encoder: Encoder, videos: DavisVideos, sequence: str, first_mask: np.ndarray
+    ) -> Iterator[np.ndarray]:
         asked.append(sequence)
         if asked == ["first", "second"]:
             raise KeyboardInterrupt

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def object_keys(noise: float = 0.1, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("find", [lost, tokencut])
-def test_the_object_is_found(find) -> None:
+def test_the_object_is_found(find: Callable[..., np.ndarray]) -> None:
     assert np.array_equal(find(object_keys(), (8, 10)), OBJECT)
 
 
@@ -120,13 +122,13 @@ def test_finished_images_are_kept_when_interrupted(tmp_path: Path, monkeypatch: 
         replace(QUIET, cache=tmp_path),
         Discovery._score,
     )
-    asked = []
+    asked: list[int] = []
 
-    def interrupted(self, *given):
+    def interrupted(self: Discovery, *arguments: Any) -> object:
         asked.append(1)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return score(self, *given)
+        return score(self, *arguments)
 
     monkeypatch.setattr(Discovery, "_score", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_views, small_config
+from narrowing import of_kind, present
 
 import glocal
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ConfigError
 from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
@@ -27,7 +29,6 @@ from glocal.training.network import SelfDistillation, StepInput, build_distillat
 from glocal.views.batch import Views
 
 PROGRESS = Progress(step=5, total_steps=10, steps_per_epoch=5)
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def large(folder: Path, **settings: object) -> str:
@@ -51,16 +52,16 @@ def build(spec: str, term: DistilConfig = DistilConfig(), **teacher: object) -> 
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
 
 def standard(x: np.ndarray) -> np.ndarray:
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return np.asarray((x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5))
 
 
-def huber(a: np.ndarray, b: np.ndarray) -> np.float64:
+def huber(a: np.ndarray, b: np.ndarray) -> float:
     d = np.abs(a - b)
-    return np.where(d < 1, d**2 / 2, d - 0.5).mean(-1)
+    return float(np.where(d < 1, d**2 / 2, d - 0.5).mean(-1))
 
 
 def centre(
@@ -72,7 +73,7 @@ def centre(
     return top + (row + 0.5) / grid[0] * height, left + (1 - across if flip else across) * width
 
 
-def by_hand(model: SelfDistillation, views: Views, distance: str) -> tuple[np.float64, np.float64]:
+def by_hand(model: SelfDistillation, views: Views, distance: str) -> tuple[float, float]:
     """Every student patch against the teacher patch that holds its centre, in every teacher view; loops only."""
     state = {n: p.detach().double().numpy() for n, p in model.student.heads["distil"].named_parameters()}
     student, teacher = model.student_features(views, PROGRESS), model.frozen_features(views)
@@ -111,7 +112,7 @@ def by_hand(model: SelfDistillation, views: Views, distance: str) -> tuple[np.fl
                         own = own @ state["patch.weight"].T + state["patch.bias"]
                         patch_loss += len(found) * far(own, np.mean(found, 0))
                         weight += len(found)
-    return np.mean(image), patch_loss / weight
+    return float(np.mean(image)), patch_loss / weight
 
 
 @pytest.mark.parametrize("distance", ["cosine", "smooth_l1"])
@@ -128,7 +129,7 @@ def test_the_loss_is_its_definition(tmp_path: Path, distance: str) -> None:
 @pytest.mark.parametrize("patch", [8, 14, 16])
 def test_gradients_reach_the_student_whatever_the_teachers_patches(tmp_path: Path, patch: int) -> None:
     model = build(large(tmp_path, patch_size=patch, image_size=4 * patch), frozen_size=56)
-    frozen = model._frozen_teacher[0]
+    frozen = present(model._frozen_teacher[0])
     before = {n: p.clone() for n, p in frozen.named_parameters()}
     loss, scalars = model(StepInput(make_views(3), PROGRESS, True))
     loss.backward()
@@ -145,7 +146,7 @@ def test_micro_batches_are_one_step(tmp_path: Path, distance: str) -> None:
     for parts in (1, 2):
         model = build(spec, DistilConfig(distance=distance))
         backward(model, StepInput(make_views(4), PROGRESS, False), parts)
-        gradients.append(torch.cat([p.grad.flatten() for p in model.student.parameters()]))
+        gradients.append(torch.cat([present(p.grad).flatten() for p in model.student.parameters()]))
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
@@ -153,16 +154,16 @@ def test_the_frozen_teacher_sees_its_own_pixels() -> None:
     torch.manual_seed(0)
     backbone = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=32)).eval()
     encoder = Encoder("large", backbone, 64, 8, 32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1))
-    teacher = FrozenTeacher(encoder, **IMAGENET)
+    teacher = FrozenTeacher(encoder, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     pixels = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
-    ours = Encoder("student", backbone, 64, 8, 32, **IMAGENET)
+    ours = Encoder("student", backbone, 64, 8, 32, IMAGENET_MEAN, IMAGENET_STD)
     torch.testing.assert_close(
         teacher(ours.normalise(pixels)).patches,
         encoder.features(encoder.normalise(pixels)).patches,
         atol=1e-4,
         rtol=1e-4,
     )
-    larger = FrozenTeacher(encoder, **IMAGENET, size=64)
+    larger = FrozenTeacher(encoder, mean=IMAGENET_MEAN, std=IMAGENET_STD, size=64)
     assert larger(torch.zeros(1, 3, 32, 48)).grid == (5, 8) and teacher(torch.zeros(1, 3, 30, 44)).grid == (
         4,
         6,
@@ -180,9 +181,8 @@ def test_a_student_learns_from_a_frozen_model_beside_another_term(tmp_path: Path
                 "verdict.enabled=false", "speed.workers=0", "speed.precision=fp32", f"teacher.frozen={spec}",
                 "optimiser.warmup_epochs=0"]  # fmt: skip
     config = configure("distil", data="digits", out=str(tmp_path / "run"), preset="cifar", overrides=settings)
-    image = ImageLevelConfig(
-        head=configure("dino", data="DATA", out="x", preset="cifar").objectives["image"].head
-    )
+    dino = configure("dino", data="DATA", out="x", preset="cifar")
+    image = ImageLevelConfig(head=of_kind(ImageLevelConfig, dino.objectives["image"]).head)
     config = config.model_copy(update={"objectives": config.objectives | {"image": image}})
     run = loop.pretrain(config)
     losses = [json.loads(line)["distil"] for line in (run / "metrics.jsonl").read_text().splitlines()]

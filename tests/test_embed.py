@@ -17,10 +17,11 @@ from evaluation_fakes import coloured, small_encoder
 from glocal.errors import ConfigError, DataError
 from glocal.extraction import embedding_file
 from glocal.extraction.embedding_file import embed, images_a_part
+from glocal.extraction.embedding_shards import Form
 from glocal.extraction.embedding_store import EmbeddingStore
 from glocal.extraction.embedding_stream import iterate_embeddings
 from glocal.extraction.image_embeddings import extract_embeddings
-from glocal.extraction.stored_numbers import CodingError, coded
+from glocal.extraction.stored_numbers import CodingError, Stored, coded
 from glocal.extraction.work import Work
 from glocal.models.preprocessing import FeatureTransform
 
@@ -32,7 +33,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("form", ["parquet", "npy"])
-def test_what_is_stored_is_what_the_model_gives(tmp_path: Path, form: embedding_file.Form) -> None:
+def test_what_is_stored_is_what_the_model_gives(tmp_path: Path, form: Form) -> None:
     encoder, source = small_encoder(), coloured(20, 4, bad=(3,))
     store = embed(encoder, source, tmp_path / "e", what=WHAT, form=form, progress=False)
     inputs = [FeatureTransform().resolve(encoder).image(source.read(i), 8) for i in range(20) if i != 3]
@@ -53,10 +54,11 @@ def test_what_is_stored_is_what_the_model_gives(tmp_path: Path, form: embedding_
 def test_the_stated_error_is_the_measured_one(tmp_path: Path) -> None:
     encoder, source = small_encoder(), coloured(16, 4)
     exact = embed(encoder, source, tmp_path / "e", what=WHAT, progress=False)
-    for stored, most in (("float16", 0.001), ("int8", 0.02)):
+    errors: dict[Stored, float] = {"float16": 0.001, "int8": 0.02}
+    for stored, most in errors.items():
         short = embed(
             encoder, source, tmp_path / stored, what=WHAT, stored=stored, form="npy", progress=False
-        )  # type: ignore[arg-type]
+        )
         for name in WHAT:
             one, other = exact.numpy(name).astype(np.float64), short.numpy(name).astype(np.float64)
             relative = np.linalg.norm(one - other, axis=-1) / np.linalg.norm(one, axis=-1)

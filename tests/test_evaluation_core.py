@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_fakes import MemorySource, coloured, small_encoder
+from narrowing import present
 from PIL import Image
 from rich.console import Console
 
@@ -42,9 +43,8 @@ def test_features_do_not_depend_on_batch_size_or_workers() -> None:
         assert len(skipped) == 2
         full = [b for b in batches if len(b.indices)]
         features = [b.features[0] for b in full]
-        return np.concatenate([b.indices for b in full]), *(
-            torch.cat([getattr(f, name) for f in features]) for name in ("cls", "patches")
-        )
+        cls, patches = (torch.cat([getattr(f, name) for f in features]) for name in ("cls", "patches"))
+        return np.concatenate([b.indices for b in full]), cls, patches
 
     indices, cls, patches = stream(64, 0)
     assert indices.tolist() == [i for i in range(150) if i not in (4, 70)]
@@ -313,6 +313,6 @@ def test_features_are_held_once_and_their_size_is_told(
     assert found.vectors["cls"].data_ptr() == found.vectors["cls@-1"].data_ptr()
     one = extract_embeddings(small_encoder(), source, work=QUIET)
     assert torch.equal(one.first, found.first)
-    assert labelled_rows(one, source.labels)[0].data_ptr() == one.first.data_ptr()
-    some = np.where(np.arange(len(source)) % 2, source.labels, -1)
+    assert labelled_rows(one, present(source.labels))[0].data_ptr() == one.first.data_ptr()
+    some = np.where(np.arange(len(source)) % 2, present(source.labels), -1)
     assert torch.equal(labelled_rows(one, some)[0], one.first[1::2])

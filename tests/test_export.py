@@ -49,7 +49,7 @@ def test_what_is_exported_loads_equal(settings: dict[str, object], tmp_path: Pat
 def test_broken_weights_are_not_passed_on(tmp_path: Path) -> None:
     model = backbone()
     with torch.no_grad():
-        model.norm.weight.fill_(float("nan"))
+        model.get_parameter("norm.weight").fill_(float("nan"))
     with pytest.raises(ModelError, match="differs from the one in memory by nan"):
         export_backbone(model, tmp_path / "export")
 
@@ -70,7 +70,7 @@ def test_an_export_cut_short_leaves_the_old_one(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("glocal.models.export.save_file", full_disk)
     changed = backbone()
     with torch.no_grad():
-        changed.norm.weight.add_(1)
+        changed.get_parameter("norm.weight").add_(1)
     with pytest.raises(ModelError, match="No space left"):
         export_backbone(changed, folder)
     assert load(folder).fingerprint() == before and len(list(folder.iterdir())) == 2

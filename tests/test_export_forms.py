@@ -12,7 +12,7 @@ from glocal.errors import ConfigError, ModelError
 from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.export_check import compare, refuse_differences, three_sizes
-from glocal.models.export_forms import export_model
+from glocal.models.export_forms import Form, export_model
 from glocal.models.position import _resampling_matrix, resampling_weights
 from glocal.models.vit import VisionTransformer
 
@@ -48,7 +48,7 @@ def test_the_written_out_resampling_is_torchs(source: int, offset: float, antial
      {"position": "rope", "registers": 1, "norm_eps": 1e-5}, {"position": "rope", "ffn": "swiglu", "layer_scale": 0.5}],
     ids=str,
 )  # fmt: skip
-def test_transformers_reads_it_without_our_code(settings, tmp_path: Path) -> None:
+def test_transformers_reads_it_without_our_code(settings: dict[str, object], tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     exported = export_model(encoder(**settings), "transformers", tmp_path / "out")
     assert max(d.value for d in exported.differences) < 1e-5
@@ -75,7 +75,7 @@ def test_timm_form_is_ours_and_its_card_tells_where_it_comes_from(tmp_path: Path
 
 
 @pytest.mark.parametrize("settings", [{}, {"position": "rope", "pooling": "class_attention"}], ids=str)
-def test_a_program_takes_any_size_and_number(settings, tmp_path: Path) -> None:
+def test_a_program_takes_any_size_and_number(settings: dict[str, object], tmp_path: Path) -> None:
     model = encoder(**settings)
     exported = export_model(model, "program", tmp_path / "out")
     assert max(d.value for d in exported.differences) < 1e-5
@@ -87,7 +87,7 @@ def test_a_program_takes_any_size_and_number(settings, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [None, 40])
 @pytest.mark.parametrize("settings", [{}, {"position": "rope", "registers": 2, "ffn": "swiglu"}], ids=str)
-def test_onnx_takes_any_size_or_one(settings, size: int | None, tmp_path: Path) -> None:
+def test_onnx_takes_any_size_or_one(settings: dict[str, object], size: int | None, tmp_path: Path) -> None:
     """The exporter works for about half a minute."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -103,7 +103,7 @@ def test_onnx_takes_any_size_or_one(settings, size: int | None, tmp_path: Path) 
 def test_a_difference_is_seen_and_refused() -> None:
     model, other = encoder(), encoder()
     with torch.no_grad():
-        other.backbone.blocks[0].mlp.fc2.bias[3] += 0.1
+        other.backbone.get_parameter("blocks.0.mlp.fc2.bias")[3] += 0.1
 
     def run(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = other.features(pixels)
@@ -123,7 +123,7 @@ def test_a_difference_is_seen_and_refused() -> None:
     ],
 )
 def test_what_a_form_has_no_place_for_is_named(
-    settings, to: str, size: int | None, message: str, tmp_path: Path
+    settings: dict[str, object], to: Form, size: int | None, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises((ConfigError, ModelError), match=message):
         export_model(encoder(**settings), to, tmp_path / "out", size)

@@ -39,7 +39,7 @@ def test_mapped_features_give_the_same_figures(
     protocol: str, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = {"train": coloured(SHARD + 88, 4, bad=(3, 520)), "test": coloured(60, 4, seed=1, name="test")}
-    config = protocol_class(protocol)(**settings)  # type: ignore[arg-type]
+    config = protocol_class(protocol)(**settings)
     plain = config.run(small_encoder(), data, QUIET)
     map_everything(monkeypatch, half_from=2**40)
     mapped = config.run(small_encoder(), data, QUIET)

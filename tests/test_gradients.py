@@ -57,7 +57,7 @@ def test_the_cut_graph_gives_the_gradients_of_the_whole_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
-def test_random_draws_are_replayed_and_the_generator_goes_on(autocast) -> None:
+def test_random_draws_are_replayed_and_the_generator_goes_on(autocast: torch.dtype | None) -> None:
     """With stochastic depth: the gradients of the portions' own graphs, kept instead of recomputed."""
     config = small_config()
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"drop_path": 0.5})})
@@ -82,8 +82,10 @@ def test_random_draws_are_replayed_and_the_generator_goes_on(autocast) -> None:
     kept.loss(joined, kept.teacher_features(views), step)[0].backward()
     assert torch.equal(after, after_kept)
     for parameter, gradient in gradients(kept).items():
-        tolerance = {"rtol": 1e-4, "atol": 1e-6} if autocast is None else {"rtol": 0.05, "atol": 1e-3}
-        torch.testing.assert_close(gradients(repeated)[parameter], gradient, **tolerance, msg=parameter)
+        relative, absolute = (1e-4, 1e-6) if autocast is None else (0.05, 1e-3)
+        torch.testing.assert_close(
+            gradients(repeated)[parameter], gradient, rtol=relative, atol=absolute, msg=parameter
+        )
 
 
 def test_the_pull_at_tokens_before_the_norm_is_seen() -> None:

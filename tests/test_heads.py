@@ -5,20 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from narrowing import of_kind
 from scipy.special import erf
 
 from glocal.models.heads import PredictionHead, ProjectionHead, PrototypeHead
 
 
 def numpy_mlp(head: torch.nn.Module, x: np.ndarray) -> np.ndarray:
-    linears = [module for module in head.mlp if isinstance(module, torch.nn.Linear)]
+    linears = [
+        module for module in of_kind(torch.nn.Sequential, head.mlp) if isinstance(module, torch.nn.Linear)
+    ]
     for number, linear in enumerate(linears):
         if number:
             x = x * 0.5 * (1 + erf(x / np.sqrt(2)))
         x = x @ linear.weight.detach().double().numpy().T
         if linear.bias is not None:
             x = x + linear.bias.detach().double().numpy()
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
 
 @pytest.mark.parametrize("norm_last_layer", [True, False])
@@ -76,13 +79,13 @@ def test_contrastive_heads_equal_numpy_and_have_no_biases() -> None:
 
 def test_initial_weights() -> None:
     head = PrototypeHead(64, hidden=256, bottleneck=64, prototypes=500)
-    assert float(head.mlp[0].weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert float(head.get_parameter("mlp.0.weight").detach().std()) == pytest.approx(0.02, rel=0.05)
     assert float(head.directions.detach().abs().max()) <= 1 / 8
     assert float(head.directions.detach().std()) == pytest.approx(1 / 8 / 3**0.5, rel=0.02)
     # The predictor keeps PyTorch's: uniform in 1/sqrt(fan in).
-    assert float(PredictionHead(64, hidden=256).mlp[0].weight.detach().std()) == pytest.approx(
-        1 / 8 / 3**0.5, rel=0.05
-    )
+    assert float(
+        PredictionHead(64, hidden=256).get_parameter("mlp.0.weight").detach().std()
+    ) == pytest.approx(1 / 8 / 3**0.5, rel=0.05)
 
 
 def test_unit_length_in_float32_under_autocast() -> None:

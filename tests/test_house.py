@@ -74,7 +74,7 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_down_only(path) -> None:
+def test_imports_go_down_only(path: Path) -> None:
     room = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if room in ("__init__", "__main__"):
         return

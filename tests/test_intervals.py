@@ -151,7 +151,9 @@ def test_python_measures_in_one_line() -> None:
         ("discovery", "CorLoc_lost", ["object_classes=[1,2]", "smallest_object=1"]),
     ],
 )
-def test_figures_made_item_by_item_have_intervals_around_them(protocol: str, figure: str, settings) -> None:
+def test_figures_made_item_by_item_have_intervals_around_them(
+    protocol: str, figure: str, settings: list[str]
+) -> None:
     data = {"train": blocks(8, seed=1, name="train"), "test": blocks(8, seed=2, name="test")}
     for source in data.values():
         source.pixels = np.clip(

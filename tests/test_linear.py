@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_fakes import coloured, small_encoder
+from evaluation_fakes import MemorySource, coloured, small_encoder
+from narrowing import present
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -66,11 +67,10 @@ def slow_head(
 def test_each_head_ends_as_if_trained_alone() -> None:
     x, y = blobs(90)
     rates, columns = [0.01, 0.3, 2.0], [[slice(0, 6)], [slice(1, 3), slice(4, 6)]]
-    settings = {"epochs": 3, "batch_size": 32, "momentum": 0.9, "seed": 5}
-    grid = train_heads(x, y, 4, rates, columns=columns, **settings)
+    grid = train_heads(x, y, 4, rates, columns=columns, epochs=3, batch_size=32, momentum=0.9, seed=5)
     for heads, inputs in zip(grid, (x, torch.cat([x[:, 1:3], x[:, 4:6]], 1)), strict=True):
         for place, rate in enumerate(rates):
-            weight, bias = slow_head(inputs, y, 4, rate, **settings)
+            weight, bias = slow_head(inputs, y, 4, rate, epochs=3, batch_size=32, momentum=0.9, seed=5)
             own = slice(4 * place, 4 * place + 4)
             assert torch.allclose(heads.weight[:, own], weight, atol=1e-9)
             assert torch.allclose(heads.bias[own], bias, atol=1e-9)
@@ -80,11 +80,12 @@ def test_each_head_of_the_whole_grid_ends_as_if_trained_alone() -> None:
     x, y = blobs(90, dim=10)
     columns = [[slice(2, 4)], [slice(0, 4)], [slice(2, 10)], [slice(0, 10)]]
     rates = LinearProbe().learning_rates
-    settings = {"epochs": 3, "batch_size": 32, "momentum": 0.9, "seed": 5}
-    grid = train_heads(x, y, 4, rates, columns=columns, **settings)
+    grid = train_heads(x, y, 4, rates, columns=columns, epochs=3, batch_size=32, momentum=0.9, seed=5)
     for heads, choice in zip(grid, columns, strict=True):
         for place, rate in enumerate(rates):
-            weight, bias = slow_head(x[:, choice[0]], y, 4, rate, **settings)
+            weight, bias = slow_head(
+                x[:, choice[0]], y, 4, rate, epochs=3, batch_size=32, momentum=0.9, seed=5
+            )
             own = slice(4 * place, 4 * place + 4)
             assert torch.allclose(heads.weight[:, own], weight, atol=1e-9)
             assert torch.allclose(heads.bias[own], bias, atol=1e-9)
@@ -93,11 +94,10 @@ def test_each_head_of_the_whole_grid_ends_as_if_trained_alone() -> None:
 def test_single_precision_and_a_diverged_neighbour_change_nothing() -> None:
     x, y = blobs(200)
     x = x.float()
-    settings = {"epochs": 20, "batch_size": 64}
-    with_diverged = train_heads(x, y, 4, [0.01, 1e38, 0.3], **settings)[0]
+    with_diverged = train_heads(x, y, 4, [0.01, 1e38, 0.3], epochs=20, batch_size=64)[0]
     assert not with_diverged.weight[:, 4:8].isfinite().any()
     for own, rate in ((slice(0, 4), 0.01), (slice(8, 12), 0.3)):
-        alone = train_heads(x, y, 4, [rate], **settings)[0]
+        alone = train_heads(x, y, 4, [rate], epochs=20, batch_size=64)[0]
         assert torch.allclose(with_diverged.weight[:, own], alone.weight, atol=1e-5)
         assert torch.allclose(with_diverged.bias[own], alone.bias, atol=1e-5)
 
@@ -140,7 +140,7 @@ def test_the_test_images_never_decide() -> None:
     train, test = coloured(60, 3, name="train"), coloured(30, 3, seed=1, name="test")
     config = LinearProbe(epochs=5, batch_size=16, least_steps=1)
     honest = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
-    test.labels = np.roll(test.labels, 1)
+    test.labels = np.roll(present(test.labels), 1)
     wrong = config.run(small_encoder(), {"train": train, "test": test}, QUIET)
     assert honest.picked == wrong.picked
     assert honest.rows == wrong.rows
@@ -180,9 +180,10 @@ def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
     x = extract_embeddings(encoder, train, work=QUIET).first.double().numpy()
     found = extract_embeddings(encoder, test, work=QUIET)
     scale = np.sqrt((x**2).mean())
-    rest, _ = split_held_out(train.labels, 0.1, seed=0)
-    drawn = rest[draw_shots(train.labels[rest], 0.2, seed=1)]
-    reference = LogisticRegression(C=1.0, max_iter=5000, tol=1e-9).fit(x[drawn] / scale, train.labels[drawn])
+    labels = present(train.labels)
+    rest, _ = split_held_out(labels, 0.1, seed=0)
+    drawn = rest[draw_shots(labels[rest], 0.2, seed=1)]
+    reference = LogisticRegression(C=1.0, max_iter=5000, tol=1e-9).fit(x[drawn] / scale, labels[drawn])
     expected = (reference.predict(found.first.double().numpy() / scale) == found.labels).mean()
     assert np.isclose(scores[1], 100 * expected)
 
@@ -193,9 +194,7 @@ def test_low_shot_of_pairs_of_images() -> None:
         LowShot(shares=(), per_class=(1,)).run(small_encoder(), {"train": train, "test": train}, QUIET)
 
 
-def digits(rows: slice) -> object:
-    from evaluation_fakes import MemorySource
-
+def digits(rows: slice) -> MemorySource:
     images, labels = load_digits(return_X_y=True)
     pixels = (images.reshape(-1, 8, 8, 1)[rows] * 15.9).astype(np.uint8).repeat(3, 3)
     return MemorySource(pixels.repeat(2, 1).repeat(2, 2), labels[rows], name=f"digits {rows.start}")
@@ -226,10 +225,19 @@ def test_layers_below_learn_more_slowly() -> None:
     factor = {id(p): group["factor"] for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert len(factor) == len(list(backbone.parameters())) + 2
-    assert factor[id(head.weight)] == factor[id(backbone.norm.weight)] == 1
-    assert [factor[id(block.attn.qkv.weight)] for block in backbone.blocks] == [0.5**4, 0.5**3, 0.5**2, 0.5]
-    assert factor[id(backbone.pos_embed)] == factor[id(backbone.patch_embed.proj.weight)] == 0.5**5
-    assert decay[id(head.bias)] == decay[id(backbone.norm.weight)] == 0
+    assert factor[id(head.weight)] == factor[id(backbone.get_parameter("norm.weight"))] == 1
+    assert [factor[id(backbone.get_parameter(f"blocks.{n}.attn.qkv.weight"))] for n in range(4)] == [
+        0.5**4,
+        0.5**3,
+        0.5**2,
+        0.5,
+    ]
+    assert (
+        factor[id(backbone.pos_embed)]
+        == factor[id(backbone.get_parameter("patch_embed.proj.weight"))]
+        == 0.5**5
+    )
+    assert decay[id(head.bias)] == decay[id(backbone.get_parameter("norm.weight"))] == 0
     assert decay[id(head.weight)] == 0.05
 
 
@@ -239,8 +247,8 @@ def test_class_attention_learns_like_the_head() -> None:
     backbone = VisionTransformer(config)
     groups = parameter_groups(backbone, torch.nn.Linear(64, 3), FineTune(layer_decay=0.5))
     factor = {id(p): group["factor"] for group in groups for p in group["params"]}
-    assert {factor[id(p)] for p in backbone.aggregator.parameters()} == {1}
-    assert factor[id(backbone.blocks[0].norm1.weight)] == 0.5**4
+    assert {factor[id(p)] for p in present(backbone.aggregator).parameters()} == {1}
+    assert factor[id(backbone.get_parameter("blocks.0.norm1.weight"))] == 0.5**4
 
 
 def test_choices_that_a_shallow_model_lacks_are_left_out_and_named() -> None:

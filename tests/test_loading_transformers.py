@@ -58,7 +58,7 @@ def test_features_equal_the_original(case: str, size: tuple[int, int], tmp_path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = getattr(transformers, config_name)(**SHAPE, **extra)
-        original = randomise(getattr(transformers, model_name)(config))
+        original: Any = randomise(getattr(transformers, model_name)(config))
         original.save_pretrained(tmp_path)
         pixels = torch.randn(2, 3, *size)
         with torch.no_grad():

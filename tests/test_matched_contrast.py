@@ -10,6 +10,7 @@ from slow_matches import GRIDS, all_matches
 
 from glocal.errors import ConfigError
 from glocal.objectives import MatchedContrastConfig
+from glocal.objectives.base import Role
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.pair_draw import draw_pairs
 from glocal.objectives.patch_pairs import keep_pairs, match_view_groups
@@ -23,8 +24,8 @@ PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 HEAD = ProjectionConfig(hidden=24, layers=2, out_dim=8)
 
 
-def build(groups: dict[str, ViewGroup] = GROUPS, **settings) -> SelfDistillation:
-    term = MatchedContrastConfig(head=HEAD, **settings)
+def build(groups: dict[str, ViewGroup] = GROUPS, **settings: object) -> SelfDistillation:
+    term = MatchedContrastConfig.model_validate({"head": HEAD, **settings})
     model = build_distillation(small_config(views=groups, objectives={"pixel": term}))
     with torch.no_grad():
         for parameter in model.teacher.parameters():
@@ -33,7 +34,7 @@ def build(groups: dict[str, ViewGroup] = GROUPS, **settings) -> SelfDistillation
     return model
 
 
-def projected(network: Network, views: Views, role: str) -> dict[str, np.ndarray]:
+def projected(network: Network, views: Views, role: Role) -> dict[str, np.ndarray]:
     return {
         name: network.heads["pixel"](f.patches).detach().double().numpy()
         for name, f in network.features(views, GROUPS, role).items()
@@ -47,7 +48,7 @@ def slow_info_nce(
     vectors_2: dict[str, np.ndarray],
     images: int,
     temperature: float = 0.1,
-) -> np.float64:
+) -> float:
     """Every pair by itself: its second patch against the other second patches of the chunk."""
     terms = []
     for (image, one), (_, two) in zip(firsts, seconds, strict=True):
@@ -59,7 +60,7 @@ def slow_info_nce(
         positive = anchor @ vectors_2[two[0]][image, two[1], two[2]] / temperature
         negatives = [anchor @ v / temperature for v in others]
         terms.append(np.log(np.exp([positive, *negatives]).sum()) - positive)
-    return np.mean(terms)
+    return float(np.mean(terms))
 
 
 @pytest.mark.parametrize("images", [2, None])
@@ -98,7 +99,7 @@ def test_no_more_pairs_than_asked_and_all_of_them_matches() -> None:
     second_rows = np.concatenate([r.numpy() for r in kept.teacher_rows.values()])
     second_group = np.concatenate([[n] * r.numel() for n, r in kept.teacher_rows.items()])
 
-    def place(name, row: np.int64) -> tuple[str, int, int]:
+    def place(name: np.str_, row: np.int64) -> tuple[str, int, int]:
         patches, count = np.prod(GRIDS[name]), GROUPS[name].count
         return (str(name), int(row // patches % count), int(row % patches))
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
 
 from glocal.errors import ConfigError
-from glocal.matching.geometric import match_patches
+from glocal.matching.geometric import Matches, Rule, Weight, match_patches
 from glocal.objectives import LocalGlobalReferenceConfig, MatchedPatchesConfig
 from glocal.schedules import Progress
 from glocal.training.network import Network, SelfDistillation, StepInput, build_distillation
@@ -19,20 +21,22 @@ PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 
 
 def logits(network: Network, name: str, tokens: torch.Tensor) -> np.ndarray:
-    return network.heads[name](tokens).detach().double().numpy()
+    return np.asarray(network.heads[name](tokens).detach().double().numpy())
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
-def cross_entropy(teacher_logits: np.ndarray, student_logits: np.ndarray, centre: np.ndarray) -> np.float64:
+def cross_entropy(teacher_logits: np.ndarray, student_logits: np.ndarray, centre: np.ndarray) -> float:
     p, q = softmax((teacher_logits - centre) / 0.04), softmax(student_logits / 0.1)
-    return -(p * np.log(q)).sum()
+    return float(-(p * np.log(q)).sum())
 
 
-def every_pair(model: SelfDistillation, views: Views, rule: str, weight: str = "none"):
+def every_pair(
+    model: SelfDistillation, views: Views, rule: Rule, weight: Weight = "none"
+) -> Iterator[tuple[int, int, str, int, Matches]]:
     """(image, teacher view, student view, matches) of all pairs of different views, one at a time."""
     grids = {"global": (4, 4), "local": (2, 2)}
     for image in range(len(views)):
@@ -56,11 +60,11 @@ def every_pair(model: SelfDistillation, views: Views, rule: str, weight: str = "
 
 
 @pytest.mark.parametrize(("rule", "weight"), [("center", "none"), ("center", "overlap"), ("paper", "none")])
-def test_loss_equals_a_loop_over_everything(rule: str, weight: str) -> None:
+def test_loss_equals_a_loop_over_everything(rule: Rule, weight: Weight) -> None:
     config = MatchedPatchesConfig(head=SMALL_HEAD, rule=rule, match_weight=weight)
     model = build_distillation(small_config(objectives={"patch": config}))
     centre = torch.linspace(-0.2, 0.2, 24)
-    model.objectives["patch"].centre.centre.copy_(centre)
+    model.objectives["patch"].get_buffer("centre.centre").copy_(centre)
     views = make_views(3, seed=7)
     loss, _ = model(StepInput(views, PROGRESS, False))
     student = model.student.features(views, GROUPS, "student")
@@ -113,7 +117,7 @@ def test_reference_loss_equals_a_loop_over_everything(share: float | None) -> No
     loss, _ = model(StepInput(views, PROGRESS, False))
     student = model.student.features(views, GROUPS, "student")
     teacher = model.teacher.features(views, GROUPS, "teacher")
-    means = []
+    means: list[float] = []
     for image, t, name, s, found in every_pair(model, views, "paper"):
         z_t = logits(model.teacher, "all", teacher["global"].cls[image, t])
         image_term = cross_entropy(
@@ -125,9 +129,11 @@ def test_reference_loss_equals_a_loop_over_everything(share: float | None) -> No
             z_s = logits(model.student, "all", student[name].patches[image, s, patch_s])
             patch_terms.append(cross_entropy(z_t, z_s, table[1 + patch_t].numpy()))
         if share is None:
-            means.append(np.mean([image_term, *patch_terms]))
+            means.append(float(np.mean([image_term, *patch_terms])))
         else:
-            means.append(share * image_term + (1 - share) * (np.mean(patch_terms) if patch_terms else 0.0))
+            means.append(
+                share * image_term + (1 - share) * (float(np.mean(patch_terms)) if patch_terms else 0.0)
+            )
     assert loss.item() == pytest.approx(np.mean(means), rel=1e-4)
 
 
@@ -142,7 +148,7 @@ def test_reference_centres_follow_the_mean_logit_of_each_position() -> None:
         logits(model.teacher, "all", teacher.patches[:, :, i].flatten(0, 1)).mean(0) for i in range(16)
     ]
     np.testing.assert_allclose(
-        model.objectives["all"].centre.numpy(), 0.1 * np.array(expected), rtol=1e-4, atol=1e-6
+        model.objectives["all"].get_buffer("centre").numpy(), 0.1 * np.array(expected), rtol=1e-4, atol=1e-6
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from random import Random
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,15 +14,20 @@ from random_boxes import as_tensors, draw_box
 
 from glocal.errors import ConfigError, DataError
 from glocal.matching import Matches, bilinear_targets, match_patches, teacher_index
+from glocal.matching.geometric import RULES, Rule
 
 side = st.integers(1, 9)
 grids = st.tuples(side, side)
 boxes = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 80), st.integers(1, 80))
 rules = st.sampled_from(["center", "paper"])
 
+Side = tuple[torch.Tensor, torch.Tensor, tuple[int, int]]
+Pair = tuple[Side, Side]
+"""Boxes, flips and grid of either view."""
+
 
 @st.composite
-def view_pairs(draw: st.DrawFn) -> tuple:
+def view_pairs(draw: st.DrawFn) -> Pair:
     """A batch of view pairs: boxes and flips of both, one grid each."""
     batch = draw(st.integers(1, 4))
     several_boxes = st.lists(boxes, min_size=batch, max_size=batch)
@@ -39,7 +47,7 @@ def mirrored(patch: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(view_pairs())
-def test_center_rule_is_the_cell_that_contains_the_centre(pair: tuple) -> None:
+def test_center_rule_is_the_cell_that_contains_the_centre(pair: Pair) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
     index, weight = teacher_index(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b)
     for image in range(len(boxes_a)):
@@ -65,7 +73,7 @@ def test_center_rule_is_the_cell_that_contains_the_centre(pair: tuple) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(view_pairs(), rules)
-def test_overlap_weight_is_the_shared_area_over_the_smaller_patch(pair: tuple, rule: str) -> None:
+def test_overlap_weight_is_the_shared_area_over_the_smaller_patch(pair: Pair, rule: Rule) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
     found = match_patches(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, rule=rule, weight="overlap")
 
@@ -88,7 +96,7 @@ def test_overlap_weight_is_the_shared_area_over_the_smaller_patch(pair: tuple, r
 
 @settings(max_examples=60, deadline=None)
 @given(view_pairs(), rules)
-def test_a_flip_mirrors_patches_and_changes_nothing_else(pair: tuple, rule: str) -> None:
+def test_a_flip_mirrors_patches_and_changes_nothing_else(pair: Pair, rule: Rule) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
     if rule == "paper":
         # A run that rounds up beyond the grid is empty only under flip: there the reference is not equivariant.
@@ -101,16 +109,16 @@ def test_a_flip_mirrors_patches_and_changes_nothing_else(pair: tuple, rule: str)
         assert torch.equal(found[0].patch_a, mirrored(found[1].patch_a, grid_a))
         assert torch.equal(found[0].patch_b, found[1].patch_b)
         return
-    plain = match_patches(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, weight="overlap")
+    neither = match_patches(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, weight="overlap")
     teacher = match_patches(boxes_a, ~flips_a, grid_a, boxes_b, flips_b, grid_b, weight="overlap")
     student = match_patches(boxes_a, flips_a, grid_a, boxes_b, ~flips_b, grid_b, weight="overlap")
-    assert as_set(plain) == as_set(teacher._replace(patch_a=mirrored(teacher.patch_a, grid_a)))
-    assert as_set(plain) == as_set(student._replace(patch_b=mirrored(student.patch_b, grid_b)))
+    assert as_set(neither) == as_set(teacher._replace(patch_a=mirrored(teacher.patch_a, grid_a)))
+    assert as_set(neither) == as_set(student._replace(patch_b=mirrored(student.patch_b, grid_b)))
 
 
 @settings(max_examples=40, deadline=None)
 @given(view_pairs(), rules)
-def test_identical_crops_give_the_identity(pair: tuple, rule: str) -> None:
+def test_identical_crops_give_the_identity(pair: Pair, rule: Rule) -> None:
     boxes_a, flips_a, grid = pair[0]
     found = match_patches(boxes_a, flips_a, grid, boxes_a, flips_a, grid, rule=rule, weight="overlap")
     assert sorted(found.patch_a.tolist()) == sorted(list(range(grid[0] * grid[1])) * len(boxes_a))
@@ -120,7 +128,7 @@ def test_identical_crops_give_the_identity(pair: tuple, rule: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(view_pairs(), rules, st.sampled_from([0, 1]))
-def test_disjoint_crops_give_nothing(pair: tuple, rule: str, axis: int) -> None:
+def test_disjoint_crops_give_nothing(pair: Pair, rule: Rule, axis: int) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
     boxes_b = boxes_b.clone()
     boxes_b[:, axis] = boxes_a[:, axis] + boxes_a[:, axis + 2]  # Side by side: they touch and share no pixel.
@@ -135,7 +143,7 @@ def test_disjoint_crops_give_nothing(pair: tuple, rule: str, axis: int) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(view_pairs(), rules, st.randoms(use_true_random=False))
-def test_a_permuted_batch_gives_permuted_matches(pair: tuple, rule: str, random: object) -> None:
+def test_a_permuted_batch_gives_permuted_matches(pair: Pair, rule: Rule, random: Random) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
     order = list(range(len(boxes_a)))
     random.shuffle(order)
@@ -156,7 +164,7 @@ def test_a_permuted_batch_gives_permuted_matches(pair: tuple, rule: str, random:
 
 @settings(max_examples=60, deadline=None)
 @given(view_pairs())
-def test_swapped_views_give_swapped_pairs_under_the_paper_rule(pair: tuple) -> None:
+def test_swapped_views_give_swapped_pairs_under_the_paper_rule(pair: Pair) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
     there = match_patches(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, rule="paper", weight="overlap")
     back = match_patches(boxes_b, flips_b, grid_b, boxes_a, flips_a, grid_a, rule="paper", weight="overlap")
@@ -165,7 +173,7 @@ def test_swapped_views_give_swapped_pairs_under_the_paper_rule(pair: tuple) -> N
 
 @settings(max_examples=60, deadline=None)
 @given(view_pairs())
-def test_swapped_views_give_a_pair_the_same_overlap_under_the_center_rule(pair: tuple) -> None:
+def test_swapped_views_give_a_pair_the_same_overlap_under_the_center_rule(pair: Pair) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
     there = match_patches(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, weight="overlap")
     back = match_patches(boxes_b, flips_b, grid_b, boxes_a, flips_a, grid_a, weight="overlap")
@@ -176,11 +184,11 @@ def test_swapped_views_give_a_pair_the_same_overlap_under_the_center_rule(pair: 
 
 @settings(max_examples=40, deadline=None)
 @given(view_pairs(), rules, st.sampled_from([None, 1.0, 1.7]))
-def test_dense_and_flat_forms_agree(pair: tuple, rule: str, ratio: float | None) -> None:
+def test_dense_and_flat_forms_agree(pair: Pair, rule: Rule, ratio: float | None) -> None:
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
-    options = {"rule": rule, "weight": "overlap", "max_scale_ratio": ratio}
-    flat = match_patches(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, **options)
-    dense = teacher_index(boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b, **options)
+    views = (boxes_a, flips_a, grid_a, boxes_b, flips_b, grid_b)
+    flat = match_patches(*views, rule=rule, weight="overlap", max_scale_ratio=ratio)
+    dense = teacher_index(*views, rule=rule, weight="overlap", max_scale_ratio=ratio)
     image, patch_b = (dense.patch >= 0).nonzero(as_tuple=True)
     weight = dense.weight[image, patch_b]
     rebuilt = {
@@ -217,7 +225,7 @@ def test_leading_axes_broadcast_to_all_view_pairs() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(view_pairs())
-def test_bilinear_read_of_the_teachers_positions_is_the_students_position(pair: tuple) -> None:
+def test_bilinear_read_of_the_teachers_positions_is_the_students_position(pair: Pair) -> None:
     """Reading the cell centres' own coordinates gives the student's centre, clamped to the outermost centres."""
     (boxes_a, flips_a, grid_a), (boxes_b, flips_b, grid_b) = pair
 
@@ -278,12 +286,18 @@ def test_many_pairs_go_through_under_float_boxes_and_an_empty_batch() -> None:
         ({"boxes_a": torch.ones(1, 1, 4), "flips_a": torch.ones(1, 1, dtype=torch.bool)}, DataError, "Flatten"),
     ],
 )  # fmt: skip
-def test_bad_input_is_named(change: dict, error: type[Exception], words: str) -> None:
+def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
     box, flip = torch.tensor([[0, 0, 8, 8]]), torch.tensor([False])
-    given_: dict = {"boxes_a": box, "flips_a": flip, "grid_a": (4, 4), "boxes_b": box, "flips_b": flip}
-    given_ |= {"grid_b": (4, 4)} | change
+    arguments: dict[str, Any] = {
+        "boxes_a": box,
+        "flips_a": flip,
+        "grid_a": (4, 4),
+        "boxes_b": box,
+        "flips_b": flip,
+    }
+    arguments |= {"grid_b": (4, 4)} | change
     with pytest.raises(error, match=words):
-        match_patches(**given_)
+        match_patches(**arguments)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -291,10 +305,19 @@ def test_cuda_equals_cpu() -> None:
     generator = np.random.default_rng(2)
     pair = [torch.tensor([draw_box(generator, 375, 500, (0.1, 1)) for _ in range(256)]) for _ in range(2)]
     flips = [torch.from_numpy(generator.random(256) < 0.5) for _ in range(2)]
-    for rule in ("center", "paper"):
+    for rule in RULES:
         args = (pair[0], flips[0], (28, 28), pair[1], flips[1], (12, 12))
         here = match_patches(*args, rule=rule, weight="overlap")
-        on_device = (x.cuda() if isinstance(x, torch.Tensor) else x for x in args)
-        there = match_patches(*on_device, rule=rule, weight="overlap")
+        box_a, flip_a, grid_a, box_b, flip_b, grid_b = args
+        there = match_patches(
+            box_a.cuda(),
+            flip_a.cuda(),
+            grid_a,
+            box_b.cuda(),
+            flip_b.cuda(),
+            grid_b,
+            rule=rule,
+            weight="overlap",
+        )
         assert all(torch.equal(x, y.cpu()) for x, y in zip(here[:3], there[:3], strict=True))
         assert torch.allclose(here.weight, there.weight.cpu())

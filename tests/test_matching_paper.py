@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -85,7 +87,7 @@ def slow_paper(
 
 
 @pytest.mark.parametrize("vector", VECTORS)
-def test_paper_rule_gives_the_eight_test_vectors(vector: tuple) -> None:
+def test_paper_rule_gives_the_eight_test_vectors(vector: tuple[Any, ...]) -> None:
     (box_a, flip_a, n_a), (box_b, flip_b, n_b), tokens_a, tokens_b = vector
     found = match_patches(
         *as_tensors([box_a], [flip_a]), (n_a, n_a), *as_tensors([box_b], [flip_b]), (n_b, n_b), rule="paper"

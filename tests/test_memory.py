@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import multiprocessing
+from narrowing import present
+from torch.multiprocessing.spawn import spawn
 
 from glocal.distributed import all_gather_rows
 from glocal.errors import ConfigError, DataError, TrainingError
-from glocal.objectives.by_contrast.ring_memory import RingMemory
+from glocal.objectives.by_contrast.ring_memory import RingMemory, StorageType
 
 sizes = st.lists(st.integers(0, 12), max_size=12)
 
@@ -36,7 +39,10 @@ def test_holds_what_a_bounded_deque_holds(capacity: int, counts: list[int]) -> N
         model.extend((float(row[0]), start + i, step) for i, row in enumerate(rows))
         start += count
         held = zip(
-            memory.rows()[:, 0].tolist(), memory.payload.tolist(), memory.written_at.tolist(), strict=False
+            memory.rows()[:, 0].tolist(),
+            present(memory.payload).tolist(),
+            memory.written_at.tolist(),
+            strict=False,
         )
         assert Counter(held) == Counter(model)
         assert memory.filled == len(memory.rows()) == len(model)
@@ -81,7 +87,9 @@ def test_unit_rows_are_stored_at_length_one() -> None:
     st.sampled_from(["fp32", "bf16"]),
     st.integers(0, 99),
 )
-def test_nearest_equals_brute_force(capacity: int, written: int, chunk: int, storage: str, seed: int) -> None:
+def test_nearest_equals_brute_force(
+    capacity: int, written: int, chunk: int, storage: StorageType, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     memory = RingMemory(capacity, 6, storage=storage, payload=True)
     label = torch.randint(0, 3, (written,), generator=generator)
@@ -89,7 +97,7 @@ def test_nearest_equals_brute_force(capacity: int, written: int, chunk: int, sto
     queries, exclude = torch.randn(4, 6, generator=generator), torch.randint(0, 3, (4,), generator=generator)
     k = min(4, capacity)
     found = memory.nearest(queries, k, exclude=exclude, chunk=chunk)
-    held, labels = memory.rows().double().numpy(), memory.payload[: memory.filled].numpy()
+    held, labels = memory.rows().double().numpy(), present(memory.payload)[: memory.filled].numpy()
     for i in range(4):
         query = queries[i].double().numpy()
         cosine = held @ query / np.linalg.norm(held, axis=1).clip(1e-12) / np.linalg.norm(query)
@@ -170,7 +178,7 @@ def _write_on_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_hold_what_one_holds(tmp_path: Path) -> None:
-    multiprocessing.spawn(_write_on_two, (str(tmp_path),), nprocs=2)
+    spawn(_write_on_two, (str(tmp_path),), nprocs=2)
     alone = RingMemory(6, 2, storage="fp32", payload=True)
     alone.write(numbered(50, 1), torch.tensor([50]))
     for step in range(3):
@@ -180,11 +188,14 @@ def test_two_processes_hold_what_one_holds(tmp_path: Path) -> None:
         assert all(torch.equal(value, state[name]) for name, value in alone.state_dict().items())
 
 
+UNKNOWN_STORAGE: Any = {"storage": "fp16"}
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
         (lambda: RingMemory(0, 4), ConfigError, "0 rows of width 4"),
-        (lambda: RingMemory(4, 4, storage="fp16"), ConfigError, "'fp16' is unknown. Did you mean"),
+        (lambda: RingMemory(4, 4, **UNKNOWN_STORAGE), ConfigError, "'fp16' is unknown. Did you mean"),
         (lambda: RingMemory(4, 4, double_advance=True), ConfigError, "needs fill_random"),
         (
             lambda: RingMemory(4, 4).write(torch.ones(2, 3)),
@@ -201,6 +212,8 @@ def test_two_processes_hold_what_one_holds(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_input_is_named(call: object, error: type[Exception], words: str) -> None:
+def test_bad_input_is_named(
+    unchecked: None, call: Callable[[], object], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         call()

@@ -13,24 +13,27 @@ from conftest import SMALL_HEAD
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mugs_fakes import GROUPS, INSTANCE, LOCAL_GROUP, STUDENT_VIEWS, array, build, run, unit, views_of
-from torch import multiprocessing
+from narrowing import of_kind, present
+from torch.multiprocessing.spawn import spawn
 
 from glocal.models.backbone import BackboneConfig
 from glocal.models.blocks import Block
 from glocal.models.features import Features
 from glocal.objectives import ImageLevelConfig, InstanceConfig
-from glocal.objectives.by_contrast.local_group import neighbour_purity
-from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
+from glocal.objectives.base import Role
+from glocal.objectives.by_contrast.instance import Instance
+from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupHeads, neighbour_purity
+from glocal.objectives.by_contrast.queue_contrast import ContrastiveHead, ContrastiveHeadConfig
 from glocal.objectives.by_contrast.queue_info_nce import Queue, info_nce
 from glocal.objectives.by_contrast.relation_block import ImageToken, RelationBlock
 from glocal.objectives.pairs import Pairs
 from glocal.training.network import Network
 
 
-def slow_info_nce(x: np.ndarray, k: np.ndarray, negatives: np.ndarray, temperature: float) -> np.float64:
+def slow_info_nce(x: np.ndarray, k: np.ndarray, negatives: np.ndarray, temperature: float) -> float:
     """One pair: the positive is class 0 of a plain softmax."""
     logits = np.array([x @ k, *(x @ q for q in negatives)]) / temperature
-    return np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0]
+    return float(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[0])
 
 
 def pair_weights(skip: bool = False) -> dict[tuple[int, int], float]:
@@ -97,7 +100,7 @@ def test_instance_loss_equals_a_loop_over_images_and_pairs(reference: bool) -> N
     loss, _ = run(model, views)
     student = model.student.features(views, GROUPS, "student")
     teacher = model.teacher.features(views, GROUPS, "teacher")
-    queue = model.objectives["instance"].queue
+    queue = of_kind(Instance, model.objectives["instance"]).queue
     rows, image = array(queue.rows()), queue.images().numpy()
     assert len(rows) == (40 if reference else 8)
     total = 0.0
@@ -106,7 +109,11 @@ def test_instance_loss_equals_a_loop_over_images_and_pairs(reference: bool) -> N
         for (s, t), weight in pair_weights(skip=reference).items():
             name, number = STUDENT_VIEWS[s]
             x = array(model.student.heads["instance"](student[name].cls[i, number]))
-            k = array(model.teacher.heads["instance"].projection(teacher["teacher"].cls[i, t]))
+            k = array(
+                of_kind(ContrastiveHead, model.teacher.heads["instance"]).projection(
+                    teacher["teacher"].cls[i, t]
+                )
+            )
             total += weight * slow_info_nce(unit(x), unit(k), negatives, 0.2)
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
 
@@ -134,8 +141,10 @@ def test_keys_are_normalised_projections_of_both_teacher_views_image_by_image() 
     run(model, views)
     model.finish_step()
     cls = model.teacher.features(views, GROUPS, "teacher")["teacher"].cls
-    expected = unit(array(model.teacher.heads["instance"].projection(cls.flatten(0, 1))))
-    queue = model.objectives["instance"].queue
+    expected = unit(
+        array(of_kind(ContrastiveHead, model.teacher.heads["instance"]).projection(cls.flatten(0, 1)))
+    )
+    queue = of_kind(Instance, model.objectives["instance"]).queue
     np.testing.assert_allclose(queue.rows().numpy(), expected, atol=1e-5)
     assert queue.images().tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -151,7 +160,7 @@ def slow_mean(features: Features, mean: ImageToken, view: int) -> np.ndarray:
             [array(features.cls[:, view])[:, None], array(features.patches[:, view])], axis=1
         )
     wanted = {"all": slice(None), "patches": slice(1, None), "class": slice(0, 1)}[mean.tokens]
-    return tokens[:, wanted].mean(axis=1)
+    return np.asarray(tokens[:, wanted].mean(axis=1))
 
 
 def slow_nearest(query: np.ndarray, rows: np.ndarray, image: np.ndarray, own: int, k: int) -> list[int]:
@@ -174,9 +183,12 @@ def test_local_group_loss_equals_a_loop_over_images_views_and_rows(
     before.groups["global"].strong[:, 0] = torch.tensor([True, False, False, True, False])
     run(model, before)
     model.finish_step()
-    objective = model.objectives["group"]
+    objective = of_kind(LocalGroup, model.objectives["group"])
     memories = {}
-    for role, network, name in (("student", model.student, "global"), ("teacher", model.teacher, "teacher")):
+    seen: list[tuple[Role, Network, str]] = [
+        ("student", model.student, "global"), ("teacher", model.teacher, "teacher"),
+    ]  # fmt: skip
+    for role, network, name in seen:
         kept = ~before.groups["global"].strong[:, 0].numpy() if role == "student" else np.ones(5, dtype=bool)
         expected = slow_mean(network.features(before, GROUPS, role)[name], row, 0)[kept]
         memory = objective.memory(role)
@@ -188,14 +200,15 @@ def test_local_group_loss_equals_a_loop_over_images_views_and_rows(
     loss, _ = run(model, views)
 
     def embeddings(
-        role: str, network: Network, seen: list[tuple[str, int]]
+        role: Role, network: Network, seen: list[tuple[str, int]]
     ) -> dict[tuple[str, int, int], np.ndarray]:
-        features, heads = network.features(views, GROUPS, role), network.heads["group"]
+        features = network.features(views, GROUPS, role)
+        heads = of_kind(LocalGroupHeads, network.heads["group"])
         rows, image = memories[role]
         found = {}
         for name, number in seen:
             for i, token in enumerate(slow_mean(features[name], query, number)):
-                near = slow_nearest(token, rows, image, views.index[i].item(), 3)
+                near = slow_nearest(token, rows, image, int(views.index[i]), 3)
                 sequence = torch.tensor(np.stack([token, *rows[near]]), dtype=torch.float32)
                 out = network.backbone.norm(heads.relation.block(sequence[None])[:, 0])
                 found[name, number, i] = unit(array(heads.contrast(out))[0])
@@ -209,7 +222,7 @@ def test_local_group_loss_equals_a_loop_over_images_views_and_rows(
         negatives = array(queue.rows())[queue.images().numpy() != views.index[i].item()]
         for (s, t), weight in pair_weights().items():
             total += weight * slow_info_nce(
-                predictions[(*STUDENT_VIEWS[s], i)], keys["teacher", t, i], negatives, 0.2
+                predictions[STUDENT_VIEWS[s] + (i,)], keys["teacher", t, i], negatives, 0.2
             )
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
 
@@ -242,7 +255,7 @@ def test_gradient_reaches_the_backbone_through_the_query_only() -> None:
     model = build(group=LOCAL_GROUP.model_copy(update={"fill_random": True}))
     loss, _ = run(model, views_of(2, seed=8))
     loss.backward()
-    assert model.student.backbone.patch_embed.proj.weight.grad.abs().sum() > 0
+    assert present(model.student.backbone.get_parameter("patch_embed.proj.weight").grad).abs().sum() > 0
     assert all(not b.requires_grad for b in model.objectives.buffers())
 
 
@@ -262,7 +275,7 @@ def test_watched_step_gives_fill_age_similarity_and_label_purity() -> None:
         "teacher_memory_age"
     ] == pytest.approx(0.5)
     assert -1 <= found["student_neighbour_similarity"] <= 1 and 0 < found["student_memory_fill"] < 8 / 20
-    neighbours = model.objectives["group"].found
+    neighbours = present(of_kind(LocalGroup, model.objectives["group"]).found)
     assert neighbours.neighbour.shape == (4, 3) and neighbours.valid.all()
     labels = torch.arange(10) % 2
     rows = zip(neighbours.image, neighbours.neighbour, strict=True)
@@ -276,7 +289,7 @@ def test_watched_step_gives_fill_age_similarity_and_label_purity() -> None:
 def test_group_loss_equals_a_loop_over_images_and_pairs() -> None:
     model = build(group=ImageLevelConfig(head=SMALL_HEAD, pair_weights="balanced", skip_same_number=True))
     centre = torch.linspace(-0.2, 0.2, 24)
-    model.objectives["group"].centre.centre.copy_(centre)
+    model.objectives["group"].get_buffer("centre.centre").copy_(centre)
     views = views_of(3, seed=10)
     loss, _ = run(model, views)
     student = model.student.features(views, GROUPS, "student")
@@ -321,7 +334,7 @@ def test_two_processes_give_the_loss_and_the_memories_of_one(tmp_path: Path) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    multiprocessing.spawn(one_of_two, args=(port, str(tmp_path)), nprocs=2)
+    spawn(one_of_two, args=(port, str(tmp_path)), nprocs=2)
     alone, state = three_steps(0, 1)
     parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     np.testing.assert_allclose(np.mean([losses for losses, _ in parts], axis=0), alone, rtol=1e-5, atol=1e-6)

@@ -6,13 +6,16 @@ import pytest
 import torch
 from conftest import small_config
 from mugs_fakes import COMMON, GROUPS, INSTANCE, LOCAL_GROUP, build, run, views_of
+from narrowing import of_kind
 
 from glocal.errors import ConfigError, TrainingError
-from glocal.objectives import InstanceConfig, LocalGroupConfig
+from glocal.objectives import ImageLevelConfig, InstanceConfig, LocalGroupConfig
 from glocal.objectives.by_contrast.gathered_memory import GatheredMemory
+from glocal.objectives.by_contrast.instance import Instance
+from glocal.objectives.by_contrast.local_group import LocalGroup
 from glocal.objectives.by_contrast.relation_block import ImageToken
 from glocal.recipes import configure
-from glocal.schedules import Progress, value_at
+from glocal.schedules import Progress, Schedule, value_at
 from glocal.training.network import build_distillation
 
 # ------------------------------------------------------------------------------------------- cost and bad input
@@ -79,7 +82,7 @@ def test_without_local_crops_all_weight_is_on_the_large_pairs() -> None:
     model = build(groups, instance=INSTANCE.model_copy(update={"fill_random": True}), group=LOCAL_GROUP)
     loss, _ = run(model, views_of(3, seed=13, groups=groups))
     assert loss.isfinite()
-    pairs = model.objectives["instance"].pairs
+    pairs = of_kind(Instance, model.objectives["instance"]).pairs
     assert len(pairs) == 4 and sum(weight for *_, weight in pairs) == pytest.approx(1.0)
 
 
@@ -89,7 +92,7 @@ def test_no_weak_image_leaves_the_students_memory_as_it_was() -> None:
     views.groups["global"].strong.fill_(True)
     run(model, views)
     model.finish_step()
-    objective = model.objectives["group"]
+    objective = of_kind(LocalGroup, model.objectives["group"])
     assert (objective.memory("student").filled, objective.memory("teacher").filled) == (0, 3)
     assert run(model, views_of(3, seed=15))[0].isfinite()
 
@@ -137,21 +140,25 @@ def test_reference_presets_are_the_published_table(
 ) -> None:
     config = configure("mugs-reference", data="DATA", out="unused", preset=preset)
     assert config.optimiser.learning_rate * config.training.batch_size / 256 == pytest.approx(peak)
-    assert (config.training.batch_size, config.optimiser.weight_decay.end) == (batch, decay)
+    assert (config.training.batch_size, of_kind(Schedule, config.optimiser.weight_decay).end) == (
+        batch,
+        decay,
+    )
     assert (config.optimiser.patch_embed_factor, config.views["local"].count) == (0.2, 10)
-    term = config.objectives["local_group"]
+    term = of_kind(LocalGroupConfig, config.objectives["local_group"])
     assert (term.double_advance, term.neighbours, term.memory, term.queue) == (True, 8, 65536, 65536)
     clip = config.optimiser.clip
+    assert clip is not None
     assert [value_at(clip, Progress(e, 250, 1)) for e in (0, 100, 101)] == pytest.approx(
         [3.0, 3.0, 0.3 if preset == "l250" else 3.0]
     )
     # 22 pairs of 24, of which the two large ones weigh ten times a small one each.
-    pairs = config.objectives["instance"].build(384, config.views).pairs
+    pairs = of_kind(Instance, config.objectives["instance"].build(384, config.views)).pairs
     weights = sorted({round(weight, 6) for *_, weight in pairs})
     assert len(pairs) == 22 and weights == [0.025, 0.25]
 
 
 def test_a_teacher_temperature_warms_up_over_the_published_epochs() -> None:
     config = configure("mugs-reference", data="DATA", out="unused", preset="s300")
-    schedule = config.objectives["group"].teacher_temperature
+    schedule = of_kind(Schedule, of_kind(ImageLevelConfig, config.objectives["group"]).teacher_temperature)
     assert [round(schedule.at(Progress(e, 300, 1)), 3) for e in (0, 15, 29, 299)] == [0.04, 0.056, 0.07, 0.07]

@@ -32,7 +32,7 @@ def slow_orthogonal(matrix: np.ndarray) -> np.ndarray:
     values = values / np.sqrt((values**2).sum())
     for _ in range(5):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
-    return (left * values) @ right
+    return np.asarray((left * values) @ right)
 
 
 def slow_update(

@@ -8,11 +8,15 @@ import pytest
 import torch
 from conftest import make_views
 from test_objectives import PROGRESS, TERMS, build
+from torch.multiprocessing.spawn import start_processes
 
 from glocal.training.network import StepInput
 
+State = tuple[torch.Tensor, list[torch.Tensor], dict[str, torch.Tensor]]
+"""Loss, gradients and the terms' buffers."""
 
-def two_steps(name: str, rank: int, world: int):
+
+def two_steps(name: str, rank: int, world: int) -> State:
     """Loss, gradients and state of a second step, this process's images being its share of eight."""
     model = build(name)
     for seed in (1, 2):
@@ -43,18 +47,21 @@ def _work(rank: int, folder: Path, names: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared_out(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
+def shared_out(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, State]:
     """What the first of two processes has, for all terms that were asked for, in one start of processes."""
     folder = tmp_path_factory.mktemp("processes")
     asked = [
-        item.callspec.params["name"] for item in request.session.items if "shared_out" in item.fixturenames
+        item.callspec.params["name"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "shared_out" in item.fixturenames
     ]
-    torch.multiprocessing.start_processes(_work, (folder, asked), nprocs=2, start_method="spawn")
-    return torch.load(folder / "results.pt")
+    start_processes(_work, (folder, asked), nprocs=2, start_method="spawn")
+    results: dict[str, State] = torch.load(folder / "results.pt")
+    return results
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_two_processes_equal_one(name: str, shared_out) -> None:
+def test_two_processes_equal_one(name: str, shared_out: dict[str, State]) -> None:
     loss, gradients, state = two_steps(name, 0, 1)
     torch.testing.assert_close(shared_out[name][0], loss, rtol=1e-5, atol=1e-6)
     for ours, expected in zip(shared_out[name][1], gradients, strict=True):

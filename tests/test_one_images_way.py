@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def traced() -> Iterator[list[str]]:
         file = frame.f_code.co_filename
         if event == "call" and file.startswith(str(ROOT)) and _listed(frame):
             module = ".".join(Path(file).relative_to(ROOT).with_suffix("").parts)
-            names.append(f"{module}:{frame.f_code.co_qualname}")
+            names.append(f"{module}:{qualified_name(frame.f_code)}")
 
     sys.setprofile(look)
     try:
@@ -47,9 +47,14 @@ def traced() -> Iterator[list[str]]:
         names[:] = dict.fromkeys(names)
 
 
+def qualified_name(code: CodeType) -> str:
+    """With the class; of 3.10, which does not know it, without."""
+    return str(getattr(code, "co_qualname", code.co_name))
+
+
 def _listed(frame: FrameType) -> bool:
     """Public functions and methods; no properties, no magic methods, nothing defined within a function."""
-    name = frame.f_code.co_qualname
+    name = qualified_name(frame.f_code)
     if any(part.startswith(("_", "<")) for part in name.split(".")):
         return False
     if "." not in name:

@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from glocal.views.photometric import apply_pipeline, blur, colour, erasing, histogram, tone, warping
 from glocal.views.photometric.composite import RAND_AUGMENT_STEPS, RandAugment
+from glocal.views.photometric.operation import OperationBase
 from glocal.views.randomness import uniforms
 
 
@@ -122,7 +123,7 @@ def slow_affine(
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
     i, q = yiq[..., 1].copy(), yiq[..., 2].copy()
     yiq[..., 1], yiq[..., 2] = cos * i + sin * q, cos * q - sin * i
-    return (yiq @ np.linalg.inv(to_yiq).T).clip(0, 1)
+    return np.asarray((yiq @ np.linalg.inv(to_yiq).T).clip(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def test_bicubic_is_chosen_per_unit() -> None:
 
 
 def test_what_moves_pixels_says_so() -> None:
-    moving = [
+    moving: list[type[OperationBase]] = [
         warping.Rotate,
         warping.ShearX,
         warping.ShearY,
@@ -239,10 +240,10 @@ def test_what_moves_pixels_says_so() -> None:
         RandAugment,
     ]
     assert all(kind.moves_pixels for kind in moving)
-    assert not any(
-        kind.moves_pixels
-        for kind in (colour.ColorJitter, blur.GaussianBlur, tone.Solarise, erasing.RandomErasing)
-    )
+    standing: list[type[OperationBase]] = [
+        colour.ColorJitter, blur.GaussianBlur, tone.Solarise, erasing.RandomErasing,
+    ]  # fmt: skip
+    assert not any(kind.moves_pixels for kind in standing)
 
 
 def test_erasing_fills_the_box_and_nothing_else() -> None:

@@ -19,7 +19,7 @@ TINY = [word for word in FAST if word.startswith(("backbone", "views", "training
 
 
 @pytest.fixture
-def photos(tmp_path: Path):
+def photos(tmp_path: Path) -> Path:
     """Folders of years with six photographs, a copy, a re-encoded copy, a grey one, a broken one, and junk."""
     rng = np.random.default_rng(3)
     for number in range(6):

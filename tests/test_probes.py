@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from glocal.training.loop import pretrain
 from glocal.training.metrics_log import read_records
 from glocal.training.probes import training_probes
 from glocal.training.verdict import RunVerdict
+from glocal.views import augment as augmentation
+from glocal.views.batch import Views
 
 
 def class_folders(root: Path, *counts: int, broken: int = 0) -> Path:
@@ -59,9 +62,9 @@ def test_a_run_on_few_labelled_images_is_probed(tmp_path: Path) -> None:
 
 def test_scores_of_abandoned_steps_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a retreat the verdict knows the scores that metrics.jsonl holds: those that a resumed run would read."""
-    augment, look, known, count = loop.augment, RunVerdict.look, [], {"step": 0}
+    augment, look, known, count = augmentation.augment, RunVerdict.look, [], {"step": 0}
 
-    def poisoned(*arguments):  # type: ignore[no-untyped-def]
+    def poisoned(*arguments: Any) -> Views:
         views = augment(*arguments)
         count["step"] += 1
         if 5 <= count["step"] <= 10:

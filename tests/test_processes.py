@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,21 +37,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
-def end(process, seconds: float = 90) -> str:
+def end(process: subprocess.Popen[bytes], seconds: float = 90) -> str:
     """What it said, after it ended without an error."""
     _, said = process.communicate(timeout=seconds)
     assert process.returncode == 0, said.decode()[-3000:]
-    return said.decode()
+    return str(said.decode())
 
 
 @pytest.fixture(autouse=True)
 def signals_are_not_ignored() -> Iterator[None]:
     """Under nohup SIGHUP is, in a script's background SIGINT, by this process and by all that it starts."""
-    usual = {signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    before = {
+        signal.SIGHUP: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

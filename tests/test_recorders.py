@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from glocal.errors import ConfigError
-from glocal.training import recorders
 from glocal.training.display import in_words
 from glocal.training.metrics_log import MetricsLog
 from glocal.training.recorders import figures_of
@@ -19,16 +18,18 @@ from glocal.training.recorders import figures_of
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stand-ins for both packages that note what they are given."""
-    calls: list[tuple] = []
+    calls: list[tuple[object, ...]] = []
     run = SimpleNamespace(
         log=lambda figures, step: calls.append(("wandb", step, figures)),
         finish=lambda: calls.append(("end",)),
     )
-    started: list[dict] = []
-    wandb = SimpleNamespace(
-        util=SimpleNamespace(generate_id=lambda: f"id{len(started)}"),
-        init=lambda **settings: started.append(settings) or run,
-    )
+    started: list[dict[str, object]] = []
+
+    def begin(**settings: object) -> SimpleNamespace:
+        started.append(settings)
+        return run
+
+    wandb = SimpleNamespace(util=SimpleNamespace(generate_id=lambda: f"id{len(started)}"), init=begin)
     made: list[str] = []
 
     class Client:
@@ -49,7 +50,7 @@ def services(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     )
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    monkeypatch.setattr(recorders.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return SimpleNamespace(calls=calls, started=started, made=made)
 

@@ -6,6 +6,7 @@ import pytest
 
 from glocal.recipes import RECIPES, configure
 from glocal.training.config import RunConfig
+from glocal.views.photometric.blur import GaussianBlur
 from glocal.views.photometric.colour import ColorJitter
 from glocal.views.photometric.composite import RandAugment, SomeOf
 from glocal.views.photometric.erasing import RandomErasing
@@ -48,6 +49,7 @@ def test_views_are_the_published_ones(recipe: str) -> None:
             assert isinstance(jitter, ColorJitter) and jitter.probability == 0.8
             assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.4, 0.4, 0.2, 0.1)
             assert (gray.op, gray.probability) == ("grayscale", 0.2)
+            assert isinstance(gaussian, GaussianBlur)
             assert (gaussian.op, gaussian.probability, gaussian.sigma) == ("gaussian_blur", blur, (0.1, 2.0))
             image_level = [(op.op, op.probability) for op in rest if op.unit == "image"]
             assert image_level == ([("solarise", 0.2)] if blur == 0.1 else [])

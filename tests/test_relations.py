@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, make_views, small_config
-from slow_matches import all_matches
+from narrowing import of_kind, present
+from slow_matches import Place, all_matches
+from torch import nn
 
 from glocal.errors import ConfigError
-from glocal.models.vit import VisionTransformer
 from glocal.objectives import RelationsConfig
+from glocal.objectives.base import Role
 from glocal.objectives.by_relation.comparisons import centred_kernel_alignment
-from glocal.objectives.by_relation.relations import _SALT
+from glocal.objectives.by_relation.relations import _SALT, Relations
 from glocal.schedules import Progress
 from glocal.training.network import Network, SelfDistillation, StepInput, build_distillation
 from glocal.views.batch import Views
@@ -22,13 +24,19 @@ from glocal.views.randomness import fold_in, uniforms
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 
 
-def build(groups: dict[str, ViewGroup] = GROUPS, **settings) -> SelfDistillation:
-    model = build_distillation(small_config(views=groups, objectives={"term": RelationsConfig(**settings)}))
+def build(groups: dict[str, ViewGroup] = GROUPS, **settings: object) -> SelfDistillation:
+    model = build_distillation(
+        small_config(views=groups, objectives={"term": RelationsConfig.model_validate(settings)})
+    )
     perturb(model.teacher)
     return model
 
 
-def perturb(network: Network | VisionTransformer) -> None:
+def earlier_self(model: SelfDistillation) -> nn.Module:
+    return present(of_kind(Relations, model.objectives["term"]).earlier)
+
+
+def perturb(network: nn.Module) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             noise = torch.Generator().manual_seed(parameter.numel())
@@ -36,19 +44,19 @@ def perturb(network: Network | VisionTransformer) -> None:
 
 
 def arrays(
-    network: Network, views: Views, role: str, groups: dict[str, ViewGroup] = GROUPS
+    network: Network, views: Views, role: Role, groups: dict[str, ViewGroup] = GROUPS
 ) -> dict[str, np.ndarray]:
     features = network.features(views, groups, role)
     return {name: f.patches.detach().double().numpy() for name, f in features.items()}
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
 
 def slow_cka(
     x: np.ndarray, y: np.ndarray, references: list[np.ndarray], image: int
-) -> tuple[np.float64, int]:
+) -> tuple[float, int] | None:
     n = len(x)
     if n < 3:
         return None
@@ -59,7 +67,7 @@ def slow_cka(
 
 def slow_gram(
     x: np.ndarray, y: np.ndarray, references: list[np.ndarray], image: int
-) -> tuple[np.float64, int]:
+) -> tuple[float, int] | None:
     if len(x) < 2:
         return None
     return np.mean((unit(x) @ unit(x).T - unit(y) @ unit(y).T) ** 2), 1
@@ -67,7 +75,7 @@ def slow_gram(
 
 def slow_order(
     x: np.ndarray, y: np.ndarray, references: list[np.ndarray], image: int
-) -> tuple[np.float64, int]:
+) -> tuple[float, int] | None:
     others = [r for number, r in enumerate(references) if number != image]
     terms = []
     for a, b in zip(unit(x), unit(y), strict=True):
@@ -95,7 +103,7 @@ def test_matched_patches_equal_a_loop_over_pairs_of_views(form: str) -> None:
     references = reference_patches(teacher["global"], views)
     terms = []
     for image in range(4):
-        sets: dict = {}
+        sets: dict[tuple[tuple[str, int], tuple[str, int]], list[tuple[Place, Place]]] = {}
         for one, two in all_matches(views, image, ["global"]):
             sets.setdefault((one[:2], two[:2]), []).append((one, two))
         for matches in sets.values():
@@ -114,11 +122,11 @@ def test_an_earlier_self_is_compared_on_the_same_view(form: str, keep: float) ->
     """Whole views, and views of which the student saw a part."""
     groups = GROUPS | {"global": GROUPS["global"].model_copy(update={"keep_patches": keep})}
     model = build(groups, form=form, targets="earlier")
-    perturb(model.objectives["term"].earlier)
+    perturb(earlier_self(model))
     views = make_views(3, groups, seed=4)
     loss, _ = model(StepInput(views, PROGRESS, False))
     features = model.student.features(views, groups, "student")["global"]
-    whole = model.objectives["term"].earlier(views.groups["global"].pixels.flatten(0, 1))
+    whole = earlier_self(model)(views.groups["global"].pixels.flatten(0, 1))
     earlier = whole.unflatten(2).patches.double().numpy()
     references = reference_patches(earlier, views)
     terms = []
@@ -126,7 +134,7 @@ def test_an_earlier_self_is_compared_on_the_same_view(form: str, keep: float) ->
         for view in range(2):
             kept = slice(None) if features.kept is None else features.kept[image, view].numpy()
             x = features.patches[image, view].detach().double().numpy()
-            terms.append(SLOW[form](x, earlier[image, view][kept], references, image)[0])
+            terms.append(present(SLOW[form](x, earlier[image, view][kept], references, image))[0])
     assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
 
 
@@ -140,8 +148,11 @@ def test_alignment_ignores_rotation_and_scale_but_not_disorder() -> None:
 
 def test_the_earlier_self_is_the_start_until_it_is_renewed() -> None:
     model = build(form="gram", targets="earlier", refresh_steps=10)
-    earlier, teacher = model.objectives["term"].earlier, model.teacher.backbone
-    weight = lambda m: m.blocks[0].mlp.fc1.weight.clone()  # noqa: E731
+    earlier, teacher = earlier_self(model), model.teacher.backbone
+
+    def weight(backbone: nn.Module) -> torch.Tensor:
+        return backbone.get_parameter("blocks.0.mlp.fc1.weight").clone()
+
     views = make_views(2)
     for step, renewed in ((0, True), (3, False), (10, True), (13, False)):
         perturb(model.teacher)
@@ -154,7 +165,7 @@ def test_the_earlier_self_is_the_start_until_it_is_renewed() -> None:
 
 def test_it_stays_what_it_was_when_the_run_goes_on() -> None:
     model, other = build(targets="earlier"), build(targets="earlier")
-    perturb(model.objectives["term"].earlier)
+    perturb(earlier_self(model))
     other.objectives.load_state_dict(model.objectives.state_dict())
     views = make_views(2)
     assert torch.equal(*(m(StepInput(views, PROGRESS, False))[0] for m in (model, other)))

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,10 +163,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(pretrain(config), shown=Shown(images=24, samples=6))
 
 
-def page_content(page: Path) -> dict:
+def page_content(page: Path) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())
     assert found is not None
-    return json.loads(found.group(1))
+    content: dict[str, Any] = json.loads(found.group(1))
+    return content
 
 
 def test_a_page_is_one_small_file_that_holds_everything(page: Path) -> None:
@@ -207,7 +209,7 @@ setTimeout(() => {
 """
 
 
-def in_browser(page: Path, folder: Path, width: int) -> tuple[dict, str]:
+def in_browser(page: Path, folder: Path, width: int) -> tuple[dict[str, Any], str]:
     """Open a copy of the page in Chromium, click and move; return what the page says and the console's lines."""
     if CHROMIUM is None:
         pytest.skip("no chromium here; apt-get install chromium, or ignore: the page's script stays untested")

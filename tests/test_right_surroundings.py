@@ -14,6 +14,7 @@ import pytest
 import torch
 from dense_fakes import QUIET, blocks, colour_encoder
 from evaluation_fakes import coloured, small_encoder
+from narrowing import present
 from PIL import Image
 
 from glocal.data.open import open_role, open_source
@@ -38,7 +39,9 @@ def split_folder(root: Path, splits: tuple[str, ...] = ("train", "test"), images
     for number, split in enumerate(splits):
         source = coloured(images, 2, seed=number, side=16)
         for index in range(images):
-            save(root / split / f"class{source.labels[index]}" / f"{index}.png", source.pixels[index])
+            save(
+                root / split / f"class{present(source.labels)[index]}" / f"{index}.png", source.pixels[index]
+            )
     return root
 
 
@@ -188,7 +191,7 @@ def test_a_repaired_mask_and_changed_boxes_are_seen(tmp_path: Path) -> None:
 def test_features_that_are_no_numbers_are_refused(protocol: str) -> None:
     encoder = small_encoder()
     with torch.no_grad():
-        encoder.backbone.norm.weight[3] = torch.nan
+        encoder.backbone.get_parameter("norm.weight")[3] = torch.nan
     data = {"train": blocks(12, name="train"), "test": blocks(6, seed=1, name="test")}
     for source in data.values():
         source.labels = np.arange(len(source)) % 2
@@ -283,7 +286,9 @@ def test_a_test_split_without_labels_is_passed_over_for_val() -> None:
 def test_class_folders_without_splits_are_divided_and_said(tmp_path: Path, protocol: str) -> None:
     source = coloured(40, 2, side=16)
     for index in range(40):
-        save(tmp_path / "set" / f"class{source.labels[index]}" / f"{index}.png", source.pixels[index])
+        save(
+            tmp_path / "set" / f"class{present(source.labels)[index]}" / f"{index}.png", source.pixels[index]
+        )
     quick = {
         "knn": ["ks=[1]"],
         "linear": ["least_steps=20", "epochs=1"],

@@ -39,7 +39,7 @@ def photos(tmp_path: Path) -> Path:
 
 def unit_rows(rows: int, dim: int = 16, seed: int = 0) -> np.ndarray:
     drawn = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
-    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
 
 
 def test_exact_search_over_parts_against_a_loop() -> None:
@@ -137,8 +137,8 @@ def test_a_patch_that_stands_elsewhere_in_another_image_is_found_there(tmp_path:
         search(made, folder / "2.png", box=(25, 9, 31, 15), encoder=encoder, count=2),
     ):
         assert [a.key for a in found.answers] == ["2.png", "6.png"]
-        assert found.answers[1].matches[0].answer == (0, 0.75, 0.25, 1)
-        assert found.answers[1].matches[0].query == (0.75, 0.25, 1, 0.5)
+        assert found.answers[1].matches[0].answer == (0.0, 0.75, 0.25, 1.0)
+        assert found.answers[1].matches[0].query == (0.75, 0.25, 1.0, 0.5)
 
 
 def test_boxes_choose_the_patches_whose_centres_they_hold() -> None:
@@ -155,7 +155,7 @@ def test_boxes_choose_the_patches_whose_centres_they_hold() -> None:
     tiny = query_box(encoder, transform, image, (17, 33, 18, 34)).chosen
     assert tiny is not None and tiny.tolist() == [10]
     one = query_patch(encoder, transform, image, 3, 2)
-    assert one.chosen is not None and one.chosen.tolist() == [14] and one.box == (0.5, 0.75, 0.75, 1)
+    assert one.chosen is not None and one.chosen.tolist() == [14] and one.box == (0.5, 0.75, 0.75, 1.0)
     with pytest.raises(ConfigError, match="inside the image of 32x64"):
         query_box(encoder, transform, image, (0, 0, 64, 32))
     with pytest.raises(ConfigError, match="rows 0 to 3"):

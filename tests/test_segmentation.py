@@ -11,6 +11,7 @@ from dense_fakes import QUIET, MaskSource, blocks, colour_encoder
 from scipy import stats
 
 from glocal.errors import ConfigError, DataError, ModelError
+from glocal.evaluation.base import ProtocolConfig
 from glocal.evaluation.segmentation.dense_features import (
     class_shares,
     cut_mask,
@@ -45,7 +46,7 @@ def data(train: int = 20, test: int = 6) -> dict[str, MaskSource]:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=NAMES)
-def test_colours_are_told_apart(protocol) -> None:
+def test_colours_are_told_apart(protocol: ProtocolConfig) -> None:
     result = protocol.run(colour_encoder(), data(), QUIET)
     assert result.numbers["mIoU"] > (99 if result.protocol == "knn-seg" else 80)
     assert result.notes == [] and len(result.rows) == 3
@@ -53,13 +54,13 @@ def test_colours_are_told_apart(protocol) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=NAMES)
-def test_numbers_do_not_depend_on_batch_size(protocol) -> None:
+def test_numbers_do_not_depend_on_batch_size(protocol: ProtocolConfig) -> None:
     results = [protocol.run(colour_encoder(), data(), Work(batch_size=n, progress=False)) for n in (1, 3, 64)]
     assert results[0].numbers == results[1].numbers == results[2].numbers
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=NAMES)
-def test_bad_images_are_skipped_counted_and_named(protocol) -> None:
+def test_bad_images_are_skipped_counted_and_named(protocol: ProtocolConfig) -> None:
     sources = data()
     sources["test"].bad = (1,)
     sources["test"].masks[2] = np.zeros((5, 9), np.uint8)
@@ -71,7 +72,7 @@ def test_bad_images_are_skipped_counted_and_named(protocol) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=NAMES)
-def test_a_class_absent_in_test_is_named(protocol) -> None:
+def test_a_class_absent_in_test_is_named(protocol: ProtocolConfig) -> None:
     sources = data()
     sources["test"].masks = [
         np.where(mask == 2, 255, mask).astype(np.uint8) for mask in sources["test"].masks
@@ -82,7 +83,7 @@ def test_a_class_absent_in_test_is_named(protocol) -> None:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=NAMES)
-def test_hopeless_input_is_refused(protocol) -> None:
+def test_hopeless_input_is_refused(protocol: ProtocolConfig) -> None:
     with pytest.raises(ModelError, match="patch tokens"):
         protocol.run(colour_encoder(patches=False), data(), QUIET)
     empty = data()
@@ -94,7 +95,7 @@ def test_hopeless_input_is_refused(protocol) -> None:
     with pytest.raises(DataError, match="no masks"):
         protocol.run(colour_encoder(), without, QUIET)
     with pytest.raises(ConfigError, match="multiple"):
-        type(protocol)(size=30).run(colour_encoder(), data(), QUIET)
+        type(protocol).model_validate({"size": 30}).run(colour_encoder(), data(), QUIET)
 
 
 def test_augmented_training_learns_and_repeats() -> None:
@@ -169,12 +170,12 @@ def test_hummingbird_equals_a_slow_version() -> None:
     def unit(source: MaskSource, index: int) -> np.ndarray:
         pixels = encoder.normalise(torch.from_numpy(source.pixels[index]).permute(2, 0, 1)[None])
         found = encoder.features(pixels).patches[0].double().numpy()
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
 
     # 64 entries over 4 images of 16 patches: everything is stored, so the draw doesn't matter.
     train = sources["train"]
     memory = np.concatenate([unit(train, i) for i in range(4)])
-    shares = []
+    shares: list[list[float]] = []
     for mask in train.masks:
         for r in range(0, 32, 8):
             for c in range(0, 32, 8):
@@ -224,7 +225,7 @@ def test_masks_are_cut_into_patches_row_by_row() -> None:
     assert cut[1].tolist() == [2, 3, 8, 9] and cut[3].tolist() == [12, 13, 18, 19]
     assert np.array_equal(resize_mask(mask, (2, 3)), mask[1::2, 1::2])
     shares = class_shares(np.array([[0, 1, 1, 255], [255] * 4], np.uint8), 2)
-    assert np.allclose(shares, [[1 / 3, 2 / 3], [0, 0]])
+    assert np.allclose(shares, np.array([[1 / 3, 2 / 3], [0, 0]]))
     corners = upsample(torch.tensor([[0.0], [1.0]]), (1, 2), (1, 4))
     assert corners[0, 0].tolist() == [0, 0.25, 0.75, 1]
 

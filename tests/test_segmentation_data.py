@@ -57,7 +57,7 @@ def test_ade20k(tmp_path: Path) -> None:
         save(tmp_path / f"ADEChallengeData2016/images/{split}/x.jpg", picture())
         save(
             tmp_path / f"ADEChallengeData2016/annotations/{split}/x.png",
-            np.tile(np.uint8([0, 1, 150, 3]), (12, 4)),
+            np.tile(np.array([0, 1, 150, 3], np.uint8), (12, 4)),
         )
     train, test = open_train_and_test(tmp_path)
     assert train.num_classes == 150 and test.mask(0)[0, :4].tolist() == [255, 0, 149, 2]
@@ -66,7 +66,7 @@ def test_ade20k(tmp_path: Path) -> None:
 def test_cityscapes(tmp_path: Path) -> None:
     for split in ("train", "val"):
         save(tmp_path / f"leftImg8bit/{split}/ulm/ulm_1_leftImg8bit.png", picture())
-        values = np.tile(np.uint8([7, 0, 33, 26]), (12, 4))
+        values = np.tile(np.array([7, 0, 33, 26], np.uint8), (12, 4))
         save(tmp_path / f"gtFine/{split}/ulm/ulm_1_gtFine_labelIds.png", values)
     _, test = open_train_and_test(tmp_path)
     assert test.mask(0)[0, :4].tolist() == [0, 255, 18, 13] and test.class_names[13] == "car"

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
+from narrowing import of_kind, present
 from torch import nn
 
 from glocal.errors import ConfigError
-from glocal.matching.similar_patches import SimilarPatches
-from glocal.models.aggregator import Aggregator
+from glocal.matching.similar_patches import Border, SimilarPatches
+from glocal.models.aggregator import Aggregator, ClassAttentionBlock
 from glocal.models.backbone import BackboneConfig
 from glocal.models.heads import PrototypeHead
 from glocal.objectives import ImageLevelConfig, SelfPatchConfig
-from glocal.objectives.base import Branch
+from glocal.objectives.base import Branch, ObjectiveConfig
+from glocal.objectives.over_prototypes.self_patch import SelfPatch
 from glocal.objectives.over_prototypes.self_patch_positives import weighted_mean, wrapped
 from glocal.schedules import Progress
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
@@ -34,7 +37,7 @@ def build(
     term: SelfPatchConfig,
     groups: dict[str, ViewGroup] = GROUPS,
     backbone: BackboneConfig = BACKBONE,
-    **others,
+    **others: ObjectiveConfig,
 ) -> SelfDistillation:
     """Both networks with weights that make attention and features far from uniform, and a centre that is not zero."""
     model = build_distillation(
@@ -45,14 +48,15 @@ def build(
         for network in (model.student, model.teacher):
             for parameter in network.parameters():
                 parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
-    model.objectives["term"].centre.centre.copy_(CENTRE)
+    model.objectives["term"].get_buffer("centre.centre").copy_(CENTRE)
     return model
 
 
 def run(
     model: SelfDistillation, views: Views, watch: bool = False
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return model(StepInput(views, PROGRESS, watch))
+    outcome: tuple[torch.Tensor, dict[str, torch.Tensor]] = model(StepInput(views, PROGRESS, watch))
+    return outcome
 
 
 # ------------------------------------------------------------------------------------------------- the slow version
@@ -63,12 +67,14 @@ def array(x: nn.Parameter | torch.Tensor) -> np.ndarray:
 
 
 def linear(layer: nn.Linear, x: np.ndarray) -> np.ndarray:
-    return x @ array(layer.weight).T + array(layer.bias)
+    return np.asarray(x @ array(layer.weight).T + array(layer.bias))
 
 
 def norm(layer: nn.LayerNorm, x: np.ndarray) -> np.ndarray:
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.eps) * array(layer.weight) + array(layer.bias)
+    return np.asarray(
+        x / np.sqrt((x**2).mean(-1, keepdims=True) + layer.eps) * array(layer.weight) + array(layer.bias)
+    )
 
 
 gelu = np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
@@ -76,11 +82,11 @@ gelu = np.vectorize(lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))))
 
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 def slow_positives(
-    tokens: np.ndarray, grid: tuple[int, int], k: int, border: str, include_self: bool
+    tokens: np.ndarray, grid: tuple[int, int], k: int, border: Border, include_self: bool
 ) -> list[list[tuple[float, int]]]:
     """(similarity, patch) of every patch's positives in a 3x3 window."""
     unit = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
@@ -103,7 +109,8 @@ def slow_positives(
 def slow_aggregate(aggregator: Aggregator, context: np.ndarray) -> np.ndarray:
     """One learnt query over one context (k, dim), everything recomputed."""
     query = array(aggregator.query)[0]
-    for block in aggregator.blocks:
+    for module in aggregator.blocks:
+        block = of_kind(ClassAttentionBlock, module)
         z = norm(block.norm1, np.concatenate([query, context]))
         q, k, v = linear(block.attn.q, z[:1]), linear(block.attn.k, z), linear(block.attn.v, z)
         size = q.shape[1] // block.attn.num_heads
@@ -113,14 +120,15 @@ def slow_aggregate(aggregator: Aggregator, context: np.ndarray) -> np.ndarray:
             heads.append(softmax(q[:, part] @ k[:, part].T / math.sqrt(size)) @ v[:, part])
         query = query + linear(block.attn.proj, np.concatenate(heads, axis=1))
         query = query + linear(block.mlp.fc2, gelu(linear(block.mlp.fc1, norm(block.norm2, query))))
-    return norm(aggregator.norm, query)[0]
+    return np.asarray(norm(aggregator.norm, query)[0])
 
 
 def slow_logits(head: PrototypeHead, x: np.ndarray) -> np.ndarray:
     first, _, second = head.mlp
+    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
     x = linear(second, gelu(linear(first, x)))
     w = array(head.directions)
-    return x / np.linalg.norm(x) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T
+    return np.asarray(x / np.linalg.norm(x) @ (w / np.linalg.norm(w, axis=1, keepdims=True)).T)
 
 
 def slow_patch_loss(
@@ -129,7 +137,7 @@ def slow_patch_loss(
     heads: tuple[PrototypeHead, PrototypeHead],
     seen: list[np.ndarray],
     grid: tuple[int, int],
-) -> np.float64:
+) -> float:
     """Mean over the patches of one view; `seen` holds its raw and normed teacher patches and the student's patches."""
     raw, normed, ours = seen
     positives = slow_positives(
@@ -145,17 +153,21 @@ def slow_patch_loss(
             target = slow_aggregate(aggregator, raw[index])
         p = softmax((slow_logits(heads[1], target) - CENTRE.double().numpy()) / 0.04)
         losses.append(-(p * np.log(softmax(slow_logits(heads[0], ours[patch]) / 0.1))).sum())
-    return np.mean(losses)
+    return float(np.mean(losses))
 
 
 def slow_loss(
     model: SelfDistillation, views: Views, groups: dict[str, ViewGroup], aggregator: Aggregator | None
-) -> np.float64:
-    config = model.objectives["term"].config
-    heads = (model.student.heads["term"], model.teacher.heads["term"])
-    grids = {name: tuple(side // 4 for side in group.height_width) for name, group in groups.items()}
+) -> float:
+    objective = of_kind(SelfPatch, model.objectives["term"])
+    config = objective.config
+    heads = (
+        of_kind(PrototypeHead, model.student.heads["term"]),
+        of_kind(PrototypeHead, model.teacher.heads["term"]),
+    )
+    grids = {name: (g.height_width[0] // 4, g.height_width[1] // 4) for name, g in groups.items()}
     total, weights = 0.0, 0.0
-    for name in model.objectives["term"].groups:
+    for name in objective.groups:
         pixels = views.groups[name].pixels
         patches = grids[name][0] * grids[name][1]
         for image in range(len(views)):
@@ -172,7 +184,7 @@ def slow_loss(
                 weight = patches if config.average == "token" else 1.0
                 total += weight * slow_patch_loss(config, aggregator, heads, seen, grids[name])
                 weights += weight
-    return total / weights
+    return float(total / weights)
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (6, 6), (8, 8), (7, 11)])
@@ -184,9 +196,11 @@ def slow_loss(
         (BACKBONE, {}),
     ],
 )
-def test_loss_equals_a_loop_over_patches(grid: tuple[int, int], backbone: BackboneConfig, update) -> None:
+def test_loss_equals_a_loop_over_patches(
+    grid: tuple[int, int], backbone: BackboneConfig, update: dict[str, object]
+) -> None:
     groups = {"global": ViewGroup(count=1, size=(4 * grid[0], 4 * grid[1]), area=(0.4, 1.0))}
-    model = build(SelfPatchConfig(head=SMALL_HEAD, **update), groups, backbone)
+    model = build(SelfPatchConfig.model_validate({"head": SMALL_HEAD, **update}), groups, backbone)
     views = make_views(2, groups, seed=3)
     loss, _ = run(model, views)
     aggregator = model.teacher.backbone.aggregator
@@ -216,20 +230,20 @@ def test_own_attention_is_the_patch_loss_and_a_loop_over_summaries() -> None:
     term = SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention", weight=1.0)
     model = build(term)
     summary_centre = torch.linspace(0.3, -0.1, 24)
-    model.objectives["term"].summary_centre.centre.copy_(summary_centre)
+    model.objectives["term"].get_buffer("summary_centre.centre").copy_(summary_centre)
     views = make_views(2, seed=5)
     loss, scalars = run(model, views, watch=True)
-    heads = {"student": model.student.heads["term"], "teacher": model.teacher.heads["term"]}
-    patch = slow_loss(model, views, GROUPS, heads["teacher"].aggregator)
+    networks = {"student": model.student, "teacher": model.teacher}
+    heads = {role: of_kind(PrototypeHead, network.heads["term"]) for role, network in networks.items()}
+    own = {role: of_kind(Aggregator, head.aggregator) for role, head in heads.items()}
+    patch = slow_loss(model, views, GROUPS, own["teacher"])
     found = []
     for image in views.groups["global"].pixels:
         logits = {}
         for role, network in (("student", model.student), ("teacher", model.teacher)):
             with torch.no_grad():
                 raw = array(network.backbone(image).tokens_before_norm)[:, 1:]
-            logits[role] = [
-                slow_logits(heads[role], slow_aggregate(heads[role].aggregator, tokens)) for tokens in raw
-            ]
+            logits[role] = [slow_logits(heads[role], slow_aggregate(own[role], tokens)) for tokens in raw]
         for s, t in ((0, 1), (1, 0)):
             p = softmax((logits["teacher"][t] - summary_centre.double().numpy()) / 0.04)
             found.append(-(p * np.log(softmax(logits["student"][s] / 0.1))).sum())
@@ -280,7 +294,7 @@ def test_monitors_count_the_border() -> None:
 
 def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_images() -> None:
     model = build(SelfPatchConfig(head=SMALL_HEAD, share=0.25, border="torus"))
-    term, views = model.objectives["term"], make_views(3)
+    term, views = of_kind(SelfPatch, model.objectives["term"]), make_views(3)
     with torch.no_grad():
         teacher = Branch(
             model.teacher.backbone,
@@ -288,7 +302,7 @@ def test_a_share_takes_as_many_patches_of_every_view_and_other_ones_for_other_im
             model.teacher.features(views, GROUPS, "teacher"),
         )
         chosen = term._choose("global", teacher, views)
-    rows = [sorted(row.tolist()) for row in chosen.row]
+    rows = [sorted(row.tolist()) for row in present(chosen.row)]
     assert all(len(set(row)) == 16 for row in rows) and len({tuple(row) for row in rows}) == len(rows)
     assert run(model, views, watch=True)[0].isfinite()
 
@@ -315,14 +329,14 @@ def test_gradients_reach_backbone_norm_and_head_only() -> None:
 def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss() -> None:
     model = build(SelfPatchConfig(head=SMALL_HEAD, aggregation="own_attention"))
     with torch.no_grad():
-        model.objectives["term"].summary_centre.centre.copy_(CENTRE.flip(0))
+        model.objectives["term"].get_buffer("summary_centre.centre").copy_(CENTRE.flip(0))
     gradients = []
     for moved in (False, True):
         if moved:  # The summaries' targets change, the patches' targets do not.
-            model.objectives["term"].summary_centre.centre.mul_(-2)
+            model.objectives["term"].get_buffer("summary_centre.centre").mul_(-2)
         model.zero_grad()
         run(model, make_views(2))[0].backward()
-        gradients.append({n: p.grad.clone() for n, p in model.student.named_parameters()})
+        gradients.append({n: present(p.grad).clone() for n, p in model.student.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]) == name.startswith("backbone."), name
 
@@ -356,10 +370,10 @@ def test_own_attention_leaves_the_backbones_gradients_to_the_patch_loss() -> Non
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(
-    update, groups: dict[str, ViewGroup], message: str
+    update: dict[str, object], groups: dict[str, ViewGroup], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(SelfPatchConfig(head=SMALL_HEAD, **update), groups)
+        build(SelfPatchConfig.model_validate({"head": SMALL_HEAD, **update}), groups)
 
 
 def test_a_rotation_that_both_networks_see_is_allowed() -> None:
@@ -367,7 +381,8 @@ def test_a_rotation_that_both_networks_see_is_allowed() -> None:
     assert run(build(SelfPatchConfig(head=SMALL_HEAD), groups), make_views(2, groups))[0].isfinite()
 
 
-def test_a_backbone_without_patch_tokens_is_refused() -> None:
+def test_a_backbone_without_patch_tokens_is_refused(unchecked: None) -> None:
     term = SelfPatchConfig(head=SMALL_HEAD).build(32, GROUPS)
+    backbone: Any = torch.nn.Linear(2, 2)
     with pytest.raises(ConfigError, match="Linear gives no patch tokens"):
-        term.check_backbone(torch.nn.Linear(2, 2))
+        term.check_backbone(backbone)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from narrowing import of_kind
 
+from glocal.objectives import ImageLevelConfig, SelfPatchConfig
 from glocal.recipes import configure
 from glocal.training.network import build_distillation
 
@@ -21,7 +23,7 @@ def test_recipes_differ_from_dino_and_pw_self_by_one_term(preset: str) -> None:
         assert config.active_objectives() == found[without].objectives
         same = {"recipe": "", "objectives": {}}
         assert config.model_copy(update=same) == found[without].model_copy(update=same)
-        term = found[with_term].objectives["neighbours"]
+        term = of_kind(SelfPatchConfig, found[with_term].objectives["neighbours"])
         assert (term.weight, term.border, term.aggregation) == (0.1, "clip", "mean")
     if preset != "imagenet":  # 65,536 prototypes take a second to draw.
         assert set(build_distillation(found["pw-self-selfpatch"]).terms()) == {"image", "patch", "neighbours"}
@@ -32,7 +34,8 @@ def test_reference_is_the_published_table() -> None:
         config = configure("selfpatch-reference", data="DATA", out="RUN", preset=preset)
         assert (config.training.epochs, config.training.batch_size) == (epochs, 1024)
         assert config.optimiser.learning_rate * 1024 / 256 == pytest.approx(2e-3)
-        image, term = config.objectives["image"], config.objectives["neighbours"]
+        image = of_kind(ImageLevelConfig, config.objectives["image"])
+        term = of_kind(SelfPatchConfig, config.objectives["neighbours"])
         assert (image.head.prototypes, term.head.prototypes, term.head.hidden) == (65536, 4096, 2048)
         assert (term.weight, term.k, term.border, term.include_self, term.views) == (
             0.1,

@@ -111,11 +111,10 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)).save(tmp_path / place)
     for number in range(24):
-        place = (
-            tmp_path / "labelled" / ("train" if number < 16 else "test") / "ab"[number % 2] / f"{number}.png"
-        )
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)).save(place)
+        split = "train" if number < 16 else "test"
+        path = tmp_path / "labelled" / split / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (24, 30, 3), dtype=np.uint8)).save(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -149,7 +148,7 @@ def test_the_commands_of_the_docs_name_settings_that_exist(command: str) -> None
             overrides=overrides,
         )
     if verb == "evaluate":
-        own, overrides = split_words(EvaluateSettings, words[1:])
+        _, overrides = split_words(EvaluateSettings, words[1:])
         for override in overrides:
             name, rest = override.split(".", 1) if words[0] == "all" else (words[0], override)
             apply_overrides(protocol_class(name)(), [rest])

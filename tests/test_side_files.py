@@ -13,6 +13,7 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,7 @@ from glocal.models.vit import VisionTransformer
 from glocal.recipes import configure
 from glocal.training.run_folder import read_run_config
 
-HOSTILE = [None, True, -1, 10**30, 1.5, "", "text", "\0", [], [[[]]], {}, {"a": 1}]
+HOSTILE: list[object] = [None, True, -1, 10**30, 1.5, "", "text", "\0", [], [[[]]], {}, {"a": 1}]
 GARBAGE = [
     b"",
     b"\n",
@@ -73,7 +74,7 @@ def rewritten(plain: object) -> Iterator[object]:
             yield _with(plain, path, value)
 
 
-def _places(plain: object, path: tuple = ()) -> Iterator[tuple]:
+def _places(plain: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     if path:
         yield path
     entries = (
@@ -83,9 +84,9 @@ def _places(plain: object, path: tuple = ()) -> Iterator[tuple]:
         yield from _places(value, (*path, key))
 
 
-def _with(plain: object, path: tuple, value: object) -> object:
+def _with(plain: object, path: tuple[Any, ...], value: object) -> object:
     changed = copy.deepcopy(plain)
-    node = changed
+    node: Any = changed
     for key in path[:-1]:
         node = node[key]
     node[path[-1]] = value

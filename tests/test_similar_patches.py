@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,11 @@ from hypothesis import strategies as st
 
 from glocal.errors import ConfigError, DataError
 from glocal.matching import similar_patches
+from glocal.matching.similar_patches import Border
 
 
 def slow_neighbours(
-    tokens: np.ndarray, grid: tuple[int, int], k: int, window: int, border: str, include_self: bool
+    tokens: np.ndarray, grid: tuple[int, int], k: int, window: int, border: Border, include_self: bool
 ) -> list[list[list[tuple[int, float]]]]:
     """For every image and patch the chosen (patch, cosine), most similar first, ties in window order."""
     rows, columns = grid
@@ -42,7 +45,9 @@ def slow_neighbours(
 @pytest.mark.parametrize("grid", [(14, 14), (6, 6), (8, 8), (7, 11), (5, 6)])
 @pytest.mark.parametrize("border", ["clip", "torus"])
 @pytest.mark.parametrize(("window", "k", "include_self"), [(3, 4, False), (3, 9, True), (5, 7, False)])
-def test_equals_the_loop(grid: tuple[int, int], border: str, window: int, k: int, include_self: bool) -> None:
+def test_equals_the_loop(
+    grid: tuple[int, int], border: Border, window: int, k: int, include_self: bool
+) -> None:
     tokens = torch.randn(2, grid[0] * grid[1], 16, generator=torch.Generator().manual_seed(0))
     found = similar_patches(tokens, grid, k, window, border, include_self)
     expected = slow_neighbours(tokens.double().numpy(), grid, k, window, border, include_self)
@@ -81,7 +86,7 @@ def test_equal_similarities_are_taken_in_window_order() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(3, 7), st.integers(3, 7), st.sampled_from(["clip", "torus"]), st.integers(0, 100))
 def test_similarity_is_symmetric_and_independent_of_the_batch(
-    rows: int, columns: int, border: str, seed: int
+    rows: int, columns: int, border: Border, seed: int
 ) -> None:
     tokens = torch.randn(3, rows * columns, 8, generator=torch.Generator().manual_seed(seed))
     found = similar_patches(tokens, (rows, columns), k=8, border=border)
@@ -118,6 +123,7 @@ def test_half_precision_zero_tokens_and_gradients() -> None:
         ({"tokens": torch.ones(36, 4)}, DataError, "patch tokens"),
     ],
 )
-def test_bad_input_is_named(change: dict, error: type[Exception], words: str) -> None:
+def test_bad_input_is_named(change: dict[str, Any], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        similar_patches(**({"tokens": torch.ones(1, 36, 4), "grid": (6, 6), "k": 4} | change))
+        arguments: dict[str, Any] = {"tokens": torch.ones(1, 36, 4), "grid": (6, 6), "k": 4}
+        similar_patches(**(arguments | change))

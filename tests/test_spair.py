@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from evaluation_fakes import SameAtEveryLayer, encoder_of_raw_pixels
 from PIL import Image
 
 from glocal.errors import DataError
 from glocal.evaluation.spair import KeypointTransfer, read_pairs, score, square_placement, summarise, transfer
 from glocal.extraction.work import Work
+from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 
 QUIET = Work(progress=False)
@@ -22,7 +23,7 @@ SPOTS = np.array([[30, 20], [90, 20], [30, 70], [90, 70]])
 COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0]], np.uint8)
 
 
-class MeanColour(torch.nn.Module):
+class MeanColour(SameAtEveryLayer):
     """Patches: mean colour of each 8 px patch and a little of everything, so that black has a direction too."""
 
     def forward(self, pixels: torch.Tensor) -> Features:
@@ -31,21 +32,8 @@ class MeanColour(torch.nn.Module):
         return Features(colour.mean(1), patches, (pixels.shape[2] // 8, pixels.shape[3] // 8), patches)
 
 
-def encoder() -> SimpleNamespace:
-    backbone = MeanColour()
-    return SimpleNamespace(
-        name="colour",
-        backbone=backbone,
-        device=torch.device("cpu"),
-        precision="float32",
-        embed_dim=4,
-        patch_size=8,
-        image_size=120,
-        fingerprint=lambda: "colour",
-        normalise=lambda pixels: pixels.float() / 255,
-        features=backbone,
-        intermediate=lambda pixels, layers: [backbone(pixels) for _ in layers],
-    )
+def encoder() -> Encoder:
+    return encoder_of_raw_pixels("colour", MeanColour(), 4, 8, 120)
 
 
 def spotted(spots: np.ndarray, height: int = 90, width: int = 120) -> Image.Image:

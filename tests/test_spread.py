@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import GROUPS, make_views, small_config
+from narrowing import of_kind
 
 from glocal.objectives import CharacteristicConfig, CodingRateConfig, SpreadConfig
+from glocal.objectives.base import ObjectiveConfig, Role
 from glocal.objectives.by_contrast.projection import ProjectionConfig
-from glocal.objectives.by_spread.characteristic import random_lines
+from glocal.objectives.by_spread.characteristic import Characteristic, random_lines
 from glocal.objectives.by_spread.coding_rate import coding_rate
 from glocal.objectives.by_spread.spread import kernel_density_loss, nearest_distance_loss
 from glocal.schedules import Progress
@@ -20,7 +22,7 @@ PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
 HEAD = ProjectionConfig(hidden=24, out_dim=8)
 
 
-def build(term: CharacteristicConfig | CodingRateConfig | SpreadConfig) -> SelfDistillation:
+def build(term: ObjectiveConfig) -> SelfDistillation:
     model = build_distillation(small_config(objectives={"term": term}))
     with torch.no_grad():
         for parameter in model.teacher.parameters():
@@ -29,18 +31,18 @@ def build(term: CharacteristicConfig | CodingRateConfig | SpreadConfig) -> SelfD
     return model
 
 
-def embeddings(network: Network, views: Views, role: str) -> np.ndarray:
+def embeddings(network: Network, views: Views, role: Role) -> np.ndarray:
     """(batch, all views, dim) class embeddings in float64, through the term's head."""
     features = network.features(views, GROUPS, role)
     cls = network.heads["term"](torch.cat([f.cls for f in features.values()], dim=1))
-    return cls.detach().double().numpy()
+    return np.asarray(cls.detach().double().numpy())
 
 
-def slow_rate(z: np.ndarray, distortion: float) -> np.float64:
+def slow_rate(z: np.ndarray, distortion: float) -> float:
     """Z (images, width) of one view."""
     n, p = z.shape
     second = sum(np.outer(row, row) for row in z)
-    return (p + n) / (p * n) * 0.5 * np.linalg.slogdet(np.eye(p) + p / (n * distortion) * second)[1]
+    return float((p + n) / (p * n) * 0.5 * np.linalg.slogdet(np.eye(p) + p / (n * distortion) * second)[1])
 
 
 @pytest.mark.parametrize(
@@ -103,13 +105,15 @@ def test_repeated_images_leave_the_spread_finite() -> None:
     assert kernel_density_loss(cosine, hidden, 4.0).item() == pytest.approx(0.0, abs=1e-5)
 
 
-def slow_epps_pulley(y: np.ndarray, reach: float = 5.0, points: int = 17) -> np.float64:
+def slow_epps_pulley(y: np.ndarray, reach: float = 5.0, points: int = 17) -> float:
     """The whole axis of frequencies, complex numbers, one line."""
     t = np.linspace(-reach, reach, points)
     empirical = np.array([np.mean(np.exp(1j * f * y)) for f in t])
     gaussian = np.exp(-(t**2) / 2)
     integrand = np.abs(empirical - gaussian) ** 2 * gaussian
-    return len(y) * sum((integrand[i] + integrand[i + 1]) / 2 * (t[i + 1] - t[i]) for i in range(points - 1))
+    return float(
+        len(y) * sum((integrand[i] + integrand[i + 1]) / 2 * (t[i + 1] - t[i]) for i in range(points - 1))
+    )
 
 
 @pytest.mark.parametrize("tokens", ["class", "patches"])
@@ -128,7 +132,7 @@ def test_characteristic_equals_a_loop(tokens: str) -> None:
 
 def test_characteristic_tells_a_gaussian_from_what_is_none() -> None:
     generator = torch.Generator().manual_seed(0)
-    term = build(CharacteristicConfig()).objectives["term"]
+    term = of_kind(Characteristic, build(CharacteristicConfig()).objectives["term"])
     gaussian = torch.randn(512, 64, generator=generator)
     two_points = torch.randint(2, (512, 64), generator=generator) * 2.0 - 1.0
     assert term.statistic(gaussian) < 1.5

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_config
+from narrowing import of_kind
 from safetensors.torch import load_file, save_file
 
 import glocal
@@ -18,6 +19,7 @@ from glocal.models.vit import VisionTransformer
 from glocal.recipes import configure
 from glocal.training import loop
 from glocal.training.config import RunConfig
+from glocal.views.augment import augment
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 
@@ -69,7 +71,7 @@ def test_training_sees_pixels_of_the_weights_statistics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = loop.augment
+    original = augment
 
     def spy(
         views: Views,
@@ -176,7 +178,7 @@ def test_a_checkpoint_says_itself_what_it_is_or_is_read_through_its_run(tmp_path
         glocal.load(alone)
     torch.save(first, run / "checkpoints" / "step-1.pt")
     assert glocal.load(run / "checkpoints" / "step-1.pt").name == "run-step-1"
-    config = glocal.load(run).backbone.config
+    config = of_kind(VisionTransformer, glocal.load(run).backbone).config
     text = json.dumps({"backbone": config.model_dump(mode="json"), "views": {"g": {"size": [48, 64]}}})
     torch.save(
         first | {"format": 2, "config": text, "mean": [0.1] * 3, "std": [0.2] * 3, "image_size": 56}, alone

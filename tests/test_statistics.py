@@ -23,7 +23,7 @@ from glocal.extraction.work import Work
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+    return np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
 
 
 @given(rows=st.integers(2, 30), dim=st.integers(1, 30), seed=st.integers(0, 2**20))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from narrowing import of_kind
 from safetensors.torch import load_file
 
 import glocal
@@ -53,7 +55,7 @@ def test_an_exported_folder_is_a_timm_model(tmp_path: Path) -> None:
     torch.testing.assert_close(ours.patches, tokens[:, 1:], atol=1e-5, rtol=1e-5)
 
 
-def as_timm_reads_it(folder: Path):
+def as_timm_reads_it(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text())
     model = timm.create_model(config["architecture"], pretrained=False, num_classes=0, **config["model_args"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -84,7 +86,7 @@ def test_other_models_give_their_own_grid_of_patches(name: str, kind: str) -> No
     pixels = torch.randn(2, 3, 4 * side, 5 * side)
     features = encoder.features(pixels)
     with torch.no_grad():
-        expected = encoder.backbone.model.forward_features(pixels)
+        expected = of_kind(TimmBackbone, encoder.backbone).model.forward_features(pixels)
     if expected.ndim == 4:
         expected = (expected if kind == "SwinTransformer" else expected.movedim(1, -1)).flatten(1, 2)
     torch.testing.assert_close(features.patches, expected[:, -20:], atol=1e-5, rtol=1e-5)
@@ -95,10 +97,12 @@ def test_other_models_give_their_own_grid_of_patches(name: str, kind: str) -> No
 def test_a_model_that_is_no_vit_trains_and_leaves_as_it_came(name: str, tmp_path: Path) -> None:
     overrides = [*QUICK, "views.global.size=64", "views.local.size=32", "views.local.count=1"]
     overrides += ["views.global.keep_patches=1", "views.local.keep_patches=1"]
-    start = {"preset": "small", "init": f"timm-untrained:{name}", "overrides": overrides}
-    run = loop.pretrain(configure("pw-self", data="digits", out=str(tmp_path / "run"), **start))
+    out, init = str(tmp_path / "run"), f"timm-untrained:{name}"
+    run = loop.pretrain(
+        configure("pw-self", data="digits", out=out, preset="small", init=init, overrides=overrides)
+    )
     encoder, again = glocal.load(run), glocal.load(run / "checkpoints" / "last.pt")
-    assert encoder.backbone.config.timm == name
+    assert of_kind(TimmBackbone, encoder.backbone).config.timm == name
     pixels = torch.randn(1, 3, 64, 96)
     model = as_timm_reads_it(run / "export")
     with torch.no_grad():
@@ -122,7 +126,9 @@ def test_a_timm_folder_goes_in_with_its_statistics_and_out_again(tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(about))
     encoder, pixels = glocal.load(folder), torch.randn(1, 3, 64, 64)
     assert (encoder.mean, encoder.std) == ((0.5,) * 3, (0.25,) * 3)
-    export_backbone(encoder.backbone, tmp_path / "out", mean=encoder.mean, std=encoder.std)
+    export_backbone(
+        of_kind(TimmBackbone, encoder.backbone), tmp_path / "out", mean=encoder.mean, std=encoder.std
+    )
     again = as_timm_reads_it(tmp_path / "out")
     with torch.no_grad():
         torch.testing.assert_close(again.forward_features(pixels), model.forward_features(pixels))
@@ -133,6 +139,8 @@ def test_models_that_can_not_be_trained_say_why(tmp_path: Path) -> None:
         configure("dino", data="digits", out="x", preset="small", init="timm-untrained:resnet18")
     with pytest.raises(ModelError, match="timm can't make 'nothing'"):
         glocal.load("timm-untrained:nothing")
-    backbone = build_backbone(glocal.load("timm-untrained:convnext_atto").backbone.config)
+    backbone = build_backbone(
+        of_kind(TimmBackbone, glocal.load("timm-untrained:convnext_atto").backbone).config
+    )
     with pytest.raises(ModelError, match="sees whole images only"):
         backbone(torch.zeros(1, 3, 64, 64), kept=torch.zeros(1, 2, dtype=torch.long))

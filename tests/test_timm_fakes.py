@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from narrowing import of_kind
 from torch import nn
 
 import glocal
 from glocal.errors import ConfigError, ModelError
 from glocal.models.export import export_backbone
+from glocal.models.timm_backbone import TimmBackbone
 from glocal.recipes import configure
 from glocal.training import loop
 
@@ -46,19 +49,18 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, data = ModuleType("timm"), ModuleType("timm.data")
     torch.manual_seed(0)
 
-    def create_model(name: str, pretrained: bool, num_classes: int, **arguments):
+    def create_model(name: str, pretrained: bool, num_classes: int, **arguments: Any) -> FakeConvNet:
         if name == "batchnorm":
             model = FakeConvNet(**arguments)
-            model.norm = nn.BatchNorm2d(24)
+            setattr(model, "norm", nn.BatchNorm2d(24))  # noqa: B010
             return model
         if name != "fake":
             raise RuntimeError(f"Unknown model ({name})")
         return FakeConvNet(**arguments)
 
-    fake.create_model, fake.data = create_model, data
-    data.resolve_model_data_config = lambda model: {
-        "input_size": (3, 36, 36), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)
-    }  # fmt: skip
+    about = {"input_size": (3, 36, 36), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    vars(fake).update(create_model=create_model, data=data)
+    vars(data).update(resolve_model_data_config=lambda model: about)
     monkeypatch.setitem(sys.modules, "timm", fake)
     monkeypatch.setitem(sys.modules, "timm.data", data)
 
@@ -70,7 +72,8 @@ def test_a_map_becomes_patches_and_their_mean(timm: None) -> None:
     pixels = torch.randn(2, 3, 24, 16)
     features = encoder.features(pixels)
     with torch.no_grad():
-        expected = encoder.backbone.model.norm(encoder.backbone.model.stages(pixels))
+        inner = of_kind(FakeConvNet, encoder.backbone.model)
+        expected = inner.norm(inner.stages(pixels))
     assert features.grid == (3, 2)
     torch.testing.assert_close(features.patches[:, 3], expected[:, :, 1, 1])
     torch.testing.assert_close(features.cls, expected.mean(dim=(2, 3)))
@@ -100,7 +103,7 @@ def test_it_trains_and_comes_back_from_export_and_checkpoint(timm: None, tmp_pat
 def test_layer_decay_goes_by_stages(timm: None) -> None:
     from glocal.models.depth_groups import depth_of
 
-    backbone = glocal.load("timm-untrained:fake").backbone
+    backbone = of_kind(TimmBackbone, glocal.load("timm-untrained:fake").backbone)
     depths = {name: depth_of(name, len(backbone.blocks)) for name, _ in backbone.named_parameters()}
     assert depths["model.stages.0.weight"] == 1 and depths["model.stages.1.bias"] == 2
     assert depths["model.norm.weight"] == 3
@@ -109,14 +112,20 @@ def test_layer_decay_goes_by_stages(timm: None) -> None:
 def test_what_can_not_be_is_said_in_a_sentence(timm: None, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="timm can't make 'other'"):
         glocal.load("timm-untrained:other")
-    start = {"data": "digits", "out": "x", "preset": "cifar"}
     with pytest.raises(ModelError, match="keeps running statistics"):
-        configure("dino", **start, init="timm-untrained:batchnorm")
+        configure("dino", data="digits", out="x", preset="cifar", init="timm-untrained:batchnorm")
     with pytest.raises(
         ConfigError, match=r"timm's fake sees whole images only; set views\.global\.keep_patches=1"
     ):
-        configure("dino", **start, init="timm-untrained:fake", overrides=["views.global.keep_patches=0.5"])
-    folder = export_backbone(glocal.load("timm-untrained:fake").backbone, tmp_path)
+        configure(
+            "dino",
+            data="digits",
+            out="x",
+            preset="cifar",
+            init="timm-untrained:fake",
+            overrides=["views.global.keep_patches=0.5"],
+        )
+    folder = export_backbone(of_kind(TimmBackbone, glocal.load("timm-untrained:fake").backbone), tmp_path)
     (folder / "config.json").write_text('{"architecture": "fake", "model_args": {"width": 9}}')
     with pytest.raises(ModelError, match="size mismatch"):
         glocal.load(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import GROUPS, SMALL_HEAD, make_views, small_config
+from narrowing import of_kind, present
 from pydantic import ValidationError
 
 from glocal.errors import ConfigError
@@ -19,6 +20,7 @@ from glocal.objectives import (
     SelfPatchConfig,
 )
 from glocal.objectives.base import Branch
+from glocal.objectives.over_prototypes.self_patch import SelfPatch
 from glocal.objectives.patch_pairs import gather_patches, match_view_groups
 from glocal.schedules import Progress
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
@@ -27,7 +29,7 @@ from glocal.views.keeping import kept_patches
 
 GROUP = ViewGroup(count=2, size=32, area=(0.4, 1.0), keep_patches=0.5)
 PROGRESS = Progress(step=50, total_steps=100, steps_per_epoch=10)
-BACKBONES = {
+BACKBONES: dict[str, dict[str, object]] = {
     "table": {},
     "registers": {"registers": 2},
     "rope": {"position": "rope"},
@@ -45,16 +47,16 @@ def dropping(share: float = 0.5, of: str = "student") -> dict[str, ViewGroup]:
 
 def test_kept_patches_are_a_function_of_the_image_alone() -> None:
     seed = torch.randint(2**62, (20,))
-    kept = kept_patches(seed, 0, GROUP, 16)
+    kept = present(kept_patches(seed, 0, GROUP, 16))
     assert kept.shape == (40, 8) and kept.min() == 0 and kept.max() == 15
     assert (kept.diff(dim=1) > 0).all()
-    assert torch.equal(kept_patches(seed[5:7], 0, GROUP, 16), kept[10:14])
+    assert torch.equal(present(kept_patches(seed[5:7], 0, GROUP, 16)), kept[10:14])
     assert len(kept.unique(dim=0)) > 35
-    assert not torch.equal(kept, kept_patches(seed, 1, GROUP, 16))
+    assert not torch.equal(kept, present(kept_patches(seed, 1, GROUP, 16)))
 
 
 def test_every_patch_is_kept_equally_often() -> None:
-    counts = kept_patches(torch.arange(4000), 0, GROUP, 16).flatten().bincount(minlength=16)
+    counts = present(kept_patches(torch.arange(4000), 0, GROUP, 16)).flatten().bincount(minlength=16)
     assert (counts / 8000 - 0.5).abs().max() < 0.03
 
 
@@ -70,7 +72,9 @@ def test_a_share_of_a_group_that_nobody_sees_so_is_refused() -> None:
 def test_dropping_equals_masking_by_hand(name: str) -> None:
     """One image at a time, through the blocks, on the tokens that `_embed` gives."""
     torch.manual_seed(0)
-    config = BackboneConfig(size="micro", patch_size=8, image_size=32, **BACKBONES[name])
+    config = BackboneConfig.model_validate(
+        {"size": "micro", "patch_size": 8, "image_size": 32, **BACKBONES[name]}
+    )
     model = VisionTransformer(config).eval()
     pixels, kept = (
         torch.randn(3, 3, 32, 40),
@@ -100,7 +104,9 @@ def test_matching_equals_matching_everything_and_dropping_pairs(of: str, bilinea
     model = build_distillation(small_config(views=groups))
     plain = build_distillation(small_config())
 
-    def pairs(network: SelfDistillation, groups: dict[str, ViewGroup]) -> dict[tuple[str, ...], float]:
+    def pairs(
+        network: SelfDistillation, groups: dict[str, ViewGroup]
+    ) -> dict[tuple[str, int, int, str, int, int], float]:
         """Weight by (group, view of the batch, patch of the grid) of the teacher, then of the student."""
         student = network.student.features(views, groups, "student")
         teacher = network.teacher.features(views, groups, "teacher")
@@ -125,7 +131,9 @@ def test_matching_equals_matching_everything_and_dropping_pairs(of: str, bilinea
     seen = {
         (name, view): set(row.tolist())
         for number, (name, group) in enumerate(groups.items())
-        for view, row in enumerate(kept_patches(views.seed, number, group, (group.size // 8) ** 2))
+        for view, row in enumerate(
+            present(kept_patches(views.seed, number, group, (group.height_width[0] // 8) ** 2))
+        )
     }
     expected = {
         (name_t, view_t, patch_t, name_s, view_s, patch_s): weight
@@ -179,11 +187,12 @@ def test_a_student_patch_learns_from_the_neighbours_of_its_own_position() -> Non
     views = make_views(3)
     teacher = model.teacher.features(views, groups, "teacher")
     student = model.student.features(views, groups, "student")
-    objective = model.terms()["term"]
+    objective = of_kind(SelfPatch, model.terms()["term"])
     branch = Branch(model.teacher.backbone, model.teacher.heads["term"], teacher)
     whole = objective._choose("global", branch, views).positives.patch
-    chosen = objective._choose("global", branch, views, student["global"].kept).positives.patch
-    patch = student["global"].kept.flatten(0, 1)
+    kept = present(student["global"].kept)
+    chosen = objective._choose("global", branch, views, kept).positives.patch
+    patch = kept.flatten(0, 1)
     assert torch.equal(chosen[:, 0], whole[torch.arange(6), patch[:, 0]])
 
 

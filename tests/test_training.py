@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny_runs import FAST, config_for, noisy_pictures, records, stop_after, weights
 
+from glocal.atomic_files import write_atomically
 from glocal.errors import ConfigError, TrainingError
 from glocal.recipes import configure, continue_run
 from glocal.schedules import Progress
@@ -145,13 +146,13 @@ def test_resume_keeps_what_decides_results(folder: Path, tmp_path: Path) -> None
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
-    run_folder.write_atomically(path, lambda f: f.write(b"old"))
+    write_atomically(path, lambda f: f.write(b"old"))
 
-    def full(*_) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(TrainingError, match="No space left"):
-        run_folder.write_atomically(path, full)
+        write_atomically(path, full)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 

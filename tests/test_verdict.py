@@ -195,7 +195,9 @@ def examined(*scores: float) -> list[dict[str, float]]:
         ([], "unknown", "nothing can be said"),
     ],
 )
-def test_runs_are_told_in_one_sentence(records, status: str, words: str) -> None:
+def test_runs_are_told_in_one_sentence(
+    records: list[dict[str, float | None]], status: str, words: str
+) -> None:
     found = diagnose(records, 30)
     assert found.status == status and words in found.sentence
 

@@ -151,7 +151,7 @@ def test_a_group_of_one_network_holds_one_picture() -> None:
         done = augment(views, groups, 16).groups["g"]
         both = augment(views, {"g": _group(photometric=(pipeline,))}, 16).groups["g"]
         assert done.teacher_pixels is None
-        _close(done.pixels, both.teacher_pixels if seen_by == "teacher" else both.pixels)
+        _close(done.pixels, both.for_teacher if seen_by == "teacher" else both.pixels)
 
 
 def test_results_do_not_depend_on_the_batch() -> None:

@@ -14,7 +14,7 @@ from test_loader import GROUPS, Pictures, _assert_equal
 from glocal.errors import UnreadableImageError
 from glocal.views.decoded import PAGE, DecodedImages
 from glocal.views.groups import ViewGroup
-from glocal.views.loader import ViewDataset, make_loader
+from glocal.views.loader import LoadedBatch, ViewDataset, make_loader
 from glocal.views.sampling import EpochSampler
 
 
@@ -34,7 +34,7 @@ class Counted(Pictures):
         return sorted(int(line) for line in self.log.read_text().split())
 
 
-def _epochs(source: Pictures, workers: int, keep_bytes: int) -> list:
+def _epochs(source: Pictures, workers: int, keep_bytes: int) -> list[LoadedBatch]:
     return list(
         make_loader(
             source,  # type: ignore[arg-type]

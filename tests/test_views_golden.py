@@ -38,7 +38,7 @@ class Mosaics:
 
 
 def _pair(*pipelines: presets.Pipeline, **options: object) -> ViewGroup:
-    return ViewGroup(count=2, size=48, area=(0.3, 1.0), photometric=pipelines, **options)  # type: ignore[arg-type]
+    return ViewGroup(count=2, size=48, area=(0.3, 1.0), photometric=pipelines, **options)
 
 
 DINO = (presets.dino_global_1(), presets.dino_global_2())

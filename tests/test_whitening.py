@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
+from narrowing import of_kind, present
 from PIL import Image
 
 from glocal.data import open_source
 from glocal.models.backbone import BackboneConfig
 from glocal.models.initialisation import whiten
+from glocal.models.vit import PatchEmbed
 from glocal.recipes import configure
 from glocal.training.loop import pretrain
 from glocal.training.network import build_distillation
@@ -28,7 +30,7 @@ def whitened(patches: np.ndarray, width: int) -> tuple[np.ndarray, torch.nn.Conv
         projection, torch.from_numpy(patches.mean(0)), torch.from_numpy(covariance), torch.Generator().manual_seed(0)
     )  # fmt: skip
     weight = projection.weight.detach().flatten(1).double().numpy()
-    return patches @ weight.T + projection.bias.detach().double().numpy(), projection
+    return patches @ weight.T + present(projection.bias).detach().double().numpy(), projection
 
 
 @pytest.mark.parametrize("width", [12, 30, 5])
@@ -62,7 +64,7 @@ def test_moments_are_those_of_the_normalised_images() -> None:
     )
     source = open_source("digits")
     model = build_distillation(config)
-    moments = patch_moments(source, config, model.student.backbone.patch_embed)
+    moments = patch_moments(source, config, of_kind(PatchEmbed, model.student.backbone.patch_embed))
     images = np.stack([np.asarray(source.read(i)) for i in range(len(source))]).astype(np.float64) / 255
     images = (images - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     cut = images.reshape(-1, 2, 4, 2, 4, 3).transpose(0, 1, 3, 5, 2, 4).reshape(-1, 48)
@@ -75,13 +77,15 @@ def test_both_networks_start_whitened_and_equal_in_every_process() -> None:
     config = small_config()
     source = open_source("digits")
     models = [build_distillation(config) for _ in range(2)]
-    drawn = models[0].student.backbone.patch_embed.proj.weight.detach().clone()
+    drawn = models[0].student.backbone.get_parameter("patch_embed.proj.weight").detach().clone()
     for model in models:
         torch.manual_seed(len(str(model)))
         start_whitened(model, source, config)
     first, second = (model.student.backbone.state_dict() for model in models)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert torch.equal(models[0].teacher.backbone.patch_embed.proj.weight, first["patch_embed.proj.weight"])
+    assert torch.equal(
+        models[0].teacher.backbone.get_parameter("patch_embed.proj.weight"), first["patch_embed.proj.weight"]
+    )
     assert first["patch_embed.proj.weight"].shape == drawn.shape
     assert not torch.equal(drawn, first["patch_embed.proj.weight"])
 
@@ -92,7 +96,7 @@ def test_fewer_patches_than_pixels_still_whiten(tmp_path: Path) -> None:
     config = small_config(data=str(tmp_path))
     model = build_distillation(config)
     start_whitened(model, open_source(str(tmp_path)), config)
-    assert bool(model.student.backbone.patch_embed.proj.weight.isfinite().all())
+    assert bool(model.student.backbone.get_parameter("patch_embed.proj.weight").isfinite().all())
 
 
 def test_a_run_starts_whitened(tmp_path: Path) -> None:
@@ -109,5 +113,5 @@ def test_a_run_starts_whitened(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)["teacher"]
     model = build_distillation(config)
     start_whitened(model, open_source("digits"), config)
-    expected = model.student.backbone.patch_embed.proj.weight
+    expected = model.student.backbone.get_parameter("patch_embed.proj.weight")
     torch.testing.assert_close(state["backbone.patch_embed.proj.weight"], expected.detach())

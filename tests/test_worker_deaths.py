@@ -18,7 +18,7 @@ from glocal.data.folder import FileSource
 from glocal.data.source import ImageSource
 from glocal.errors import TrainingError, UnreadableImageError
 from glocal.training.loop import pretrain
-from glocal.views.loader import make_loader
+from glocal.views.loader import LoadedBatch, make_loader
 from glocal.views.worker_deaths import MOST_IN_A_ROW, DeathRegister
 
 
@@ -49,13 +49,13 @@ class Deadly(ImageSource):
         return "0" * 16
 
 
-def batches(source: ImageSource, workers: int) -> list:
+def batches(source: ImageSource, workers: int) -> list[LoadedBatch]:
     return list(
         make_loader(source, GROUPS, batch_size=4, seed=3, workers=workers, total_steps=5, keep_bytes=0)
     )
 
 
-def same(a: list, b: list) -> bool:
+def same(a: list[LoadedBatch], b: list[LoadedBatch]) -> bool:
     pixels = [[batch.views.groups[name].pixels for batch in run for name in GROUPS] for run in (a, b)]
     return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(*pixels, strict=True))
 
@@ -94,7 +94,7 @@ def test_a_run_goes_on_when_its_workers_are_killed(
     expected = weights(pretrain(config_for(folder, tmp_path / "whole", "training.steps=9")))
     original, count = FileSource.read, {"images": 0}
 
-    def read(self, index, at_least=None):
+    def read(self: FileSource, index: int, at_least: int | None = None) -> Image.Image:
         count["images"] += 1
         if os.getpid() != main and count["images"] >= 30 and not (tmp_path / "died").exists():
             (tmp_path / "died").touch()

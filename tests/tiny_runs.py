@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,15 +43,17 @@ def config_for(folder: Path, out: Path, *more: str, recipe: str = "pw-self") -> 
     return configure(recipe, data=str(folder), out=str(out), preset="small", overrides=[*FAST, *more])
 
 
-def checkpoint(out: Path, name: str = "last.pt") -> dict:
-    return torch.load(out / "checkpoints" / name, weights_only=True)
+def checkpoint(out: Path, name: str = "last.pt") -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(out / "checkpoints" / name, weights_only=True)
+    return state
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return checkpoint(out)["teacher"]
+    teacher: dict[str, torch.Tensor] = checkpoint(out)["teacher"]
+    return teacher
 
 
-def records(out: Path) -> list[dict]:
+def records(out: Path) -> list[dict[str, Any]]:
     return read_records(out / "metrics.jsonl")
 
 
@@ -59,16 +62,18 @@ def stop_after(steps: int | None, number: int = signal.SIGTERM) -> None:
     original = stop_after.__dict__.setdefault("original", Records.note_unreadable)
     count = {"steps": 0}
 
-    def counted(*arguments):
+    def counted(kept: Records, unreadable: list[tuple[str, str]]) -> None:
         count["steps"] += 1
         if count["steps"] == steps:
             os.kill(os.getpid(), number)
-        return original(*arguments)
+        original(kept, unreadable)
 
-    Records.note_unreadable = original if steps is None else counted
+    setattr(Records, "note_unreadable", original if steps is None else counted)  # noqa: B010
 
 
-def start_elsewhere(config: RunConfig, plan: Path, *, command: tuple[str, ...] = (), **environment: str):
+def start_elsewhere(
+    config: RunConfig, plan: Path, *, command: tuple[str, ...] = (), **environment: str
+) -> subprocess.Popen[bytes]:
     """The run in a process (group) of its own, by `command` (torchrun) if one is given."""
     plan.mkdir(exist_ok=True)
     (plan / "config.yaml").write_text(to_yaml(config))
@@ -86,11 +91,14 @@ def start_elsewhere(config: RunConfig, plan: Path, *, command: tuple[str, ...] =
     )
 
 
-def wait_for_records(process: subprocess.Popen, out: Path, count: int = 1, seconds: float = 90) -> None:
+def wait_for_records(
+    process: subprocess.Popen[bytes], out: Path, count: int = 1, seconds: float = 90
+) -> None:
     """Until so many records are there."""
     for _ in range(int(seconds * 10)):
         if (out / "metrics.jsonl").exists() and len(records(out)) >= count:
             return
+        assert process.stderr is not None
         assert process.poll() is None, process.stderr.read().decode()[-3000:]
         time.sleep(0.1)
     raise AssertionError(f"{count} records were not written")

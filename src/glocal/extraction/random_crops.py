@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -25,10 +25,16 @@ class Crop(NamedTuple):
     mirrored: bool
 
 
+Shares = Float[np.ndarray, "*draws"] | np.floating[Any]
+"""One for every draw; of a single draw numpy makes a scalar."""
+
+
 def crop_sides(
-    uniform: Float[np.ndarray, "*draws 2"], area: Range, aspect: Range
-) -> tuple[Float[np.ndarray, "*draws"], Float[np.ndarray, "*draws"]]:
+    uniform: Float[np.ndarray, "*draws numbers"], area: Range, aspect: Range
+) -> tuple[Shares, Shares]:
     """(height, width) of random crops as shares of the sides: area uniform, aspect log-uniform, not yet cut to the image.
+
+    The first two of the numbers of a draw are used.
 
     >>> crop_sides(np.array([1.0, 0.5]), (0.3, 1.0), (0.5, 2.0))
     (np.float64(1.0), np.float64(1.0))

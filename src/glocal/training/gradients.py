@@ -45,7 +45,7 @@ def backward(model: SelfDistillation, step: StepInput, micro_batches: int = 1) -
             passes.append(model.student_features(views, step.progress))
     leaves = {name: _leaf(features) for name, features in _joined(passes).items()}
     loss, scalars = model.loss(leaves, teacher, step, frozen)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if micro_batches == 1:
         _pull(passes[0], leaves, slice(None))
     else:

@@ -11,13 +11,14 @@ import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from glocal.errors import ConfigError
 
 RecorderName = Literal["tensorboard", "wandb", "mlflow"]
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Takes figures of a step, and is closed once."""
 

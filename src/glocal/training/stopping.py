@@ -45,7 +45,7 @@ class StopFlag:
             return
         host = torch.empty((), pin_memory=True)
         host.copy_(flag, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record()
         self._posted.append((host, event))
 

@@ -38,7 +38,7 @@ class Stopwatch:
 
 def peak_memory_gib() -> float:
     """Peak memory of the device, or of this process on a CPU, in GiB."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status")
     if status.exists():

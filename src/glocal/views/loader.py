@@ -240,7 +240,7 @@ def _empty_bytes(*shape: int) -> Tensor:
     """An uint8 tensor to fill; in a worker, memory that the main process reads without a copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(math.prod(shape))
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

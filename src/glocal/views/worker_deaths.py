@@ -22,7 +22,7 @@ class ReadingNow:
     """Which image each worker is at, in memory that outlives the worker. Costs a store before and after each decoding."""
 
     def __init__(self, workers: int) -> None:
-        self._position = torch.full((max(1, workers),), _NOTHING).share_memory_()  # type: ignore[no-untyped-call]
+        self._position = torch.full((max(1, workers),), _NOTHING).share_memory_()
 
     @contextlib.contextmanager
     def at(self, position: int) -> Iterator[None]:

@@ -144,7 +144,7 @@ class _Linear(DenseConfig):
                     logits = F.interpolate(logits, size=masks.shape[1:], mode="bilinear", align_corners=False)
                 loss = F.cross_entropy(logits, masks.long(), ignore_index=IGNORED)
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
                 advance(1)
         head.eval()

@@ -122,7 +122,7 @@ class MatchedContrast(Objective):
         patch = torch.full((slots,), -1).index_copy(0, slot, token + rank() * slots)
         token, slot, patch = (x.to(device, non_blocking=True) for x in (token, slot, patch))
         vectors = projected.new_zeros(slots, projected.shape[1]).index_copy(0, slot, projected[token])
-        return _Side(vectors.unflatten(0, (batch, -1)), patch.unflatten(0, (batch, -1)))  # type: ignore[no-untyped-call]
+        return _Side(vectors.unflatten(0, (batch, -1)), patch.unflatten(0, (batch, -1)))
 
     def _contrast(
         self, anchors: _Side, keys: _Side, temperature: float
