@@ -76,7 +76,7 @@ def begin_again(run: Run) -> None:
     run.model.teacher.load_state_dict(fresh.teacher.state_dict())
     run.model.objectives.load_state_dict(fresh.objectives.state_dict())
     run.optimiser.state.clear()
-    run.done = 0
+    run.done, run.sums = 0, {}
     _seed(run)
 
 

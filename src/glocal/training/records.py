@@ -47,7 +47,6 @@ class Records:
         self.verdict = RunVerdict(run.config, run.source, run.folder, run.steps) if examined else None
         # Settled here: a run by the clock plans its steps anew before each, and a moving period would skip probes.
         self.probe_every = run.config.probe.every or max(1, run.steps // 10)
-        self.sums: dict[str, Tensor] = {}
         self.began, self.began_at = time.perf_counter(), run.done
 
     def __enter__(self) -> Records:
@@ -67,7 +66,8 @@ class Records:
         """Take in one step's losses, those of bad steps left out, without waiting for them."""
         losses = {n: v for n, v in scalars.items() if n in self.run.config.objectives or n == "loss"}
         for name, value in {**losses, _COUNT: torch.ones_like(bad)}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + torch.where(bad > 0, torch.zeros_like(value), value)
+            good = torch.where(bad > 0, torch.zeros_like(value), value)
+            self.run.sums[name] = self.run.sums.get(name, torch.zeros_like(good)) + good
         self.watch.images += self.run.config.training.batch_size
         self.display.advance(step, self.run.steps)
 
@@ -95,7 +95,7 @@ class Records:
 
     def go_back(self, step: int) -> None:
         """The run was put back to this step: drop what was recorded behind it, and say so."""
-        self.sums, self.began, self.began_at = {}, time.perf_counter(), step
+        self.began, self.began_at = time.perf_counter(), step
         self.examined = {looked for looked in self.examined if looked <= step}
         self.probed = {looked for looked in self.probed if looked <= step}
         self.log.cut_after(step)
@@ -180,11 +180,11 @@ class Records:
         """Bring a record's figures to the host, as means over the processes; start the next record's means."""
         cls = scalars.pop("teacher_cls", None)
         names = list(scalars)
-        count = self.sums.pop(_COUNT)
-        scalars = scalars | {name: total / count for name, total in self.sums.items()}
+        count = self.run.sums.pop(_COUNT)
+        scalars = scalars | {name: total / count for name, total in self.run.sums.items()}
         values = torch.stack([scalars[n].to(scalars["loss"].device).float().reshape(()) for n in names])
         figures = dict(zip(names, (all_reduce_sum(values) / world_size()).tolist(), strict=True))
-        self.sums = {}
+        self.run.sums = {}
         if cls is not None and bool(cls.isfinite().all()):
             figures["effective_rank"] = float(effective_rank(cls))
         return figures

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from glocal.data import ImageSource
 from glocal.schedules import Progress
@@ -21,7 +22,8 @@ from glocal.training.run_folder import RunFolder
 class Run:
     """A run between two steps: `done` steps are done of `steps`, after `retreats` to a checkpoint at half the rate.
 
-    `notes` are sentences for whoever starts it; `unreadable` the images that could not be decoded, with the reason.
+    `notes` are sentences for whoever starts it; `unreadable` the images that could not be decoded, with the reason; `sums`
+    the losses since the last record, added up on the device: a checkpoint may lie between two records.
     """
 
     config: RunConfig
@@ -41,6 +43,7 @@ class Run:
     retreats: int = 0
     notes: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def first(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from glocal.atomic_files import link_or_copy, write_atomically
-from glocal.distributed import gather_objects, rank, world_size
+from glocal.distributed import average_, gather_objects, rank, world_size
 from glocal.errors import GlocalError, TrainingError
 from glocal.outside import reading
 from glocal.training.checkpoint import FORMAT, refuse_another_backbone, restore
@@ -26,9 +26,11 @@ def save(run: Run, step: int) -> None:
     Every process calls it; the first writes.
     """
     generators = gather_objects(generator_state(run.fabric.device))
+    sums = {name: total.clone() for name, total in run.sums.items()}
+    average_([*sums.values()])
     if not run.first:
         return
-    folder, state = run.folder, _state(run, step) | {"generators": generators}
+    folder, state = run.folder, _state(run, step) | {"generators": generators, "sums": sums}
     write_atomically(folder.last, lambda file: torch.save(state, file), keep=folder.previous)
     every = run.config.training.keep_every
     if every is not None and step % every == 0:
@@ -64,6 +66,7 @@ def continue_from(run: Run, state: dict[str, Any], path: Path) -> None:
         run.guard.load_state_dict(state["guard"])
         if len(state["generators"]) == world_size():
             restore_generators(state["generators"][rank()], run.fabric.device)
+        run.sums = {name: total.to(run.fabric.device) for name, total in state.get("sums", {}).items()}
     run.done, run.steps, run.steps_per_epoch = state["step"], state["steps"], state["steps_per_epoch"]
     run.retreats = state["retreats"]
 
