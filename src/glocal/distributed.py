@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,6 +13,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 _MESSAGE = 2**24
+ItemT = TypeVar("ItemT")
+ValueT = TypeVar("ValueT")
 
 
 def world_size() -> int:
@@ -59,6 +63,45 @@ def all_gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows *
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[bool]:
+    """Meet the other processes that torchrun started, until the end; False where this one is alone.
+
+    Messages go through CPUs (gloo): for work that exchanges results, not gradients.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield world_size() > 1
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield True
+    finally:
+        dist.destroy_process_group()
+
+
+def in_turns(
+    shares: Callable[[Sequence[ItemT]], Iterator[ValueT]], items: Iterable[ItemT]
+) -> Iterator[ValueT]:
+    """Divide items among processes and give every process the values of all, a round at a time.
+
+    `shares` computes the values of some items, in order. Items that any process names are computed. An error in one
+    process is raised in all, which would else wait for it.
+    """
+    every = sorted(set().union(*gather_objects(list(items))))
+    mine = shares(every[rank() :: world_size()])
+    for _ in range(0, len(every), world_size()):
+        value: ValueT | Exception | None
+        try:
+            value = next(mine, None)
+        except Exception as error:
+            value = error
+        for given in gather_objects(value):
+            if isinstance(given, Exception):
+                raise given
+            if given is not None:
+                yield given
 
 
 def gather_objects(value: Any) -> list[Any]:

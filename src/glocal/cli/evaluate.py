@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -54,24 +55,34 @@ class EvaluateSettings(Config):
 
 def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
     """Load the model, open the data, run one protocol or all that the data allows, print and record the result."""
+    console = screen()
+    if help or protocol is None:
+        _print_help(console, protocol)
+        return
+    from glocal.distributed import joined, rank
+
+    own, overrides = split_words(EvaluateSettings, words)
+    with joined() as together:
+        console.quiet = console.quiet or rank() > 0
+        _evaluate(console, protocol, own, overrides, together)
+
+
+def _evaluate(
+    console: Console, protocol: str, own: EvaluateSettings, overrides: list[str], together: bool
+) -> None:
     from glocal.evaluation.base import protocol_class
     from glocal.evaluation.beside import measure_beside
     from glocal.extraction.work import Work
     from glocal.models.loading import load_on
 
-    console = screen()
-    if help or protocol is None:
-        _print_help(console, protocol)
-        return
-    own, overrides = split_words(EvaluateSettings, words)
     if protocol != "all":
         protocol_class(protocol)  # an unknown name fails before the model is loaded
     out = new_folder(own.out, "out") if own.out is not None else None
     data = _data(own)
-    encoder = load_on(own.model, own.device, own.precision)
+    encoder = load_on(own.model, _device(own.device, together), own.precision)
     if encoder.report is not None:
         say(console, encoder.report.summary())
-    work = Work(cache=out / "features" if out is not None else None, workers=own.workers)
+    work = Work(cache=out / "features" if out is not None else None, workers=own.workers, together=together)
     quick = protocol == "all" if own.quick is None else own.quick
     asked = [(encoder, overrides)]
     if own.baselines:
@@ -89,6 +100,15 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
             console.print(rows)
     if out is not None:
         say(console, f"results in {out / 'results.json'}")
+
+
+def _device(asked: str, together: bool) -> str:
+    """Of several processes each takes the GPU of its number."""
+    import torch
+
+    local = os.environ.get("LOCAL_RANK")
+    mine = asked == "auto" and together and local is not None and torch.cuda.is_available()
+    return f"cuda:{local}" if mine else asked
 
 
 def _reason(console: Console, skip: Skip) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glocal.config import apply_overrides
+from glocal.distributed import gather_objects, rank
 from glocal.errors import ConfigError, GlocalError, nearest_name
 from glocal.evaluation.base import (
     PROTOCOLS,
@@ -58,7 +59,8 @@ def evaluate_all(
     model = {"name": encoder.name, "fingerprint": encoder.fingerprint()}
     with tempfile.TemporaryDirectory(prefix="glocal-features-") as temporary:
         work = work or Work()
-        work = work if work.cache is not None else replace(work, cache=Path(temporary))
+        first = gather_objects(temporary)[0] if work.together else temporary
+        work = work if work.cache is not None else replace(work, cache=Path(first))
         for name, config in configured.items():
             reason, failed = config.only_by_name, False
             if reason is None:
@@ -72,9 +74,11 @@ def evaluate_all(
                     logger.exception("%s failed", name)
                     reason, failed = f"it failed, {type(error).__name__}: {error}", True
             skip = Skip(name, reason, model, name_of(data), failed)
-            if out is not None:
+            if out is not None and (rank() == 0 or not work.together):
                 write_skip(out / "results.json", skip)
             yield skip
+        if work.together:
+            gather_objects(None)  # nobody reads the folder any more
 
 
 def _configure(encoder: Encoder, overrides: Sequence[str], quick: bool) -> dict[str, ProtocolConfig]:

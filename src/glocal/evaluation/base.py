@@ -21,6 +21,7 @@ from glocal.config import Config, apply_overrides
 from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.data.splits import read_spec
+from glocal.distributed import rank
 from glocal.errors import ConfigError, DataError, nearest_name
 from glocal.evaluation.intervals import intervals
 from glocal.evaluation.results import Result, write_result
@@ -176,7 +177,7 @@ def evaluate(
     result.intervals = {name: [i.low, i.high] for name, i in intervals(result.samples).items()}
     if beside is not None:
         beside(config, encoder, data, result, work)
-    if out is not None:
+    if out is not None and (rank() == 0 or not work.together):
         write_result(out / "results.json", result, given=name_of(data))
     return result
 

@@ -6,8 +6,9 @@ format. Each readout (`cls@-1`) has files of its own, so a protocol that needs o
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glocal.data.source import ImageSource
+from glocal.distributed import in_turns, rank
 from glocal.errors import ConfigError, DataError, ModelError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
 from glocal.extraction.feature_matrix import MAPPED_FROM, allocate, kept_type, write_rows
@@ -111,8 +113,9 @@ def extract_embeddings(
         gathered.add(start, _read_shard(folder, start, items))
     missing = [start for start in starts if start not in gathered.counts]
     made = [*items, ALONG] if folder is not None and ("cls", -1) in items and ALONG not in items else items
-    for start, shard in _compute(encoder, source, transform, made, missing, work):
-        if folder is not None:
+    compute = functools.partial(_compute, encoder, source, transform, made, work)
+    for start, shard in in_turns(compute, missing) if work.together else compute(missing):
+        if folder is not None and (rank() == 0 or not work.together):
             _write_shard(folder, start, shard)
         gathered.add(start, shard)
     return gathered.embeddings(asked)
@@ -158,9 +161,9 @@ def _compute(
     source: ImageSource,
     transform: FeatureTransform,
     items: Sequence[_Item],
-    starts: Sequence[int],
     work: Work,
-) -> Iterable[tuple[int, _Shard]]:
+    starts: Sequence[int],
+) -> Iterator[tuple[int, _Shard]]:
     """Extract the shards at `starts` in one stream, yielding each when it is complete."""
     if not starts:
         return
@@ -208,7 +211,7 @@ class _Gathered:
 
     def add(self, start: int, shard: _Shard | None) -> None:
         """Copy a shard to the place it would have if all images were readable."""
-        if shard is None:
+        if shard is None or start in self.counts:
             return
         count = self.counts[start] = len(shard.indices)
         self.bad += shard.bad

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import collections
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from glocal.data.source import ImageSource
+from glocal.distributed import in_turns
 from glocal.extraction.feature_files import key_of, read_features, write_features
 from glocal.extraction.feature_stream import FeatureBatch, Skipped, computed_by, device_of, iterate_features
 from glocal.extraction.work import Work
@@ -83,33 +85,47 @@ def _kept(
     # One file a tile: tiles, and with them the bits, don't depend on what is there already.
     tile, count = transform.tile(encoder), len(source)
     paths = {start: folder / f"{start:09d}.safetensors" for start in range(0, count, tile)}
-    missing = [start for start, path in paths.items() if not path.exists()]
-    order = np.concatenate([np.arange(s, min(s + tile, count)) for s in missing]) if missing else np.arange(0)
-    stream = iterate_features(encoder, source, transform, tile, work.workers, order, (layer,), skipped)
-    absent, device = set(missing), device_of(encoder)
+
+    def compute(starts: Sequence[int], workers: int = work.workers) -> Iterator[PatchBatch]:
+        parts = [np.arange(start, min(start + tile, count)) for start in starts]
+        order = np.concatenate(parts) if parts else np.arange(0)
+        stream = iterate_features(encoder, source, transform, tile, workers, order, (layer,), skipped)
+        for start, part, batch in zip(starts, parts, stream, strict=True):
+            made = _patches_of(batch)
+            if made.patches.nbytes * (count / max(1, len(made.indices))) <= LARGEST_KEPT:
+                _write(paths[start], made, source, part, skipped)
+            yield made
+
+    if work.together:
+        collections.deque(in_turns(lambda starts: (None for _ in compute(starts)), _absent(paths)), maxlen=0)
+    missing = _absent(paths)
+    stream, absent = compute(missing), set(missing)
     for start, path in paths.items():
-        stop = min(start + tile, count)
-        if start not in absent:
-            found = read_features(path)
-            if found is not None:
-                for index, reason in found.bad:
-                    skipped.images[(source.name, index)] = reason
-                rows, columns = found.tensors["grid"].tolist()
-                where = found.tensors["indices"].numpy()
-                yield PatchBatch(where, found.tensors["patches"].to(device), (rows, columns), stop - start)
-                continue
-            # Cut short by a full disk, say: compute this tile alone.
-            part = np.arange(start, stop)
-            batch = next(iterate_features(encoder, source, transform, tile, 0, part, (layer,), skipped))
-        else:
-            batch = next(stream)
-        made = _patches_of(batch)
-        if made.patches.nbytes * (count / max(1, len(made.indices))) <= LARGEST_KEPT:
-            own = {i: text for (name, i), text in skipped.images.items() if name == source.name}
-            bad = [(i, text) for i, text in own.items() if start <= i < stop]
-            tensors = {"patches": made.patches.cpu(), "indices": torch.from_numpy(made.indices)}
-            write_features(path, {**tensors, "grid": torch.tensor(made.grid)}, bad)
-        yield made
+        if start in absent:
+            yield next(stream)
+            continue
+        found = read_features(path)
+        if found is None:  # cut short by a full disk, say: compute this tile alone
+            yield next(compute([start], workers=0))
+            continue
+        for index, reason in found.bad:
+            skipped.images[(source.name, index)] = reason
+        rows, columns = found.tensors["grid"].tolist()
+        where, patches = found.tensors["indices"].numpy(), found.tensors["patches"].to(device_of(encoder))
+        yield PatchBatch(where, patches, (rows, columns), min(start + tile, count) - start)
+
+
+def _absent(paths: Mapping[int, Path]) -> list[int]:
+    return [start for start, path in paths.items() if not path.exists()]
+
+
+def _write(
+    path: Path, made: PatchBatch, source: ImageSource, places: NDArray[np.int64], skipped: Skipped
+) -> None:
+    here = {(source.name, int(place)) for place in places}
+    bad = [(key[1], text) for key, text in skipped.images.items() if key in here]
+    tensors = {"patches": made.patches.cpu(), "indices": torch.from_numpy(made.indices)}
+    write_features(path, {**tensors, "grid": torch.tensor(made.grid)}, bad)
 
 
 def _patches_of(batch: FeatureBatch) -> PatchBatch:

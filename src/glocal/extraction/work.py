@@ -18,3 +18,6 @@ class Work:
     """Images handed from one step of a pipeline to the next. Arithmetic is cut the same way whatever it is."""
     progress: bool = True
     """Show images/s and time left."""
+    together: bool = False
+    """Every process of the group does this work: each computes its share of the features and all get the whole. Patches
+    are shared through `cache`, so that all must see one folder; without it each computes all of them."""
