@@ -26,15 +26,13 @@ from glocal.extraction.feature_stream import Skipped
 from glocal.extraction.image_embeddings import extract_embeddings
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.work import Work
+from glocal.models import preprocessing
 from glocal.models.encoder import Encoder
 from glocal.models.export import export_backbone
 from glocal.models.preprocessing import FeatureTransform
 
 COUNT = 70
 """Not a whole number of shards of 16, nor of rounds of two."""
-
-
-TILES_OF_8 = FeatureTransform(size=256)
 
 
 class Counted:
@@ -55,19 +53,23 @@ def labelled() -> dict[str, ImageSource]:
     }
 
 
+def small_pieces(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(image_embeddings, "SHARD", 16)
+    patch.setattr(preprocessing, "TILE_VALUES", 8 * 16 * 64)  # 8 images a forward pass
+
+
 def measured(folder: Path, together: bool) -> dict[str, object]:
     """Figures and features of this process, and how many images its model saw."""
-    image_embeddings.SHARD = 16
     encoder, other = small_encoder(), small_encoder()
     counted = Counted(encoder)
     work = Work(cache=folder / "features", progress=False, together=together)
-    result = evaluate(KnnConfig(ks=(1, 5), transform=TILES_OF_8), encoder, labelled(), out=folder, work=work)
+    result = evaluate(KnnConfig(ks=(1, 5)), encoder, labelled(), out=folder, work=work)
     without_folder = Work(progress=False, together=together)
-    vectors = extract_embeddings(other, labelled()["train"], TILES_OF_8, work=without_folder).first
+    vectors = extract_embeddings(other, labelled()["train"], work=without_folder).first
     seen = counted.images
     dense, skipped = colour_encoder(), Skipped()
     counted = Counted(dense)
-    batches = list(iterate_patches(dense, blocks(20), FeatureTransform(size=512), -1, work, skipped))
+    batches = list(iterate_patches(dense, blocks(20), FeatureTransform(size=64), -1, work, skipped))
     patches = torch.cat([batch.patches for batch in batches])
     return {"numbers": result.numbers, "notes": result.notes, "vectors": vectors, "patches": patches,
             "seen": (seen, counted.images)}  # fmt: skip
@@ -75,6 +77,7 @@ def measured(folder: Path, together: bool) -> dict[str, object]:
 
 def _work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
+    small_pieces(pytest.MonkeyPatch())
     meeting = f"file://{folder}/meet"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     try:
@@ -89,14 +92,13 @@ def _work(rank: int, folder: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_two_processes_share_the_work_and_have_the_figures_of_one(tmp_path: Path) -> None:
+def test_two_processes_share_the_work_and_have_the_figures_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch)
     torch.multiprocessing.start_processes(_work, (tmp_path,), nprocs=2, start_method="spawn")
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    kept, image_embeddings.SHARD = image_embeddings.SHARD, 16
-    try:
-        alone = measured(tmp_path / "alone", together=False)
-    finally:
-        image_embeddings.SHARD = kept
+    alone = measured(tmp_path / "alone", together=False)
     for one in both:
         assert one["numbers"] == alone["numbers"] and one["notes"] == alone["notes"]
         assert torch.equal(one["vectors"], alone["vectors"]) and torch.equal(one["patches"], alone["patches"])

@@ -217,8 +217,9 @@ class _Gathered:
         self.bad += shard.bad
         if not count:
             return
-        if any(len(shard.vectors[item]) != count for item in self.items):
-            raise ModelError("The model gives no patches, so there is no readout of patches. Ask for cls.")
+        lacking = [item for item in self.items if len(shard.vectors[item]) != count]
+        if lacking:
+            raise ModelError(f"The model gives no patches, so there is no '{lacking[0][0]}'. Ask for cls.")
         given = torch.cat([shard.vectors[item] for item in self.items], dim=1)
         if self._rows is None:
             self._widths = [shard.vectors[item].shape[1] for item in self.items]
