@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from dense_fakes import blocks, colour_encoder
 from evaluation_fakes import coloured, small_encoder
+from torch.multiprocessing.spawn import start_processes
 
 from glocal.data import open_source
 from glocal.data.source import ImageSource
@@ -30,6 +32,7 @@ from glocal.models import preprocessing
 from glocal.models.encoder import Encoder
 from glocal.models.export import export_backbone
 from glocal.models.preprocessing import FeatureTransform
+from glocal.models.vit import VisionTransformer
 
 COUNT = 70
 """Not a whole number of shards of 16, nor of rounds of two."""
@@ -58,7 +61,7 @@ def small_pieces(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(preprocessing, "TILE_VALUES", 8 * 16 * 64)  # 8 images a forward pass
 
 
-def measured(folder: Path, together: bool) -> dict[str, object]:
+def measured(folder: Path, together: bool) -> dict[str, Any]:
     """Figures and features of this process, and how many images its model saw."""
     encoder, other = small_encoder(), small_encoder()
     counted = Counted(encoder)
@@ -96,7 +99,7 @@ def test_two_processes_share_the_work_and_have_the_figures_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_pieces(monkeypatch)
-    torch.multiprocessing.start_processes(_work, (tmp_path,), nprocs=2, start_method="spawn")
+    start_processes(_work, (tmp_path,), nprocs=2, start_method="spawn")
     both = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     alone = measured(tmp_path / "alone", together=False)
     for one in both:
@@ -110,8 +113,10 @@ def test_two_processes_share_the_work_and_have_the_figures_of_one(
 @pytest.mark.slow
 def test_the_command_runs_under_torchrun(tmp_path: Path) -> None:
     encoder = small_encoder()
+    assert isinstance(encoder.backbone, VisionTransformer)
     export_backbone(encoder.backbone, tmp_path / "model", mean=encoder.mean, std=encoder.std, image_size=32)
     digits = open_source("digits", "test")
+    assert digits.labels is not None
     for index in range(20):
         path = tmp_path / "small" / str(digits.labels[index]) / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
