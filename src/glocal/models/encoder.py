@@ -36,6 +36,8 @@ class LoadReport:
     """Which of a file's networks was taken ('teacher'), when it holds several."""
     note: str = ""
     """What a person must know of how these weights are used, such as a part that the file lacks."""
+    licence: str | None = None
+    """Under which the weights are, as far as known."""
 
     def summary(self) -> str:
         """One line for people.

@@ -123,6 +123,7 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             records.look(step)
             stop.requested |= records.finished
         if run.first:
-            export_teacher(run.folder.export, model.teacher.backbone, config, step)
+            origin = run.folder.read_origin()
+            export_teacher(run.folder.export, model.teacher.backbone, config, step, origin)
             if config.init is not None and step == run.steps:
                 records.display.say(conclude(run.folder.metrics, run.folder.export))

@@ -71,7 +71,7 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool | Path) -> Run:
 
 def begin_again(run: Run) -> None:
     """Put a run before its first step, in place."""
-    fresh, _ = _make_model(run.config, run.fabric, run.source, run.precision, continued=False)
+    fresh, *_ = _make_model(run.config, run.fabric, run.source, run.precision, continued=False)
     run.model.student.load_state_dict(fresh.student.state_dict())
     run.model.teacher.load_state_dict(fresh.teacher.state_dict())
     run.model.objectives.load_state_dict(fresh.objectives.state_dict())
@@ -113,7 +113,7 @@ def _build(
     precision, cost = _try_a_step(config, source, fabric)
     settled = config.speed.model_copy(update={"precision": precision.name})
     config = config.model_copy(update={"speed": settled})
-    model, notes = _make_model(config, fabric, source, precision, continued)
+    model, notes, licence = _make_model(config, fabric, source, precision, continued)
     optimiser = build_optimiser(model, len(model.student.backbone.blocks), config.optimiser)
     guard = StepGuard(model.objectives).to(fabric.device)
     images = len(source)
@@ -121,7 +121,7 @@ def _build(
         config, folder, fabric, source, model, optimiser, guard,
         steps=number_of_steps(config.training, images, cost), steps_per_epoch=images // config.training.batch_size,
         data_fingerprint=source.fingerprint() if fabric.global_rank == 0 else "",
-        clock=clock, cost=cost, precision=precision, notes=notes,
+        clock=clock, cost=cost, precision=precision, notes=notes, licence=licence,
     )  # fmt: skip
 
 
@@ -144,16 +144,19 @@ def _flops_of_stage(config: RunConfig, source: ImageSource, fabric: Fabric, stag
 
 def _make_model(
     config: RunConfig, fabric: Fabric, source: ImageSource, precision: Precision, continued: bool
-) -> tuple[SelfDistillation, list[str]]:
-    """Networks with their starting weights, those that training moves told from the rest, and what is to be said of them."""
-    model, notes = _build_model(config, fabric, precision), []
+) -> tuple[SelfDistillation, list[str], str | None]:
+    """Networks with their starting weights, those that training moves told from the rest, what is to be said of them, and
+    the licence that they start from.
+    """
+    model, notes, licence = _build_model(config, fabric, precision), [], None
     if config.init is not None and not continued:
-        notes.append(load_start(model, config).summary())
+        report = load_start(model, config)
+        notes, licence = [report.summary()], report.licence
     elif config.backbone.patch_embed_init == "whitened" and not continued:
         start_whitened(model, source, config)
     start_late_blocks(model, config)
     seeded(config, "adapt", lambda: adapt(model.student.backbone, model.teacher.backbone, config.adapt))
-    return model, notes
+    return model, notes, licence
 
 
 def _build_model(config: RunConfig, fabric: Fabric, precision: Precision) -> SelfDistillation:
@@ -171,7 +174,8 @@ def _build_model(config: RunConfig, fabric: Fabric, precision: Precision) -> Sel
 
 
 def _write_start(run: Run) -> None:
-    run.folder.write_start(run.config)
+    origin = {"data_fingerprint": run.data_fingerprint, "licence": run.licence}
+    run.folder.write_start(run.config, origin)
     write_image_names(run.folder.images, run.source)
 
 

@@ -22,8 +22,9 @@ from glocal.training.run_folder import RunFolder
 class Run:
     """A run between two steps: `done` steps are done of `steps`, after `retreats` to a checkpoint at half the rate.
 
-    `notes` are sentences for whoever starts it; `unreadable` the images that could not be decoded, with the reason; `sums`
-    the losses since the last record, added up on the device: a checkpoint may lie between two records.
+    `licence` is that of the weights it starts from, where known; `notes` are sentences for whoever starts it; `unreadable`
+    the images that could not be decoded, with the reason; `sums` the losses since the last record, added up on the device:
+    a checkpoint may lie between two records.
     """
 
     config: RunConfig
@@ -41,6 +42,7 @@ class Run:
     precision: Precision
     done: int = 0
     retreats: int = 0
+    licence: str | None = None
     notes: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 config.yaml        the resolved configuration, with what was changed when the run was continued
 environment.json   versions, device, command line
+origin.json        fingerprint of the data, licence of the starting weights: what exports carry on
 resumes.jsonl      a line for every time the run went on from a checkpoint: when, from which step, what was changed
 metrics.jsonl      one record a line
 summary.json       how far it has come, in steps, images, FLOPs and seconds, and in which precision
@@ -31,13 +32,13 @@ import glocal
 from glocal.atomic_files import write_atomically
 from glocal.config import read_settings_file, to_yaml, validate
 from glocal.errors import TrainingError
-from glocal.outside import given_path
+from glocal.outside import given_path, read_json
 from glocal.training.config import RunConfig
 
 _LOCK = ".lock"
 # What a run writes before its first checkpoint.
 _OF_A_START = {
-    _LOCK, "config.yaml", "environment.json", "summary.json", "resumes.jsonl", "metrics.jsonl", "unreadable.txt", "images.npy",
+    _LOCK, "config.yaml", "environment.json", "origin.json", "summary.json", "resumes.jsonl", "metrics.jsonl", "unreadable.txt", "images.npy",
     "checkpoints", "pictures", "export", "tensorboard", "wandb", "wandb_run_id", "mlflow.db", "mlflow_run_id",
 }  # fmt: skip
 
@@ -51,6 +52,7 @@ class RunFolder:
 
     config = property(lambda self: self.path / "config.yaml")
     metrics = property(lambda self: self.path / "metrics.jsonl")
+    origin = property(lambda self: self.path / "origin.json")
     summary = property(lambda self: self.path / "summary.json")
     unreadable = property(lambda self: self.path / "unreadable.txt")
     images = property(lambda self: self.path / "images.npy")
@@ -118,11 +120,22 @@ class RunFolder:
             self._lock.close()
             self._lock = None
 
-    def write_start(self, config: RunConfig) -> None:
-        """Record the configuration and the environment."""
+    def write_start(self, config: RunConfig, origin: Mapping[str, Any]) -> None:
+        """Record the configuration, the environment, and what the weights will come from."""
+        write_atomically(self.origin, lambda f: f.write(json.dumps(origin, indent=2).encode()))
         write_atomically(self.config, lambda f: f.write(to_yaml(config).encode()))
         write_atomically(
             self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode())
+        )
+
+    def read_origin(self) -> dict[str, Any]:
+        """Fingerprint of the data and licence of the starting weights; nothing where the start left no such record."""
+        return (
+            read_json(
+                self.origin, "the origin of a run", TrainingError, "Take it away: exports then name neither."
+            )
+            if self.origin.is_file()
+            else {}
         )
 
     def read_unreadable(self) -> dict[str, str]:

@@ -36,7 +36,9 @@ def save(run: Run, step: int) -> None:
     if every is not None and step % every == 0:
         name = f"step-{step}"
         link_or_copy(folder.last, folder.last.with_name(f"{name}.pt"))
-        export_teacher(folder.export / name, run.model.teacher.backbone, run.config, step)
+        export_teacher(
+            folder.export / name, run.model.teacher.backbone, run.config, step, folder.read_origin()
+        )
     _write_summary(run, state)
 
 

@@ -49,7 +49,8 @@ class RunVerdict:
         self._scores.append((step, figures["score"]))
         self.finished = self._config.training.stop == "auto" and stands_still(self._scores, self.steps)
         if best_step(self._scores) == step:
-            export_teacher(self._folder.export / "best", backbone, self._config, step)
+            best = self._folder.export / "best"
+            export_teacher(best, backbone, self._config, step, self._folder.read_origin())
         return {f"verdict.{name}": value for name, value in figures.items()}
 
     def go_back(self) -> None:

@@ -14,6 +14,7 @@ from glocal.models.adapter_files import save_adapter
 from glocal.models.backbone import Backbone
 from glocal.models.encoder import Encoder, LoadReport
 from glocal.models.export import export_backbone
+from glocal.models.licences import in_words, presumed_licence
 from glocal.models.loading import load, load_into
 from glocal.training.config import RunConfig
 from glocal.training.network import SelfDistillation
@@ -88,15 +89,21 @@ def load_start(model: SelfDistillation, config: RunConfig) -> LoadReport:
     load_into(model.student.backbone, encoder)
     model.teacher.backbone.load_state_dict(model.student.backbone.state_dict())
     report = encoder.report or LoadReport("timm", tuple(encoder.backbone.state_dict()))
-    notes = [report.note, _statistics_note(encoder), _licence_note(encoder)]
-    return replace(report, note="; ".join(note for note in notes if note))
+    stated = encoder.provenance.get("licence")
+    notes = [report.note, _statistics_note(encoder), in_words(stated, report.layout)]
+    told = "; ".join(note for note in notes if note)
+    return replace(report, note=told, licence=stated or presumed_licence(report.layout))
 
 
-def export_teacher(folder: Path, backbone: Backbone, config: RunConfig, step: int) -> None:
-    """Write the teacher's backbone so that `glocal.load` and timm read it, and a low-rank adapter also by itself."""
+def export_teacher(
+    folder: Path, backbone: Backbone, config: RunConfig, step: int, origin: Mapping[str, Any]
+) -> None:
+    """Write the teacher's backbone so that `glocal.load` and timm read it, and a low-rank adapter also by itself. `origin` is
+    what the run folder keeps of licence and data (`RunFolder.read_origin`).
+    """
     export_backbone(
         backbone, folder, mean=config.mean, std=config.std, image_size=view_side(config),
-        extra=_provenance(config, step),
+        extra=_provenance(config, step) | dict(origin),
     )  # fmt: skip
     if config.adapt.method == "lora" and config.init is not None:
         start = Path(config.init).expanduser()
@@ -160,8 +167,3 @@ def _trainable(encoder: Encoder) -> Backbone:
 def _statistics_note(encoder: Encoder) -> str:
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (encoder.mean, encoder.std))
     return f"pixels of mean ({mean}) and deviation ({std})"
-
-
-def _licence_note(encoder: Encoder) -> str:
-    licence = encoder.provenance.get("licence")
-    return f"weights under the licence '{licence}'" if licence else ""
