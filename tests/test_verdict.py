@@ -145,14 +145,14 @@ def test_a_run_may_end_when_nothing_was_gained_for_a_quarter_of_it() -> None:
 def test_collapse_is_named_once_and_only_after_patience() -> None:
     monitor = CollapseMonitor()
     uniform = {"image.target_entropy": 0.999, "image.marginal_entropy": 0.999}
-    said = [monitor.look(uniform, warm=True) for _ in range(5)]
+    said = [monitor.look(uniform, share=0.5) for _ in range(5)]
     assert [len(s) for s in said] == [0, 0, 1, 0, 0]
     assert said[2][0].kind == "uniform" and "sinkhorn" in said[2][0].text
     constant = {"patch.target_entropy": 0.01, "patch.marginal_entropy": 0.01}
-    assert [monitor.look(constant, warm=True) for _ in range(3)][2][0].kind == "constant"
+    assert [monitor.look(constant, share=0.5) for _ in range(3)][2][0].kind == "constant"
     healthy = CollapseMonitor()
     assert not any(
-        healthy.look({"image.target_entropy": 0.3, "image.marginal_entropy": 0.9}, warm=True)
+        healthy.look({"image.target_entropy": 0.3, "image.marginal_entropy": 0.9}, share=0.5)
         for _ in range(9)
     )
 

@@ -89,7 +89,7 @@ class Records:
         self._log(record)
         self.display.record(record)
         return_freed_memory()
-        for collapse in self.monitor.look(record, warm=step > run.steps // 10):
+        for collapse in self.monitor.look(record, share=step / run.steps):
             self.warn(collapse.text)
         return bad
 

@@ -11,9 +11,14 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["uniform", "constant", "same"]
 
-# Shares of ln K. A healthy run sits between; the first steps of every run start near uniform, hence the patience.
+# Shares of ln K. Healthy runs of 160 recorded steps (benchmarks/results-2026-11-21-collapse.jsonl) had target entropies of
+# at most 0.93 and marginal ones of at least 0.46; both collapses were beyond the borders within 30 steps of their start.
 UNIFORM_ENTROPY = 0.98
+EARLY_UNIFORM = 0.995
+"""While the rate warms up: random features of large models, centred, come near to uniform before they tell images apart."""
 CONSTANT_MARGINAL = 0.2
+EARLIEST, WARM = 0.01, 0.1
+"""Shares of the run before which nothing is said, and up to which early signs must be clearer."""
 SAME_TARGET = 0.01
 """Marginal entropy less target entropy: what a target tells of its image. Below this, all images get the same target."""
 RANK_KEPT = 0.5
@@ -37,8 +42,8 @@ class CollapseMonitor:
         self._said: set[tuple[str, Kind]] = set()
         self._highest_rank = 0.0
 
-    def look(self, record: Mapping[str, float], warm: bool) -> list[Collapse]:
-        """Return the collapses that this record shows for the third time in a row; none before `warm` (warm-up is over)."""
+    def look(self, record: Mapping[str, float], share: float) -> list[Collapse]:
+        """Return the collapses that this record, at a share of the run, shows for the third time in a row at least."""
         rank = record.get("effective_rank", self._highest_rank)
         self._highest_rank = max(self._highest_rank, rank)
         found = []
@@ -47,18 +52,19 @@ class CollapseMonitor:
             if statistic != "target_entropy":
                 continue
             marginal = record.get(f"{term}.marginal_entropy", 1.0)
-            for kind, seen in _signs(target, marginal, rank / max(self._highest_rank, 1e-12)).items():
-                streak = self._streak.get((term, kind), 0) + 1 if seen and warm else 0
+            for kind, seen in _signs(target, marginal, rank / max(self._highest_rank, 1e-12), share).items():
+                streak = self._streak.get((term, kind), 0) + 1 if seen else 0
                 self._streak[term, kind] = streak
-                if streak >= PATIENCE and (term, kind) not in self._said:
+                if streak >= PATIENCE and share >= EARLIEST and (term, kind) not in self._said:
                     self._said.add((term, kind))
                     found.append(Collapse(term, kind, _explain(term, kind, target, marginal, rank)))
         return found
 
 
-def _signs(target: float, marginal: float, rank_kept: float) -> dict[Kind, bool]:
-    uniform, constant = target > UNIFORM_ENTROPY, marginal < CONSTANT_MARGINAL
-    same = marginal - target < SAME_TARGET and rank_kept < RANK_KEPT
+def _signs(target: float, marginal: float, rank_kept: float, share: float) -> dict[Kind, bool]:
+    uniform = target > (UNIFORM_ENTROPY if share > WARM else EARLY_UNIFORM)
+    constant = marginal < CONSTANT_MARGINAL
+    same = share > WARM and marginal - target < SAME_TARGET and rank_kept < RANK_KEPT
     return {"uniform": uniform, "constant": constant, "same": same and not uniform and not constant}
 
 

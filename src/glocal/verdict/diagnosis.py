@@ -77,7 +77,7 @@ def _diverged(records: Sequence[Record]) -> list[Finding]:
 
 def _collapsed(records: Sequence[Record], planned: int) -> list[Finding]:
     monitor = CollapseMonitor()
-    collapses = [c for r in records for c in monitor.look(r, warm=r["step"] > planned // 10)]
+    collapses = [c for r in records for c in monitor.look(r, share=r["step"] / max(1, planned))]
     return [Finding("failed", *_cut(collapse.text)) for collapse in collapses]
 
 
