@@ -63,11 +63,11 @@ def one_run(source: Path, folder: Path, name: str) -> dict[str, object]:
     )
     note, seen = Records.note_unreadable, [0]
 
-    def counted(records: Records, pairs: list[tuple[str, str]]) -> None:
+    def counted(self: Records, pairs: list[tuple[str, str]]) -> None:
         seen[0] += 1
         if seen[0] == STOPPED:
             os.kill(os.getpid(), signal.SIGTERM)
-        note(records, pairs)
+        note(self, pairs)
 
     Records.note_unreadable = counted  # type: ignore[method-assign]
     try:
