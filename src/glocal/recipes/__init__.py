@@ -77,8 +77,8 @@ class Recipe:
 
     @property
     def summary(self) -> str:
-        """First line of the function's docstring."""
-        return " ".join((self.build.__doc__ or "").split(". ")[0].split()).rstrip(".") + "."
+        """First sentence of the function's docstring."""
+        return " ".join((self.build.__doc__ or "").split()).split(". ")[0].rstrip(".") + "."
 
     @property
     def documentation(self) -> str:

@@ -20,6 +20,8 @@ from glocal.training.config import OptimiserConfig, RunConfig, TeacherConfig
 def continue_(scale: Scale, data: str, out: str) -> RunConfig:
     """Further training from `init=MODEL`: the flagship's contrast by new heads, and relations between matched patches,
     which need no head; views at the size that the weights were trained at.
+
+    Never run here at published scale.
     """
     config = glocal(scale, data, out)
     return config.model_copy(

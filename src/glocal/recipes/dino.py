@@ -16,7 +16,11 @@ from glocal.training.config import RunConfig
 
 
 def dino(scale: Scale, data: str, out: str) -> RunConfig:
-    """DINO at one of the scales."""
+    """DINO at one of the scales.
+
+    Measured 2026-11-20, two cores of an AMD EPYC (Zen 5), 0.2 hours: 5 epochs of CIFAR-10, k-NN 46.8, one seed.
+    Never run here at published scale.
+    """
     return RunConfig(
         recipe="dino",
         data=data,

@@ -21,13 +21,21 @@ from glocal.views.photometric import presets as photometric
 
 
 def local_global(scale: Scale, data: str, out: str) -> RunConfig:
-    """DINO and the matched-patch term, with our settings."""
+    """DINO and the matched-patch term, with our settings.
+
+    Measured 2026-11-20, one core of an AMD EPYC (Zen 5), 0.05 hours: 500 steps of 64 CIFAR-10 images, k-NN 34.3,
+    linear 42.3, correspondence 22.5, mean of 3 seeds. Never run here at published scale.
+    """
     objectives = {"image": image_term(scale), "patch": patch_term(scale)}
     return dino(scale, data, out).model_copy(update={"recipe": "local-global", "objectives": objectives})
 
 
 def pw_self(scale: Scale, data: str, out: str) -> RunConfig:
-    """Local-Global with colours drawn for every patch of the student's views, on top of those of the view."""
+    """Local-Global with colours drawn for every patch of the student's views, on top of those of the view.
+
+    Measured 2026-11-20, one core of an AMD EPYC (Zen 5), 0.05 hours: 500 steps of 64 CIFAR-10 images, k-NN 34.2,
+    linear 42.5, correspondence 20.8, mean of 3 seeds. Never run here at published scale.
+    """
     config = local_global(scale, data, out)
     ops = photometric.patch_literal(probability=0.2, seen_by="student")
     views = {name: with_patch_operations(group, ops) for name, group in config.views.items()}
@@ -62,6 +70,8 @@ def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
     """The published code's choices: one head over all tokens, per-position centres, plain mean, rule `paper`, crops,
     flips and colours shared by a whole batch. Departures: sources are not squashed to squares first, so on data of
     mixed sizes shared crops are equal in proportion only where sizes are; float32 or bfloat16, no float16.
+
+    Never run here at published scale.
     """
     size, patch, prototypes, batch = REFERENCE_PRESETS[preset]
     base = dino(imagenet(), data, out)
@@ -88,6 +98,8 @@ def local_global_reference(preset: str, data: str, out: str) -> RunConfig:
 def pw_self_reference(preset: str, data: str, out: str) -> RunConfig:
     """The reference with the only patch augmentation found in its author's code: four operations in random order on
     every cell of all views, the teacher's too. That branch draws crops for every image.
+
+    Never run here at published scale.
     """
     config = local_global_reference(preset, data, out)
     ops = photometric.patch_code(form="exact")

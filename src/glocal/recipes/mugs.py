@@ -32,6 +32,9 @@ from glocal.views.photometric import presets as photometric
 def mugs(scale: Scale, data: str, out: str) -> RunConfig:
     """Mugs with our settings: instance, local-group and group term, weak views for the teacher, weak or strong ones for
     the student. Each term goes by setting its weight to 0. The scale decides crops, head sizes, centring and queues.
+
+    Measured 2026-11-21, one core of an AMD EPYC (Zen 5), 0.06 hours: 500 steps of 64 CIFAR-10 images, k-NN 34.4,
+    linear 42.0, correspondence 15.7, mean of 3 seeds. Never run here at published scale.
     """
     head = contrastive_head(scale)
     objectives = {
@@ -107,6 +110,8 @@ def mugs_reference(preset: str, data: str, out: str) -> RunConfig:
     intended), queries and rows of different spaces, each term a third. Departures: schedules move every step, not every
     epoch; random augmentation runs on the crop; keys are enqueued image by image; of three terms with one left out the
     others stay a third each.
+
+    Never run here at published scale.
     """
     published = REFERENCE_PRESETS[preset]
     views = multi_crop(224, 96, 10, global_area=(0.25, 1.0), local_area=(0.05, 0.25), jitter="exact")

@@ -23,13 +23,21 @@ from glocal.training.config import OptimiserConfig, RunConfig, TeacherConfig, Tr
 
 
 def selfpatch(scale: Scale, data: str, out: str) -> RunConfig:
-    """DINO and SelfPatch's term with our settings: true neighbours only, on the views that the teacher sees anyway."""
+    """DINO and SelfPatch's term with our settings: true neighbours only, on the views that the teacher sees anyway.
+
+    Measured 2026-11-20, one core of an AMD EPYC (Zen 5), 0.04 hours: 500 steps of 64 CIFAR-10 images, k-NN 33.5,
+    linear 40.8, correspondence 18.8, mean of 2 seeds. Never run here at published scale.
+    """
     objectives = {"image": image_term(scale), "neighbours": neighbour_term(scale)}
     return dino(scale, data, out).model_copy(update={"recipe": "selfpatch", "objectives": objectives})
 
 
 def pw_self_selfpatch(scale: Scale, data: str, out: str) -> RunConfig:
-    """PW-Self with SelfPatch's term beside its matched patches. Either goes by setting its weight to 0."""
+    """PW-Self with SelfPatch's term beside its matched patches. Either goes by setting its weight to 0.
+
+    Measured 2026-11-20, one core of an AMD EPYC (Zen 5), 0.06 hours: 500 steps of 64 CIFAR-10 images, k-NN 33.5,
+    linear 41.1, correspondence 22.1, mean of 2 seeds. Never run here at published scale.
+    """
     config = pw_self(scale, data, out)
     objectives = config.objectives | {"neighbours": neighbour_term(scale)}
     return config.model_copy(update={"recipe": "pw-self-selfpatch", "objectives": objectives})
@@ -54,6 +62,8 @@ def selfpatch_reference(preset: str, data: str, out: str) -> RunConfig:
     crops, every view weighed alike. Departures: the image term's centre is of the two large views, as in DINO, not of
     all ten crops; schedules move every step; prototypes stand still for at most a tenth of the run; float32 or
     bfloat16, no float16.
+
+    Never run here at published scale.
     """
     term = SelfPatchConfig(
         aggregation="class_attention",

@@ -25,14 +25,20 @@ from glocal.views.groups import ViewGroup
 
 
 def ibot(scale: Scale, data: str, out: str) -> RunConfig:
-    """iBOT: DINO's term, and masked patches over the same prototypes by the same head."""
+    """iBOT: DINO's term, and masked patches over the same prototypes by the same head.
+
+    Never run here at published scale.
+    """
     objectives = {"image": image_term(scale), "masked": masked_term(scale, head_of="image")}
     update = {"recipe": "ibot", "views": unmasked_views(scale.views), "objectives": objectives}
     return dino(scale, data, out).model_copy(update=update)
 
 
 def dinov2_short(scale: Scale, data: str, out: str) -> RunConfig:
-    """DINOv2's terms: iBOT's two with heads of their own and Sinkhorn-Knopp, and KoLeo on the image embeddings."""
+    """DINOv2's terms: iBOT's two with heads of their own and Sinkhorn-Knopp, and KoLeo on the image embeddings.
+
+    Never run here at published scale.
+    """
     sinkhorn = CentringConfig(method="sinkhorn")
     objectives = {
         "image": image_term(scale).model_copy(update={"centring": sinkhorn}),
@@ -44,13 +50,19 @@ def dinov2_short(scale: Scale, data: str, out: str) -> RunConfig:
 
 
 def simdino(scale: Scale, data: str, out: str) -> RunConfig:
-    """SimDINO: alignment of views and the coding rate of images, without prototypes, temperatures and centres."""
+    """SimDINO: alignment of views and the coding rate of images, without prototypes, temperatures and centres.
+
+    Never run here at published scale.
+    """
     objectives = {"image": CodingRateConfig(head=sphere(scale))}
     return dino(scale, data, out).model_copy(update={"recipe": "simdino", "objectives": objectives})
 
 
 def simdinov2(scale: Scale, data: str, out: str) -> RunConfig:
-    """SimDINOv2: SimDINO, and alignment of masked patches by the same head."""
+    """SimDINOv2: SimDINO, and alignment of masked patches by the same head.
+
+    Never run here at published scale.
+    """
     head = sphere(scale)
     objectives = {
         "image": CodingRateConfig(head=head),
