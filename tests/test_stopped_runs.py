@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TextIO
 
@@ -10,6 +11,7 @@ from test_continuing import finished, folder, resume, run
 from tiny_runs import checkpoint, config_for, records, stop_after
 from torch import nn
 
+from glocal import load
 from glocal.errors import ConfigError, ModelError
 from glocal.training import records as records_module
 from glocal.training.display import in_words
@@ -165,3 +167,11 @@ def test_a_checkpoint_between_two_records_keeps_what_the_next_one_is_the_mean_of
         assert [before[name] for name in ("step", "loss", "image", "patch")] == [
             after[name] for name in ("step", "loss", "image", "patch")
         ]
+
+
+def test_a_run_killed_before_its_kept_export_makes_up_for_it(run: Path) -> None:
+    shutil.rmtree(run / "export" / "step-8")
+    (run / "checkpoints" / "step-8.pt").unlink()
+    resume(run)
+    assert checkpoint(run, "step-8.pt")["step"] == 8
+    assert load(run / "export" / "step-8").embed_dim == 32

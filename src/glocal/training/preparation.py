@@ -28,7 +28,7 @@ from glocal.training.precision import Precision, choose_precision
 from glocal.training.processes import is_first, launch
 from glocal.training.run import Run
 from glocal.training.run_folder import RunFolder
-from glocal.training.saving import continue_from, save
+from glocal.training.saving import continue_from, keep_if_due, save
 from glocal.training.trial import TrialStep
 from glocal.training.weights import load_start
 from glocal.training.whitening import start_whitened
@@ -230,6 +230,8 @@ def _continue(run: Run, resume: bool | Path) -> None:
         if note and run.first and run.folder.last.exists():
             run.folder.last.replace(run.folder.checkpoints / "damaged.pt")
         save(run, run.done)
+    else:
+        keep_if_due(run, run.done)
 
 
 def _record_continuation(run: Run, state: dict[str, Any], before: dict[str, Any]) -> None:

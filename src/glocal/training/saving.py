@@ -32,14 +32,20 @@ def save(run: Run, step: int) -> None:
         return
     folder, state = run.folder, _state(run, step) | {"generators": generators, "sums": sums}
     write_atomically(folder.last, lambda file: torch.save(state, file), keep=folder.previous)
-    every = run.config.training.keep_every
-    if every is not None and step % every == 0:
-        name = f"step-{step}"
-        link_or_copy(folder.last, folder.last.with_name(f"{name}.pt"))
-        export_teacher(
-            folder.export / name, run.model.teacher.backbone, run.config, step, folder.read_origin()
-        )
+    keep_if_due(run, step)
     _write_summary(run, state)
+
+
+def keep_if_due(run: Run, step: int) -> None:
+    """Give the last checkpoint a name of its own at a step that is to be kept, and export its teacher.
+
+    Again when a run goes on: it may have been killed between its checkpoint and this.
+    """
+    every = run.config.training.keep_every
+    if run.first and every is not None and step % every == 0:
+        name = f"step-{step}"
+        link_or_copy(run.folder.last, run.folder.last.with_name(f"{name}.pt"))
+        export_teacher(run.folder.export / name, run.model.teacher.backbone, run.config, step)
 
 
 def save_if_due(run: Run, step: int, stopping: bool) -> None:
