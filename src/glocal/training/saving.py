@@ -45,7 +45,8 @@ def keep_if_due(run: Run, step: int) -> None:
     if run.first and every is not None and step % every == 0:
         name = f"step-{step}"
         link_or_copy(run.folder.last, run.folder.last.with_name(f"{name}.pt"))
-        export_teacher(run.folder.export / name, run.model.teacher.backbone, run.config, step)
+        origin = run.folder.read_origin()
+        export_teacher(run.folder.export / name, run.model.teacher.backbone, run.config, step, origin)
 
 
 def save_if_due(run: Run, step: int, stopping: bool) -> None:
