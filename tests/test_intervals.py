@@ -17,8 +17,9 @@ from glocal import cli
 from glocal.evaluation.base import evaluate
 from glocal.evaluation.classification.labelled import confusion
 from glocal.evaluation.compare import as_tables, as_text, cells_of, compare
-from glocal.evaluation.intervals import STATISTICS, Samples, difference, intervals
+from glocal.evaluation.intervals import STATISTICS, Samples, difference, intervals, jackknife
 from glocal.evaluation.results import read_items, read_results
+from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at_precision
 from glocal.extraction.work import Work
 
 QUIET = Work(progress=False)
@@ -168,3 +169,48 @@ def test_figures_made_item_by_item_have_intervals_around_them(
         np.ones((1, len(samples.values)), np.float32), np.asarray(samples.values, np.float32)
     )
     assert whole[0] == pytest.approx(result.numbers[figure], rel=1e-4)
+
+
+def test_micro_ap_under_any_weights_is_that_of_repeated_queries() -> None:
+    generator = np.random.default_rng(3)
+    scores = generator.integers(0, 9, (12, 4)) / 9.0  # with ties
+    right = generator.random((12, 4)) < 0.4
+    positives = right.sum(1) + generator.integers(0, 2, 12)
+    values = np.concatenate([scores, right, positives[:, None]], axis=1).astype(np.float32)
+    weights = generator.poisson(1.0, (5, 12)).astype(np.float32)
+    for name, reference in (
+        ("micro_ap", micro_average_precision),
+        ("recall_at_precision_90", recall_at_precision),
+    ):
+        for counted, figure in zip(weights, STATISTICS[name](weights, values), strict=True):
+            repeated = np.repeat(np.arange(12), counted.astype(int))
+            expected = reference(scores[repeated], right[repeated], int(positives[repeated].sum()))
+            assert figure == pytest.approx(100 * expected, abs=1e-4)
+
+
+def test_the_jackknife_of_a_mean_has_the_formulas_width() -> None:
+    values = np.random.default_rng(0).normal(5, 2, 1000)
+    widths = []
+    for start in range(20):
+        drawn = np.random.default_rng(start).permutation(values)
+        low, high = jackknife(lambda places: float(np.take(drawn, places).mean()), 1000)  # noqa: B023
+        assert (low + high) / 2 == pytest.approx(values.mean())
+        widths.append((high - low) / 2)
+    assert np.mean(widths) == pytest.approx(1.96 * values.std() / 1000**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "without"), [("statistics", {"dimension_std_min"}), ("overclustering", set())]
+)
+def test_figures_without_labels_and_of_clusters_have_intervals(protocol: str, without: set[str]) -> None:
+    config = (
+        {"clusters": 6, "components": 3, "seeds": 2, "restarts": 1, "size": 32}
+        if protocol != "statistics"
+        else {}
+    )
+    overrides = [f"{name}={value}" for name, value in config.items()]
+    result = evaluate(protocol, colour_encoder(), {"test": blocks(40)}, overrides=overrides, work=QUIET)
+    figures = {name for name in result.numbers if not name.endswith("_std")} - without
+    assert set(result.intervals) == figures
+    for name, (low, high) in result.intervals.items():
+        assert low <= result.numbers[name] + 1e-9 and result.numbers[name] - 1e-9 <= high

@@ -174,7 +174,7 @@ def evaluate(
         "precision": encoder.precision,
         "versions": {"glocal": __version__, "torch": torch.__version__},
     }
-    result.intervals = {name: [i.low, i.high] for name, i in intervals(result.samples).items()}
+    result.intervals |= {name: [i.low, i.high] for name, i in intervals(result.samples).items()}
     if beside is not None:
         beside(config, encoder, data, result, work)
     if out is not None and (rank() == 0 or not work.together):

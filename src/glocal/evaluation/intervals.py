@@ -61,10 +61,42 @@ def _iou(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[n
     return mean
 
 
+def _ranked(weights: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[NDArray[np.float64], ...]:
+    """Precision and recall at every distinct score of one ranking, from queries that count `weights` times.
+
+    A query's columns are its candidates' scores, which of them are right, and how many positives it has.
+    """
+    width = (values.shape[1] - 1) // 2
+    scores, right, positives = values[:, :width].ravel(), values[:, width : 2 * width].ravel(), values[:, -1]
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    counted = weights[:, order // width]
+    hits = np.cumsum(counted * right[order], axis=1, dtype=np.float64)[:, last]
+    seen = np.cumsum(counted, axis=1, dtype=np.float64)[:, last]
+    total = np.maximum(weights.astype(np.float64) @ positives, 1)
+    return hits / np.maximum(seen, 1), hits / total[:, None]
+
+
+def _micro_ap(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """micro-AP in per cent; the columns are those of `_ranked`."""
+    precision, recall = _ranked(weights, values)
+    area: NDArray[np.float64] = (precision * np.diff(recall, axis=1, prepend=0.0)).sum(1)
+    return 100 * area
+
+
+def _recall_at_precision_90(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The highest recall in per cent at which nine of ten accepted pairs are right."""
+    precision, recall = _ranked(weights, values)
+    best: NDArray[np.float64] = np.where(precision >= 0.9 - 1e-12, recall, 0.0).max(1)
+    return 100 * best
+
+
 STATISTICS: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]] = {
     "mean": _mean,
     "class_mean": _class_mean,
     "iou": _iou,
+    "micro_ap": _micro_ap,
+    "recall_at_precision_90": _recall_at_precision_90,
 }
 """From (draws, items) weights and (items, columns) values to one figure a draw."""
 
@@ -93,6 +125,21 @@ def difference(one: Samples, other: Samples) -> Interval:
     """
     drawn = _drawn({"one": one, "other": other}, len(one.values))
     return _interval(drawn["other"] - drawn["one"])
+
+
+def jackknife(statistic: Callable[[NDArray[np.int64]], float], items: int, groups: int = 10) -> Interval:
+    """An interval for what no resampling with repeats may estimate, such as a rank: items left out a group at a time.
+
+    Groups take every tenth item, so that sorted sets give even ones. Cost: the statistic, `groups` + 1 times.
+
+    >>> round(jackknife(lambda places: float(np.mean(places)), 100).low, 1)
+    47.6
+    """
+    places = np.arange(items)
+    left = [statistic(places[places % groups != group]) for group in range(groups)]
+    error = np.sqrt((groups - 1) / groups * np.square(np.array(left) - np.mean(left)).sum())
+    middle = statistic(places)
+    return Interval(middle - 1.96 * float(error), middle + 1.96 * float(error))
 
 
 def _drawn(samples: Mapping[str, Samples], items: int) -> dict[str, NDArray[np.float64]]:

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
+from glocal.evaluation.intervals import Samples, jackknife
 from glocal.evaluation.results import Result
 from glocal.extraction.embedding_statistics import (
     alignment,
@@ -32,6 +35,9 @@ from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.preprocessing import LARGEST_TILE, FeatureTransform
+
+LEAST_FOR_INTERVALS = 20
+"""Images from which leaving a tenth of them out tells how sure a figure is."""
 
 
 class Statistics(ProtocolConfig):
@@ -59,19 +65,23 @@ class Statistics(ProtocolConfig):
         cls = found.first
         if len(cls) < 2:
             raise DataError(f"{source.name} has {len(cls)} readable image; statistics need 2 or more.")
-        numbers = {
-            "effective_rank": float(effective_rank(cls)),
-            "uniformity": float(uniformity(cls)),
-            "alignment": self._alignment(encoder, source, transform, work),
-            "dimension_std_mean": float(dimension_std(cls).mean()),
-            "dimension_std_min": float(dimension_std(cls).min()),
+        one, other = self._crops(encoder, source, transform, work)
+        figures: dict[str, Callable[[NDArray[np.int64]], float]] = {
+            "effective_rank": lambda places: float(effective_rank(cls[places])),
+            "uniformity": lambda places: float(uniformity(cls[places])),
+            "alignment": lambda places: float(alignment(one[places], other[places])),
+            "dimension_std_mean": lambda places: float(dimension_std(cls[places]).mean()),
         }
-        notes = found.skipped.notes()
+        numbers = {name: figure(np.arange(len(cls))) for name, figure in figures.items()}
+        numbers["dimension_std_min"] = float(dimension_std(cls).min())
+        notes, samples = found.skipped.notes(), {}
         try:
-            numbers |= _patch_statistics(encoder, source, transform, work)
+            of_patches = _patch_statistics(encoder, source, transform, work)
+            numbers |= {name: float(values.mean()) for name, values in of_patches.items()}
+            samples = {name: Samples(values.numpy()[:, None]) for name, values in of_patches.items()}
         except ModelError as error:
             notes.append(f"statistics of patches left out: {error}")
-        return self.result(
+        result = self.result(
             encoder,
             {"images": source},
             numbers,
@@ -82,10 +92,15 @@ class Statistics(ProtocolConfig):
             norm="final norm",
             measured_images=len(cls),
         )
+        result.samples = samples
+        if len(cls) >= LEAST_FOR_INTERVALS:
+            result.intervals = {name: list(jackknife(figure, len(cls))) for name, figure in figures.items()}
+        return result
 
-    def _alignment(
+    def _crops(
         self, encoder: Encoder, source: ImageSource, transform: FeatureTransform, work: Work
-    ) -> float:
+    ) -> tuple[Tensor, Tensor]:
+        """Class embeddings of two random crops of every image."""
         squash = transform.model_copy(update={"resize": "squash"})
         views = [
             extract_embeddings(
@@ -97,13 +112,13 @@ class Statistics(ProtocolConfig):
             )
             for view in (0, 1)
         ]
-        return float(alignment(views[0].first, views[1].first))
+        return views[0].first, views[1].first
 
 
 def _patch_statistics(
     encoder: Encoder, source: ImageSource, transform: FeatureTransform, work: Work
-) -> dict[str, float]:
-    """Means over images of what needs all patches, streamed; whole tiles, so that no bit depends on a batch size."""
+) -> dict[str, Float[Tensor, " images"]]:
+    """What needs all patches, by image, streamed; whole tiles, so that no bit depends on a batch size."""
     values: list[Float[Tensor, "images 2"]] = []
     with progress_bar(f"{source.name}: patches", len(source), work.progress) as advance:
         for batch in iterate_features(
@@ -114,5 +129,5 @@ def _patch_statistics(
                 check_patches(encoder, found.patches, found.grid)
                 pair = patch_class_similarity(found.patches, found.cls), patch_similarity(found.patches)
                 values.append(torch.stack(pair, dim=1).double().cpu())
-    to_class, among = torch.cat(values).mean(0).tolist()
+    to_class, among = torch.unbind(torch.cat(values), dim=1)
     return {"patch_cls_similarity": to_class, "patch_similarity": among}

@@ -39,7 +39,7 @@ class Masks(NamedTuple):
 class Features:
     """Embeddings of a batch of views. `...` is (batch,) from a backbone and (batch, views) inside the training step.
 
-    `cls` and `patches` come after the final norm; patches lie row-major on `grid`. `tokens_before_norm` is the last
+    `cls` and `patches` come after the final norm, of one width but in baselines; patches lie row-major on `grid`. `tokens_before_norm` is the last
     block's residual stream, class token first when the backbone has one (no registers), for the objectives whose paper
     reads it there (SelfPatch matches on it, Mugs averages it). It shares memory with what the norm's backward keeps.
     `kept` (on the CPU) is set when patches were dropped: `patches` then holds these numbers of the grid's only. `masked`
@@ -47,9 +47,9 @@ class Features:
     """
 
     cls: Float[Tensor, "... dim"]
-    patches: Float[Tensor, "... patches dim"]
+    patches: Float[Tensor, "... patches patch_dim"]
     grid: tuple[int, int]
-    tokens_before_norm: Float[Tensor, "... tokens dim"]
+    tokens_before_norm: Float[Tensor, "... tokens token_dim"]
     kept: Int64[Tensor, "... patches"] | None = None
     masked: Bool[Tensor, "... grid"] | None = None
 

@@ -161,10 +161,12 @@ def measure(
     ranks = ranks_of_positives(with_copy, database, [positives[i] for i in places])
     precision = np.array([trapezoid_average_precision(r, len(r)) for r in ranks])
     numbers = {"map": 100 * float(precision.mean()), "recall_at_1": 100 * recall_at(ranks, 1)}
-    numbers.update(_one_ranking(queries, database, positives, candidates))
+    of_ranking, one_ranking = _one_ranking(queries, database, positives, candidates)
+    numbers.update(of_ranking)
     numbers["queries"], numbers["queries_without_reference"] = len(positives), int((~asked).sum())
     first = np.array([100.0 * (int(r.min()) == 0) for r in ranks])
     samples = {"map": Samples(100 * precision[:, None]), "recall_at_1": Samples(first[:, None])}
+    samples |= {name: Samples(one_ranking, name) for name in of_ranking}
     rows = []
     names = np.array([attacks[i] for i in places])
     for name in sorted(set(names.tolist()) - {""}):
@@ -183,15 +185,17 @@ def measure(
 
 def _one_ranking(
     queries: Tensor, database: Tensor, positives: list[NDArray[np.int64]], candidates: int
-) -> dict[str, float]:
+) -> tuple[dict[str, float], Float[np.ndarray, "queries columns"]]:
+    """Its figures, and of every query the scores and verdicts of its candidates and the number of its positives."""
     best = nearest(queries, database, candidates)
     index = best.rows.cpu().numpy()
     is_match = np.stack([np.isin(row, right) for row, right in zip(index, positives, strict=True)])
-    scores, matches = best.similarity.cpu().numpy(), sum(map(len, positives))
-    return {
-        "micro_ap": 100 * micro_average_precision(scores, is_match, matches),
-        "recall_at_precision_90": 100 * recall_at_precision(scores, is_match, matches, 0.9),
+    scores, counts = best.similarity.cpu().numpy(), np.array([len(p) for p in positives])
+    numbers = {
+        "micro_ap": 100 * micro_average_precision(scores, is_match, int(counts.sum())),
+        "recall_at_precision_90": 100 * recall_at_precision(scores, is_match, int(counts.sum()), 0.9),
     }
+    return numbers, np.concatenate([scores, is_match, counts[:, None]], axis=1)
 
 
 def _readable(

@@ -6,6 +6,7 @@ cluster takes the class it is purest in (many more clusters than classes) or clu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike
+from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
     QUICK_GRID,
@@ -141,7 +143,7 @@ class OverClustering(DenseConfig):
         mean, deviation = standardisation(features)
         features.sub_(mean).div_(deviation)
         points = principal_components(features, self.components).numpy()
-        rows = self._score_runs(points, np.stack(masks), grid, test.num_classes, work)
+        rows, by_image = self._score_runs(points, np.stack(masks), grid, test.num_classes, work)
         numbers = _mean_and_deviation(rows)
         resolved: dict[str, Any] = {
             "resolution": f"{transform.size} squash, scored at {SCORED_SIDE}x{SCORED_SIDE}",
@@ -150,7 +152,9 @@ class OverClustering(DenseConfig):
             "classes": list(test.class_names),
         }
         notes = [*counted.notes(), *_absent(np.stack(masks), test.class_names)]
-        return self.result(encoder, {"test": test.source}, numbers, rows=rows, notes=notes, **resolved)
+        result = self.result(encoder, {"test": test.source}, numbers, rows=rows, notes=notes, **resolved)
+        result.samples = by_image
+        return result
 
     def _score_runs(
         self,
@@ -159,21 +163,45 @@ class OverClustering(DenseConfig):
         grid: tuple[int, int],
         classes: int,
         work: Work,
-    ) -> list[dict[str, float]]:
-        """Cluster with every seed, at both numbers of clusters."""
-        rows = []
+    ) -> tuple[list[dict[str, float]], dict[str, Samples]]:
+        """Cluster with every seed, at both numbers of clusters; a row a seed, and what each image adds."""
+        rows: list[dict[str, float]] = []
+        added: dict[str, list[Tensor]] = {"mIoU": [], "mIoU_matched": []}
         with progress_bar("k-means", 2 * self.seeds, work.progress, unit="runs") as advance:
             for seed in range(self.seeds):
                 row: dict[str, float] = {"seed": seed}
                 for name, count in (("mIoU", self.clusters), ("mIoU_matched", classes)):
                     found = cluster(points, count, seed, self.method, self.iterations, self.restarts)
                     confusion = cluster_confusion(found, masks, grid, classes, count)
-                    assign = assign_by_precision if name == "mIoU" else assign_by_hungarian
-                    score = segmentation_score(merge_clusters(confusion, assign(confusion)))
-                    row[name] = 100 * score.mean_iou
+                    assigned = (assign_by_precision if name == "mIoU" else assign_by_hungarian)(confusion)
+                    row[name] = 100 * segmentation_score(merge_clusters(confusion, assigned)).mean_iou
+                    every = (
+                        merge_clusters(one, assigned)
+                        for one in image_confusions(found, masks, grid, classes, count)
+                    )
+                    added[name].append(
+                        torch.stack([torch.stack([m.diag(), m.sum(1), m.sum(0)]) for m in every])
+                    )
                     advance(1)
                 rows.append(row)
-        return rows
+        # Classes of all runs side by side: the mean over them is the mean over runs.
+        return rows, {
+            name: Samples(torch.cat(a, dim=2).flatten(1).numpy(), "iou") for name, a in added.items()
+        }
+
+
+def image_confusions(
+    found: Int64[np.ndarray, " patches"],
+    masks: UInt8[np.ndarray, "images side side"],
+    grid: tuple[int, int],
+    classes: int,
+    clusters: int,
+) -> Iterator[Int64[Tensor, "classes clusters"]]:
+    """Count each image's scored pixels by (class, cluster), maps brought to the masks' size by nearest neighbour."""
+    side = masks.shape[1:]
+    for clusters_of_image, mask in zip(found.reshape(len(masks), *grid), masks, strict=True):
+        enlarged = torch.from_numpy(resize_mask(clusters_of_image, side))
+        yield confusion_matrix(torch.from_numpy(mask), enlarged, classes, clusters)
 
 
 def cluster_confusion(
@@ -183,12 +211,10 @@ def cluster_confusion(
     classes: int,
     clusters: int,
 ) -> Int64[Tensor, "classes clusters"]:
-    """Count scored pixels by (class, cluster), cluster maps brought to the masks' size by nearest neighbour."""
-    side = masks.shape[1:]
+    """The sum of `image_confusions`."""
     confusion = torch.zeros(classes, clusters, dtype=torch.long)
-    for clusters_of_image, mask in zip(found.reshape(len(masks), *grid), masks, strict=True):
-        enlarged = torch.from_numpy(resize_mask(clusters_of_image, side))
-        confusion += confusion_matrix(torch.from_numpy(mask), enlarged, classes, clusters)
+    for of_image in image_confusions(found, masks, grid, classes, clusters):
+        confusion += of_image
     return confusion
 
 
