@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,10 +101,87 @@ def test_protocols_meet_only_on_the_floors_below() -> None:
                 )
 
 
+def python_files() -> Iterator[Path]:
+    for folder in (ROOT, *(ROOT.parents[1] / name for name in ("tests", "benchmarks"))):
+        yield from folder.rglob("*.py")
+
+
 def test_files_stay_readable() -> None:
     """The house rule is 80-350 lines a file."""
-    long = {p.name: n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 350}
+    long = {p.name: n for p in python_files() if (n := len(p.read_text().splitlines())) > 350}
     assert long == {}
+
+
+def test_functions_stay_readable() -> None:
+    """At most 60 lines of code; the training loop is read from top to bottom on its one screen."""
+    for path in python_files():
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                most = (
+                    65 if (path.parent.name, path.name, node.name) == ("training", "loop.py", "train") else 60
+                )
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                head = range(node.lineno - 1, node.body[0].lineno - 1)
+                code = [*head, *(range(body[0].lineno - 1, node.end_lineno or 0) if body else ())]
+                written = [
+                    lines[i] for i in code if lines[i].strip() and not lines[i].strip().startswith("#")
+                ]
+                assert len(written) <= most, f"{path.name}: {node.name} has {len(written)} lines of code"
+
+
+def test_no_module_is_imported_in_a_circle() -> None:
+    """Neither modules nor rooms: what a file imports at its top never leads back to it."""
+    files = {module_name(path): path for path in ROOT.rglob("*.py")}
+    below = {name: imported_modules(path, set(files)) - {name} for name, path in files.items()}
+    assert circle(below) == []
+    rooms: dict[str, set[str]] = {}
+    for name, others in below.items():
+        if name.count("."):
+            room = name.split(".")[1]
+            rooms.setdefault(room, set()).update(o.split(".")[1] for o in others if o.count("."))
+    assert circle({room: others - {room} for room, others in rooms.items()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+def module_name(path: Path) -> str:
+    """`glocal.room.file`; of a folder's `__init__`, the folder."""
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, modules: set[str]) -> set[str]:
+    """Of our modules those that a file imports at its top level, as a whole or names of theirs."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= whole & modules or {node.module}
+    return found & modules
+
+
+def circle(below: dict[str, set[str]]) -> list[str]:
+    """Those that lead back to themselves, sorted: what is left when all that lead nowhere are taken away, both ways."""
+    left = dict(below)
+    while True:
+        wanted = {other for others in left.values() for other in others}
+        kept = {
+            name: others & left.keys()
+            for name, others in left.items()
+            if others & left.keys() and name in wanted
+        }
+        if kept == left:
+            return sorted(left)
+        left = kept
+
+
+def test_annotations_are_checked_in_every_test() -> None:
+    """jaxtyping's hook is on: a call that its annotation refuses does not get through."""
+    from glocal.views.randomness import mix_array
+
+    with pytest.raises(TypeError):
+        mix_array("no array")  # type: ignore[arg-type]
 
 
 def test_importing_glocal_does_not_import_torch() -> None:
