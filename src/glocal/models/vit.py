@@ -200,7 +200,9 @@ class VisionTransformer(Backbone):
             prefix[0] = prefix[0] + self.pos_embed[:, :1]
         return torch.cat([*prefix, x], dim=1) if prefix else x, None
 
-    def _keep(self, x: Tensor, rotary: Rotary | None, kept: Tensor) -> tuple[Tensor, Rotary | None]:
+    def _keep(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, kept: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Prefix tokens and the kept patches of every image; the rotation becomes (batch, 1, tokens, head_dim)."""
         prefix = torch.arange(self.prefix_tokens).expand(kept.shape[0], -1)
         tokens = torch.cat([prefix, kept + self.prefix_tokens], dim=1).to(x.device, non_blocking=True)
