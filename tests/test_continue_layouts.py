@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_loading_layouts import DEPTH, DIM, HEADS, PIXELS, SIDE, State, random_state, vit_shapes
+from slow_layouts import DEPTH, DIM, HEADS, SIDE, State, random_state, vit_shapes
+from test_loading_layouts import PIXELS
 from tiny_runs import noisy_pictures, records
 
 import glocal
