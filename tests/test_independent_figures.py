@@ -130,13 +130,15 @@ def test_rankme_by_singular_values(split: Path) -> None:
 
 
 def cosines(queries: Array, database: Array) -> Array:
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, database)]
-    return unit[0] @ unit[1].T
+    ours, others = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, database))
+    product: Array = ours @ others.T
+    return product
 
 
 def class_and_gem(cls: Array, patches: Array) -> Array:
     """The class embedding beside the fourth root of the mean fourth power of what is positive in the patches."""
-    return np.concatenate([cls, (np.maximum(patches, 1e-6) ** 4).mean(0) ** 0.25])
+    gem: Array = (np.maximum(patches, 1e-6) ** 4).mean(0) ** 0.25
+    return np.concatenate([cls, gem])
 
 
 def test_copy_detection_by_scikit_learn(tmp_path: Path, split: Path) -> None:
@@ -157,7 +159,10 @@ def test_copy_detection_by_scikit_learn(tmp_path: Path, split: Path) -> None:
     result = evaluate("copy_detection", encoder, tmp_path, work=QUIET)
     queries, references = (
         np.stack(
-            [class_and_gem(*seen(encoder, Image.open(path))) for path in sorted((tmp_path / name).glob("*.png"))]
+            [
+                class_and_gem(*seen(encoder, Image.open(path)))
+                for path in sorted((tmp_path / name).glob("*.png"))
+            ]
         )
         for name in ("queries", "references")
     )
