@@ -22,6 +22,7 @@ FLOORS = [
     "training",
     "verdict",
     "evaluation",
+    "curation",
     "lookup",
     "extraction",
     "objectives",

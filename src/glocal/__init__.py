@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:  # for type checkers; `_ROOMS` below is what Python sees
+    from glocal.curation.clusters import curate as curate
+    from glocal.curation.duplicates import duplicates as duplicates
     from glocal.errors import ConfigError as ConfigError
     from glocal.errors import DataError as DataError
     from glocal.errors import GlocalError as GlocalError
@@ -37,6 +39,8 @@ _ROOMS = {
     "glocal.extraction.embedding_file": ("embed",),
     "glocal.extraction.embedding_store": ("EmbeddingStore",),
     "glocal.extraction.embedding_stream": ("iterate_embeddings",),
+    "glocal.curation.clusters": ("curate",),
+    "glocal.curation.duplicates": ("duplicates",),
     "glocal.lookup.answers": ("search",),
     "glocal.lookup.index": ("Index", "index"),
     "glocal.evaluation.compare": ("compare",),

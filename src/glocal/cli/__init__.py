@@ -152,6 +152,38 @@ def search(
 
 
 @app.command()
+def duplicates(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, an exported folder, a weight file or timm:NAME.")
+    ],
+    settings: Settings = None,
+) -> None:
+    """Find groups of near-duplicates and edited copies, at a stated false-match rate, with their evidence.
+
+    glocal duplicates MODEL data=DATA out=FOLDER [rate=0.001]
+    """
+    from glocal.cli.duplicates import run
+
+    run(model, settings or [])
+
+
+@app.command()
+def curate(
+    model: Annotated[
+        str, typer.Argument(help="A run folder, an exported folder, a weight file or timm:NAME.")
+    ],
+    settings: Settings = None,
+) -> None:
+    """Cluster a collection, so that pretraining can see every cluster alike (balance=FOLDER); nothing is copied.
+
+    glocal curate MODEL data=DATA out=FOLDER [clusters=...]
+    """
+    from glocal.cli.curate import run
+
+    run(model, settings or [])
+
+
+@app.command()
 def export(
     model: Annotated[
         str, typer.Argument(help="A run folder, an exported folder, a weight file or timm:NAME.")

@@ -220,10 +220,10 @@ def patch_reader(
     return found.get
 
 
-def read_answer(index: Index, answer: Answer) -> Image.Image | None:
-    """The image itself, where it can still be read."""
+def read_row(index: Index, row: int) -> Image.Image | None:
+    """The image of a row, where it can still be read."""
     try:
-        return index.source.read(int(index.places[answer.row]))
+        return index.source.read(int(index.places[row]))
     except (GlocalError, UnreadableImageError, IndexError):
         return None
 

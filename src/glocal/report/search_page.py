@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 
 from PIL import Image, ImageDraw
 
-from glocal.lookup.answers import Answers, MatchedPatch, read_answer
+from glocal.curation.duplicates import Duplicates
+from glocal.lookup.answers import EVIDENCE, Answers, MatchedPatch, read_row
 from glocal.lookup.index import Index
-from glocal.lookup.query import Box
+from glocal.lookup.query import Box, patch_box
 from glocal.report.canvas import fit, hue
 from glocal.report.embedded import picture_uri
 
@@ -33,7 +34,7 @@ def search_page(index: Index, found: Answers, images: Sequence[str]) -> str:
     names = images if len(images) == len(shown) else [*images[:1]] + [""] * (len(shown) - 1)
     sections = [_section(zip(shown, names, strict=True))]
     for number, answer in enumerate(found.answers, 1):
-        picture = read_answer(index, answer)
+        picture = read_row(index, answer.row)
         text = f"{number}. {answer.key} · score {answer.score:.3f}, cosine {answer.cosine:.3f}"
         asked, given = _evidence(query.pictures[answer.view], picture, answer.matches)
         sections.append(_section([(asked, f"{len(answer.matches)} matched patches"), (given, text)]))
@@ -85,3 +86,31 @@ def _marked(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
                 centre, str(number + 1), fill=(255, 255, 255), anchor="mm", stroke_width=2, stroke_fill=colour
             )
     return shown
+
+
+def duplicates_page(found: Duplicates, most: int = 100) -> str:
+    """One page: the most certain pair of each group, the patches that agree marked alike, and all names of the group."""
+    shown = [(group, next(p for p in found.pairs if p.first in group)) for group in found.groups[:most]]
+    grid, sections = found.index.about.grid, []
+    for group, pair in shown:
+        matches = [
+            MatchedPatch(patch_box(one, grid), patch_box(other, grid), 0.0)
+            for one, other in pair.patches[:EVIDENCE]
+        ]
+        figures = [
+            (None if picture is None else _marked(picture, boxes), found.index.key(row))
+            for row, boxes in (
+                (pair.first, [match.query for match in matches]),
+                (pair.second, [match.answer for match in matches]),
+            )
+            for picture in [read_row(found.index, row)]
+        ]
+        others = [found.index.key(row) for row in group if row not in (pair.first, pair.second)]
+        text = f"score {pair.score:.3f}, {len(pair.patches)} patches agree on one placement"
+        rest = f"<p>{html.escape(text)}{html.escape('; also ' + ', '.join(others) if others else '')}</p>"
+        sections.append(_section(figures) + rest)
+    lead = (
+        f"{len(found.groups)} groups of copies among {len(found.index)} images; the first {len(shown)} are shown. "
+        f"Score above {found.threshold:.3f}, which {found.rate:.2%} of images without a copy are expected to reach."
+    )
+    return page("Duplicates", lead, sections)

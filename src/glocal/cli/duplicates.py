@@ -1,0 +1,61 @@
+"""glocal duplicates MODEL data=... out=FOLDER [rate=0.001] [key=value ...]."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from glocal.atomic_files import write_atomically
+from glocal.cli.screen import say, screen
+from glocal.cli.settings import Count, Side, read_words
+from glocal.config import Config
+from glocal.outside import new_folder
+
+
+class DuplicatesSettings(Config):
+    """What `glocal duplicates` takes beside the model."""
+
+    data: str
+    """Images: a folder, a list file, parquet, or a built-in name."""
+    out: str
+    """A folder for duplicates.json, duplicates.html and the index, which is brought up to date the next time."""
+    rate: Annotated[float, Field(gt=0, lt=0.2)] = 0.001
+    """False-match rate: share of images without a copy that may be given one. The collection's own scores set the
+    threshold for it."""
+    candidates: Annotated[int, Field(ge=1, le=1000)] = 10
+    """How many of an image's nearest are looked at, by class embedding and by thumbnail each."""
+    split: str | None = None
+    """train, val, test or all; null: everything, or the training images where there are splits."""
+    size: Side | None = None
+    """Pixels of the square into which images are squashed; null: the model's own."""
+    engine: Literal["auto", "exact", "faiss"] = "auto"
+    """How neighbours are found; auto: faiss from 100,000 images on, where it is installed."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the forward pass; auto: bfloat16 where the processor has the instructions."""
+    workers: Count = 0
+    """Processes that decode."""
+
+
+def run(model: str, words: Sequence[str]) -> None:
+    """Find copies, write groups and evidence, say what was found."""
+    settings = read_words(DuplicatesSettings, words)
+    out = new_folder(settings.out, "out")
+    from glocal.curation.duplicates import duplicates
+    from glocal.report.search_page import duplicates_page
+
+    found = duplicates(model, settings.data, out, **settings.model_dump(exclude={"data", "out"}))
+    text = json.dumps(found.to_json(), indent=1)
+    write_atomically(out / "duplicates.json", lambda file: file.write(text.encode()))
+    page = duplicates_page(found)
+    write_atomically(out / "duplicates.html", lambda file: file.write(page.encode()))
+    say(
+        screen(),
+        f"{len(found.groups)} groups of copies among {len(found.index)} images, {len(found.surplus())} images too many.",
+        f"Score above {found.threshold:.3f}, which {found.rate:.2%} of images without a copy are expected to reach.",
+        f"{out / 'duplicates.json'} has the groups, {out / 'duplicates.html'} the evidence.",
+    )
