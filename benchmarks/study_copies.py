@@ -1,6 +1,6 @@
 """Which edited copies of images are found, edit by edit: `glocal search` beside a thumbnail.
 
-python -m benchmarks.study_copies MODEL QUERIES.parquet REFERENCES [INDEX] [views=copies] [size=32]
+python -m benchmarks.study_copies MODEL QUERIES.parquet REFERENCES
 
 QUERIES has the columns `reference_id` (a reference's key, or null) and `transform`. Printed: recall@1 of every edit by the
 correlation of 16x16 grey thumbnails, by class embedding, with parts and turns, and both re-ranked by matched patches.
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from glocal.lookup.answers import search
 from glocal.lookup.index import index
 from glocal.models.loading import load
 
-WAYS: dict[str, dict[str, object]] = {
+WAYS: dict[str, dict[str, Any]] = {
     "class embedding": {"rerank": False},
     "re-ranked by patches": {},
     "parts and turns": {"rerank": False, "views": "copies"},
@@ -68,9 +69,11 @@ def main() -> None:
     nearest = (thumbnails(asked) @ thumbnails(given).T).argmax(1)
     measure("thumbnail", lambda i: given.key(int(nearest[i])))
     for name, how in WAYS.items():
-        measure(
-            name, lambda i, how=how: search(made, images[i], encoder=encoder, count=1, **how).answers[0].key
-        )  # type: ignore[misc, arg-type]
+
+        def first(i: int, how: dict[str, Any] = how) -> str:
+            return search(made, images[i], encoder=encoder, count=1, **how).answers[0].key
+
+        measure(name, first)
 
 
 if __name__ == "__main__":

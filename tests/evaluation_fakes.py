@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from glocal.data.source import ImageSource
 from glocal.errors import UnreadableImageError
@@ -77,3 +78,28 @@ def small_encoder(seed: int = 0) -> Encoder:
     torch.manual_seed(seed)
     backbone = VisionTransformer(BackboneConfig(size="micro", patch_size=8, image_size=32)).eval()
     return Encoder("random", backbone, embed_dim=64, patch_size=8, image_size=32)
+
+
+class PatchPixels(nn.Module):
+    """Patch embeddings that are the patches' pixels, wherever they lie; the class embedding is a fixed projection of all."""
+
+    depth = 1
+
+    def __init__(self, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.projection = torch.randn(
+            3 * 32 * 32, 3 * patch_size**2, generator=torch.Generator().manual_seed(0)
+        )
+
+    def forward(self, pixels: torch.Tensor) -> Features:
+        patches = F.unfold(pixels, self.patch_size, stride=self.patch_size).transpose(1, 2)
+        cls = (pixels - pixels.mean((2, 3), keepdim=True)).flatten(1) @ self.projection
+        side = pixels.shape[2] // self.patch_size
+        return Features(cls, patches, (side, side), patches)
+
+
+def pixel_encoder(patch_size: int) -> Encoder:
+    """A model of 32-pixel images whose patches are their pixels, centred at middle grey."""
+    backbone = PatchPixels(patch_size).eval()
+    return Encoder("patch pixels", backbone, 3 * patch_size**2, patch_size, 32, (0.5,) * 3, (1.0,) * 3)

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from evaluation_fakes import MemorySource, small_encoder
+from evaluation_fakes import MemorySource, pixel_encoder, small_encoder
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -16,9 +15,7 @@ from glocal.cli import app
 from glocal.curation.clusters import balance_weights, curate
 from glocal.curation.duplicates import Pair, calibrated_threshold, duplicates, groups_of
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.baselines import pixels
 from glocal.matching.placement import LEAST, REACH, SCALES, place_patches
-from glocal.models.encoder import Encoder
 from glocal.report.search_page import duplicates_page
 
 
@@ -89,11 +86,6 @@ def test_the_threshold_keeps_the_rate_whatever_share_are_copies(copies: float) -
         assert 0.3 * rate < (null > calibrated_threshold(best, rate)).mean() < 1.5 * rate
 
 
-def by_pixels() -> Encoder:
-    """A model whose patches are their pixels, on a grid of 8 x 8."""
-    return pixels(replace(small_encoder(), patch_size=4), centred=True)
-
-
 def textures(images: int, side: int = 32) -> np.ndarray:
     """Smooth random pictures that differ everywhere."""
     draw = np.random.default_rng(0)
@@ -105,10 +97,10 @@ def textures(images: int, side: int = 32) -> np.ndarray:
 
 def test_planted_copies_are_found_with_their_evidence(tmp_path: Path) -> None:
     images = textures(60)
-    copies = np.stack([images[3], images[50][:, ::-1], (images[70] * 0.8).astype(np.uint8), images[3]])
+    copies = np.stack([images[3], images[50][:, ::-1], (images[55] * 0.8).astype(np.uint8), images[3]])
     source = MemorySource(np.concatenate([images, copies]), bad=(9,))
-    found = duplicates(by_pixels(), source, tmp_path / "d", progress=False)
-    assert found.keys() == [["3.png", "60.png", "63.png"], ["50.png", "61.png"], ["70.png", "62.png"]]
+    found = duplicates(pixel_encoder(4), source, tmp_path / "d", progress=False)
+    assert found.keys() == [["3.png", "60.png", "63.png"], ["50.png", "61.png"], ["55.png", "62.png"]]
     assert found.surplus() == ["60.png", "63.png", "61.png", "62.png"]
     assert found.pairs[0].score == pytest.approx(1, abs=0.01)
     mirrored = next(pair for pair in found.pairs if found.index.key(pair.second) == "61.png")
@@ -117,10 +109,10 @@ def test_planted_copies_are_found_with_their_evidence(tmp_path: Path) -> None:
     page = duplicates_page(found)
     assert page.count("data:image/webp") == 6 and "also 6" in page
     source.reads = 0
-    again = duplicates(by_pixels(), source, tmp_path / "d", progress=False)
+    again = duplicates(pixel_encoder(4), source, tmp_path / "d", progress=False)
     assert again.keys() == found.keys() and source.reads == 63  # thumbnails; no image was embedded again
     with pytest.raises(ConfigError, match="a share above 0"):
-        duplicates(by_pixels(), source, tmp_path / "d", rate=0.5)
+        duplicates(pixel_encoder(4), source, tmp_path / "d", rate=0.5)
 
 
 def test_groups_are_connected_images() -> None:
@@ -151,7 +143,7 @@ def test_clusters_and_their_weights(tmp_path: Path) -> None:
 
 
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glocal.lookup.index.load_on", lambda *arguments: by_pixels())
+    monkeypatch.setattr("glocal.lookup.index.load_on", lambda *arguments: pixel_encoder(4))
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, image in enumerate(textures(40)):

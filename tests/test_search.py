@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation_fakes import coloured, small_encoder
+from evaluation_fakes import coloured, pixel_encoder, small_encoder
 from pictures import picture
 from PIL import Image
 from torch.nn import functional as F
@@ -116,12 +116,9 @@ def test_an_image_finds_itself_and_the_order_is_the_stated_one(
 
 def test_a_patch_that_stands_elsewhere_in_another_image_is_found_there(tmp_path: Path) -> None:
     """A model whose patches are their pixels: a logo pasted at another place of the grid has the same embedding there."""
-    from glocal.evaluation.baselines import pixels
-
-    encoder = pixels(small_encoder(), centred=False)
+    encoder = pixel_encoder(8)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 255, (8, 32, 32, 3)).astype(np.uint8)
-    # PixelBackbone takes the image's mean colour off: equal means keep the logo's embedding the same everywhere.
     logo = rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)
     images[:] = images.mean((1, 2), keepdims=True).mean(0, keepdims=True)
     images[:, 16:24, 16:24] = rng.integers(0, 255, (8, 8, 8, 3))

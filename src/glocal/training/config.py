@@ -162,6 +162,8 @@ class RunConfig(Config):
     """Images: a folder, a list file, parquet, or a built-in name."""
     out: str
     """The run folder."""
+    balance: str | None = None
+    """A folder that `glocal curate` wrote for these images: every cluster is seen equally often. null: every image."""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
     """Everything random follows from it."""
     init: str | None = None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from glocal.curation.clusters import balance_weights
 from glocal.data import ImageSource, open_source
 from glocal.distributed import gather_objects
 from glocal.errors import TrainingError
@@ -51,6 +52,8 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool | Path) -> Run:
     choose_device(config.speed.device, "speed.device")
     source = open_source(config.data)
     _check_batch(config, len(source))
+    if config.balance is not None:
+        balance_weights(config.balance, source)  # what is refused is refused before anything is claimed
     fabric = launch(config.speed)
     _check_split(config, fabric)
     if resume:
@@ -100,6 +103,7 @@ def load_batches(run: Run) -> ViewLoader:
         at_least=config.speed.decode_at_least,
         keep_bytes=config.speed.keep_decoded_mb << 20,
         pin_memory=on_gpu,
+        weights=None if config.balance is None else balance_weights(config.balance, run.source),
     )
 
 

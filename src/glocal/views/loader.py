@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -203,6 +204,7 @@ def make_loader(
     at_least: int | None = None,
     keep_bytes: int = KEEP_BYTES,
     pin_memory: bool = False,
+    weights: NDArray[np.float64] | None = None,
 ) -> ViewLoader:
     """Load the batches of steps `start_step` to `total_steps - 1`; `batch_size` counts images over all processes.
 
@@ -210,6 +212,7 @@ def make_loader(
     works on one thread. The global random generator is left alone: neither loading nor resuming changes what the
     training step draws from it. `at_least` lets JPEGs be decoded at a smaller scale, boxes
     then refer to that size; it is raised to what keeps the views' smallest boxes from being enlarged.
+    `weights` say how often each image is drawn; null: once an epoch.
     Images of a small set are decoded once and kept in up to `keep_bytes` (see `DecodedImages`).
 
     Raises:
@@ -219,7 +222,7 @@ def make_loader(
     """
     sampler = EpochSampler(
         len(source), batch_size, seed,
-        total_steps=total_steps, start_step=start_step, rank=rank, world_size=world_size, shared=shared,
+        total_steps=total_steps, start_step=start_step, rank=rank, world_size=world_size, shared=shared, weights=weights,
     )  # fmt: skip
     if workers:
         _check_shared_memory(groups, batch_size // world_size, workers)
