@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 from conftest import make_views
-from test_objectives import SMALL_HEADS, frozen_model
 
+from glocal.conformance.small_runs import frozen_model
+from glocal.conformance.terms import SMALL_HEADS
 from glocal.models.teacher import MovingAverage
 from glocal.objectives.base import ObjectiveConfig
 from glocal.recipes import AUTO, RECIPES, configure

@@ -10,6 +10,7 @@ import torch
 from conftest import make_views, small_config
 from test_objectives import PROGRESS, TERMS, build
 
+from glocal.conformance.terms import micro_batches_are_the_same_step
 from glocal.objectives import AnyObjective
 from glocal.training.gradients import backward
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
@@ -26,24 +27,7 @@ def test_every_term_of_the_union_is_in_the_suite() -> None:
 
 @pytest.mark.parametrize("name", TERMS)
 def test_micro_batches_are_the_same_step(name: str) -> None:
-    """Loss, gradients and state, over two steps, so that queues and centres of the first are seen by the second."""
-    whole, parts = build(name), build(name)
-    for seed in (3, 4):
-        views = make_views(6, seed=seed)
-        step = StepInput(views, PROGRESS, watch=False)
-        losses = backward(whole, step)["loss"], backward(parts, step, micro_batches=3)["loss"]
-        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-7)
-        expected, seen = gradients(whole), gradients(parts)
-        assert expected.keys() == seen.keys()
-        largest = max(g.abs().max() for g in expected.values())
-        for parameter, gradient in expected.items():
-            torch.testing.assert_close(
-                seen[parameter], gradient, rtol=1e-4, atol=1e-5 * float(largest), msg=parameter
-            )
-        whole.finish_step()
-        parts.finish_step()
-        for a, b in zip(whole.objectives.buffers(), parts.objectives.buffers(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    micro_batches_are_the_same_step(TERMS[name])
 
 
 @pytest.mark.parametrize("name", TERMS)

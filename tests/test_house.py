@@ -18,6 +18,7 @@ FLOORS = [
     "cli",
     "report",
     "ladder",
+    "conformance",
     "recipes",
     "training",
     "verdict",
@@ -35,6 +36,7 @@ FLOORS = [
     "atomic_files",
     "freed_memory",
     "config",
+    "own_code",
     "outside",
     "errors",
 ]

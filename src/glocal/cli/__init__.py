@@ -240,6 +240,17 @@ def doctor(words: Annotated[list[str], typer.Argument(metavar="RUN | data=DATA")
 
 
 @app.command()
+def check(words: Annotated[str, typer.Argument(metavar="FILE.py:NAME")], settings: Settings = None) -> None:
+    """Check a term, operation, source, protocol, backbone or recipe of your own.
+
+    glocal check my_terms.py:MyTerm
+    """
+    from glocal.cli.check import run
+
+    run(words, settings or [])
+
+
+@app.command()
 def demo(settings: Settings = None) -> None:
     """Pretrain for two minutes and show what was learnt.
 

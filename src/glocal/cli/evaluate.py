@@ -14,6 +14,7 @@ from glocal.config import Config
 from glocal.errors import ConfigError
 from glocal.evaluation.results import Skip
 from glocal.outside import new_folder
+from glocal.own_code import is_own
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -179,9 +180,10 @@ def _print_help(console: Console, protocol: str | None) -> None:
         "quick settings unless quick=false, and takes settings as PROTOCOL.key=value.\n",
     )
     rows = describe(EvaluateSettings)
-    if protocol in PROTOCOLS:
+    named = protocol in PROTOCOLS or is_own(protocol)
+    if named:
         rows += describe(protocol_class(str(protocol)))
     console.print(settings_table(rows))
-    if protocol not in PROTOCOLS:
+    if not named:
         listed = ((name, (protocol_class(name).__doc__ or "").partition("\n")[0]) for name in PROTOCOLS)
         console.print(plain_table("protocol", "what it measures (--help: its settings)", rows=listed))

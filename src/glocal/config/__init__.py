@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from glocal.config.base import Config
+from glocal.config.own import OwnKinds
 from glocal.config.report import explain
 from glocal.config.tree import Text, merge, place
 from glocal.config.words import parse_value, read_yaml
@@ -22,6 +23,7 @@ from glocal.outside import given_path, reading
 
 __all__ = [
     "Config",
+    "OwnKinds",
     "apply_overrides",
     "apply_settings",
     "from_yaml",

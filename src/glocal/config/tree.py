@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from glocal.config.base import Config
+from glocal.config.own import OwnKinds
 from glocal.config.words import parse_value
 from glocal.errors import ConfigError, nearest_name
 
@@ -30,6 +31,9 @@ class Text:
             ConfigError: when it is no YAML.
         """
         options = _options(kind)
+        own = _own_kinds(kind)
+        if own is not None and (words := own.words(self.text)) is not None:
+            return own.settings(words)
         if self.text in [
             value for o in options if typing.get_origin(o) is Literal for value in typing.get_args(o)
         ]:
@@ -118,6 +122,11 @@ def _options(kind: Any) -> list[Any]:
     if origin in (typing.Union, types.UnionType):
         return [option for part in typing.get_args(kind) for option in _options(part)]
     return [kind]
+
+
+def _own_kinds(kind: Any) -> OwnKinds | None:
+    """What opens a declared type to kinds of one's own, where something does."""
+    return next((note for note in getattr(kind, "__metadata__", ()) if isinstance(note, OwnKinds)), None)
 
 
 def _config_option(kind: Any) -> type[Config] | None:

@@ -18,6 +18,7 @@ from glocal.data.source import ImageSource
 from glocal.data.splits import ALL, DataSpec, check_split, read_spec
 from glocal.errors import DataError, name_some, nearest_name
 from glocal.outside import given_path
+from glocal.own_code import is_own, load_named
 
 BUILTIN = ("digits", "photos", "photos-tiles", *CIFAR)
 """Names that need no path."""
@@ -25,7 +26,7 @@ _BUILTIN_MARK = "builtin:"
 _LISTS = (".txt", ".csv")
 _KINDS = (
     "a folder of images or parquet files, a parquet file or a pattern of them ('shards/*.parquet'), "
-    "a list file (.txt or .csv, path or path,label a line)"
+    "a list file (.txt or .csv, path or path,label a line), your own code (file.py:NAME)"
 )
 
 
@@ -37,6 +38,9 @@ def open_source(spec: str | Path, split: str | None = None) -> ImageSource:
     - a list file, `.txt` or `.csv`;
     - `digits`, `photos`, `photos-tiles`, `cifar10`, `cifar100` (`cifar10:download` fetches it when it is missing).
       Where a file or folder has such a name, write `./photos` for it or `builtin:photos` for ours.
+
+    - your own code, `my_data.py:open_it` or `package.module:NAME`: called with the split (None where none was asked for),
+      it returns an `ImageSource`. A `splits` beside it, a tuple of names, says which ones it has.
 
     Behind each may stand a split (`pacs:test`), a filter on a column of parquet files or of a list with a header, or on
     `label` (`pacs:domain=photo,sketch`), and `:labels=false`, which leaves alone what could be read as labels.
@@ -53,7 +57,10 @@ def open_source(spec: str | Path, split: str | None = None) -> ImageSource:
     'digits/test'
     """
     wanted = _spec(spec).narrowed(check_split(split))
-    source = _open_builtin(wanted) if wanted.place.startswith(_BUILTIN_MARK) else _open_path(wanted)
+    if wanted.place.startswith(_BUILTIN_MARK):
+        source = _open_builtin(wanted)
+    else:
+        source = _open_own(wanted) if _is_own(wanted.place) else _open_path(wanted)
     source.split = wanted.split
     for column, values in wanted.columns.items():
         source = _filtered(source, column, values)
@@ -91,6 +98,8 @@ def splits_of(spec: str | Path) -> tuple[str, ...]:
     wanted = _spec(spec)
     if wanted.place.startswith(_BUILTIN_MARK):
         return () if "photos" in wanted.place else ("train", "test")
+    if _is_own(wanted.place):
+        return tuple(getattr(load_named(wanted.place, "data"), "splits", ()))
     path = given_path(wanted.place, "data", DataError)
     if path.is_dir():
         files = parquet_files(path)
@@ -149,6 +158,24 @@ def _open_builtin(spec: DataSpec) -> ImageSource:
             f"{name} has no splits (asked for '{spec.split}'). Leave the split out, or use digits or cifar10."
         )
     return PhotoSource() if name == "photos" else TileSource(PhotoSource())
+
+
+def _is_own(place: str) -> bool:
+    """Whether a place is code: not what lies there as a path, nor a folder with a misspelt split behind it."""
+    return (
+        is_own(place)
+        and not Path(place).exists()
+        and (".py:" in place or not Path(place.partition(":")[0]).exists())
+    )
+
+
+def _open_own(spec: DataSpec) -> ImageSource:
+    opened = load_named(spec.place, "data")(spec.split)
+    if not isinstance(opened, ImageSource):
+        raise DataError(
+            f"data={spec.place} gave a {type(opened).__name__}. It must return a glocal.data.ImageSource, given the split."
+        )
+    return opened
 
 
 def _open_path(spec: DataSpec) -> ImageSource:

@@ -27,6 +27,7 @@ from glocal.evaluation.intervals import intervals
 from glocal.evaluation.results import Result, write_result
 from glocal.extraction.feature_stream import precision_error
 from glocal.extraction.work import Work
+from glocal.own_code import is_own, load_class
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -124,14 +125,23 @@ PROTOCOLS = {
 
 
 def protocol_class(name: str) -> type[ProtocolConfig]:
-    """Import a protocol by name; only then, since scikit-learn and friends cost seconds.
+    """Import a protocol by name, or one of one's own (`my_protocol.py:NAME`); scikit-learn and friends cost seconds.
 
     Raises:
         ConfigError: for a name that isn't in `PROTOCOLS`.
     """
+    if is_own(name):
+        own: type[ProtocolConfig] = load_class(name, ProtocolConfig, "protocol")  # type: ignore[type-abstract]
+        if not isinstance(getattr(own, "protocol", None), str):
+            raise ConfigError(
+                f"protocol: {name} lacks protocol, its name in results.json: a class variable of text."
+            )
+        return own
     if name not in PROTOCOLS:
         names = ", ".join(PROTOCOLS)
-        raise ConfigError(f"There is no protocol '{name}'.{nearest_name(name, PROTOCOLS)} Allowed: {names}.")
+        raise ConfigError(
+            f"There is no protocol '{name}'.{nearest_name(name, PROTOCOLS)} Allowed: {names}, or file.py:NAME."
+        )
     module, _, kind = PROTOCOLS[name].partition(":")
     found: type[ProtocolConfig] = getattr(importlib.import_module(f"glocal.evaluation.{module}"), kind)
     return found

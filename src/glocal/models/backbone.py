@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from glocal.config import Config
+from glocal.errors import ModelError
 from glocal.models.aggregator import Aggregator
 from glocal.models.features import Features, Masks
 
@@ -44,6 +45,11 @@ class BackboneConfig(Config):
     are then its width, patch size (the grid's stride) and pooling; settings of ours beside these have no effect."""
     timm_arguments: dict[str, Any] = Field(default_factory=dict)
     """What timm needs beside the name to make it again."""
+    own: str | None = None
+    """A backbone of your own in place of ours, `my_backbone.py:NAME` or `package.module:NAME`; it is made from these
+    settings and heeds those that it wants to."""
+    own_arguments: dict[str, Any] = Field(default_factory=dict)
+    """What your own backbone reads beside them."""
     size: Literal["micro", "tiny", "small", "base", "large", "giant"] = "small"
     """Width, depth and heads: micro 64/4/4, tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16,
     giant 1536/40/24."""
@@ -122,6 +128,11 @@ class BackboneConfig(Config):
         )
 
     @property
+    def is_ours(self) -> bool:
+        """Whether this describes a Vision Transformer of ours, whose parameters have names and shapes that are known."""
+        return self.timm is None and self.own is None
+
+    @property
     def class_token(self) -> bool:
         """Whether the sequence starts with a class token."""
         return self.pooling == "class_token"
@@ -139,18 +150,29 @@ class BackboneConfig(Config):
 
 
 class Backbone(nn.Module):
-    """From normalised pixels to `Features`. Ours is `VisionTransformer`; `TimmBackbone` wraps timm's."""
+    """From normalised pixels to `Features`. Ours is `VisionTransformer`; `TimmBackbone` wraps timm's; `backbone.own` names
+    yours, a subclass whose constructor takes the configuration and sets what stands here without a default.
+    """
 
     config: BackboneConfig
     embed_dim: int
-    depth: int
-    num_heads: int
     patch_size: int
-    checkpoint_blocks: bool
-    aggregator: Aggregator | None
-    norm: nn.Module
-    patch_embed: nn.Module
     blocks: nn.ModuleList
+    """From the first to the last; their rates may fall with depth, and each is compiled by itself."""
+    norm: nn.Module
+    """The final norm, or an identity."""
+    depth: int
+    """How many layers `intermediate` counts."""
+    num_heads: int
+    """Of its attention; 1 where it has none."""
+    checkpoint_blocks: bool
+    """Whether blocks recompute their activations in the backward pass; set from outside."""
+    aggregator: Aggregator | None
+    patch_embed: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.checkpoint_blocks, self.aggregator = 1, False, None
 
     @abstractmethod
     def forward(
@@ -167,10 +189,15 @@ class Backbone(nn.Module):
     ) -> list[Features]:
         """Features after several blocks; -1 is the last."""
 
-    @abstractmethod
     def grid(self, pixels: Float[Tensor, "batch channels height width"]) -> tuple[int, int]:
         """Rows and columns of patches.
 
         Raises:
             ModelError: for pixels that don't fit.
         """
+        side, (height, width) = self.patch_size, pixels.shape[2:]
+        if height % side or width % side or not height or not width:
+            raise ModelError(
+                f"A {height}x{width} image can't be cut into cells of {side} pixels. Resize or crop it to multiples of {side}."
+            )
+        return height // side, width // side

@@ -115,7 +115,12 @@ def _timm_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, An
             "model_args": config.timm_arguments,
             "pretrained_cfg": _pretrained_fields(config, own),
         }
-    if config.pooling != "class_token" or config.position != "table" or config.norm_eps != 1e-6:
+    if (
+        not config.is_ours
+        or config.pooling != "class_token"
+        or config.position != "table"
+        or config.norm_eps != 1e-6
+    ):
         return {}
     dim, depth, heads = config.dimensions
     swiglu = config.ffn == "swiglu"

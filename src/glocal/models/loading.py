@@ -66,7 +66,7 @@ def load_into(backbone: Backbone, encoder: Encoder) -> None:
     if not isinstance(encoder.backbone, Backbone):
         raise ModelError(f"Training can't start from '{encoder.name}': it is no backbone that glocal trains.")
     state = encoder.backbone.state_dict()
-    if backbone.config.timm is None and backbone.config.position == "table" and "pos_embed" in state:
+    if backbone.config.is_ours and backbone.config.position == "table" and "pos_embed" in state:
         state["pos_embed"] = _fit_table(state["pos_embed"], encoder.backbone.config, backbone.config)
     own = backbone.state_dict()
     wrong = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape]

@@ -39,7 +39,7 @@ def load_folder(folder: Path, settings: Mapping[str, Any]) -> Encoder:
     name = folder.resolve().parent.name if folder.name == "export" else folder.resolve().name
     raw = read_folder_state(folder)
     if "glocal" in config:
-        return build_own(_read_export(config["glocal"], raw), name, "glocal")
+        return build_own(_read_export(config["glocal"], raw), name, "glocal", folder)
     if "model_type" in config:
         return _load_transformers(folder, config, raw, name, settings)
     return _load_timm_folder(config, raw, name, settings)

@@ -30,7 +30,7 @@ def save_transformers(encoder: Encoder, folder: Path) -> Callable[[Tensor], Embe
         ModelError: when transformers is absent, or has no class for this model.
     """
     backbone = encoder.backbone
-    if not isinstance(backbone, Backbone) or backbone.config.timm is not None:
+    if not isinstance(backbone, Backbone) or not backbone.config.is_ours:
         raise ModelError(
             "transformers has no class of its own for a timm model. Export to=timm, onnx or program."
         )

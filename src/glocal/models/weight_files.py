@@ -16,6 +16,7 @@ from glocal.models.checkpoint_files import pick_state, read_pickle, read_state
 from glocal.models.encoder import Encoder, LoadReport, shorten
 from glocal.models.layouts import Converted, convert, detect
 from glocal.models.own_checkpoints import OwnModel, is_own_checkpoint, read_own_checkpoint
+from glocal.own_code import refuse_code_beside
 
 FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
@@ -33,7 +34,7 @@ def load_file(path: Path, settings: Mapping[str, Any]) -> Encoder:
         if is_own_checkpoint(content):
             run = path.resolve().parent.parent.name if path.resolve().parent.name == "checkpoints" else ""
             name = f"{run}-{path.stem}" if run else path.stem
-            return build_own(read_own_checkpoint(content, path), name, "glocal checkpoint")
+            return build_own(read_own_checkpoint(content, path), name, "glocal checkpoint", path)
         raw = pick_state(content, path)
     layout = detect(raw.state, wrapper=raw.network, safetensors=raw.safetensors)
     return build_encoder(convert(raw.state, layout, settings), path.stem, raw.network)
@@ -46,8 +47,8 @@ def build_encoder(converted: Converted, name: str, network: str) -> Encoder:
         ModelError: for weights of other shapes, missing or left over, by name.
     """
     config = converted.config
-    # timm's models compute with numbers while they are made, which the meta device has none of.
-    with torch.device("meta") if config.timm is None else contextlib.nullcontext():
+    # timm's models, and maybe a person's own, compute with numbers while they are made; the meta device has none.
+    with torch.device("meta") if config.is_ours else contextlib.nullcontext():
         backbone = build_backbone(config)
     report = _compare(converted, backbone, network)
     if report.missing or report.unexpected:
@@ -59,8 +60,13 @@ def build_encoder(converted: Converted, name: str, network: str) -> Encoder:
     return Encoder(name, backbone, backbone.embed_dim, backbone.patch_size, size, report=report)
 
 
-def build_own(own: OwnModel, name: str, layout: str) -> Encoder:
-    """An encoder of what glocal itself wrote."""
+def build_own(own: OwnModel, name: str, layout: str, place: Path) -> Encoder:
+    """An encoder of what glocal itself wrote at `place`.
+
+    Raises:
+        ModelError: when it asks for code that lies there, too.
+    """
+    refuse_code_beside(own.config.own, place)
     within = "model." if own.config.timm is not None else ""
     state = {
         key if key.startswith(within) else within + key: tensor.float()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from glocal.config import OwnKinds
 from glocal.objectives.base import ObjectiveConfig
 from glocal.objectives.by_contrast.contrast import ContrastConfig as ContrastConfig
 from glocal.objectives.by_contrast.instance import InstanceConfig as InstanceConfig
@@ -38,5 +39,9 @@ KINDS: dict[str, type[ObjectiveConfig]] = {
 if TYPE_CHECKING:
     AnyObjective = ObjectiveConfig
 else:
-    # What a configuration's `objectives` may hold: one of the terms above, chosen by its `kind`.
-    AnyObjective = Annotated[functools.reduce(operator.or_, KINDS.values()), Field(discriminator="kind")]
+    # What a configuration's `objectives` may hold: one of the terms above, chosen by its `kind`, or one of one's own.
+    AnyObjective = Annotated[
+        functools.reduce(operator.or_, KINDS.values()),
+        Field(discriminator="kind"),
+        OwnKinds(ObjectiveConfig, "kind", needs=("build",)),
+    ]

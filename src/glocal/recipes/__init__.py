@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -13,6 +15,8 @@ import yaml
 from glocal.config import apply_overrides, apply_settings, read_settings_file, validate
 from glocal.data import ImageSource, open_source
 from glocal.errors import ConfigError, nearest_name
+from glocal.outside import reason
+from glocal.own_code import is_own, load_named
 from glocal.recipes import continuing as _continuing
 from glocal.recipes import contrast as _contrast
 from glocal.recipes import dino as _dino
@@ -114,16 +118,40 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of this name.
+    """The recipe of this name, or one of one's own: `my_recipe.py:recipe`, a function as those in this room.
 
     Raises:
         ConfigError: naming the nearest one.
     """
+    if is_own(name):
+        return _own_recipe(name)
     if name not in RECIPES:
         raise ConfigError(
-            f"There is no recipe '{name}'.{nearest_name(name, RECIPES)} Recipes: {', '.join(RECIPES)}."
+            f"There is no recipe '{name}'.{nearest_name(name, RECIPES)} Recipes: {', '.join(RECIPES)}, or your own: "
+            "file.py:NAME."
         )
     return RECIPES[name]
+
+
+def _own_recipe(words: str) -> Recipe:
+    """A function of somebody's own, under the words that name it; its presets are those of every recipe."""
+    function = load_named(words, "recipe")
+    cure = "A recipe is a function of (scale, data, out) that returns a RunConfig."
+    try:
+        inspect.signature(function).bind("scale", "data", "out")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"recipe: {words} can't be called with (scale, data, out): {reason(error)}. {cure}"
+        ) from error
+
+    @functools.wraps(function)
+    def build(scale: Scale, data: str, out: str) -> RunConfig:
+        made = function(scale, data, out)
+        if not isinstance(made, RunConfig):
+            raise ConfigError(f"recipe: {words} returned a {type(made).__name__}. {cure}")
+        return made.model_copy(update={"recipe": words})
+
+    return Recipe(build, _SCALED)
 
 
 def configure(

@@ -192,15 +192,18 @@ class RunConfig(Config):
     def _check(self) -> RunConfig:
         if not self.views or not self.active_objectives():
             raise ValueError("a run needs at least one view group and one objective with a weight above 0")
-        if self.backbone.timm is not None:
-            dropping = [
-                f"views.{name}.keep_patches=1" for name, g in self.views.items() if g.keep_patches < 1
+        if not self.backbone.is_ours:
+            whole_only = self.backbone.timm is not None
+            cures = [
+                f"views.{name}.keep_patches=1"
+                for name, g in self.views.items()
+                if g.keep_patches < 1 and whole_only
             ]
-            whitened = self.backbone.patch_embed_init == "whitened"
-            cures = dropping + ["backbone.patch_embed_init=drawn"] * whitened
+            cures += ["backbone.patch_embed_init=drawn"] * (self.backbone.patch_embed_init == "whitened")
             if cures:
+                name = f"timm's {self.backbone.timm}" if whole_only else self.backbone.own
                 raise ValueError(
-                    f"timm's {self.backbone.timm} sees whole images only; set {', '.join(cures)}"
+                    f"{name} is no Vision Transformer of ours and can't do all of theirs; set {', '.join(cures)}"
                 )
         if self.adapt.method != "full" and self.init is None:
             raise ValueError(

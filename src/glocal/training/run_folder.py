@@ -1,6 +1,7 @@
 """The run folder: what is in it, who may write to it, and the record of what it was started and continued with.
 
 config.yaml        the resolved configuration, with what was changed when the run was continued
+code/              a copy of every file of one's own code that the configuration names
 environment.json   versions, device, command line
 origin.json        fingerprint of the data, licence of the starting weights: what exports carry on
 resumes.jsonl      a line for every time the run went on from a checkpoint: when, from which step, what was changed
@@ -31,15 +32,17 @@ import torch
 import glocal
 from glocal.atomic_files import write_atomically
 from glocal.config import read_settings_file, to_yaml, validate
+from glocal.data.source import short_hash
 from glocal.errors import TrainingError
 from glocal.outside import given_path, read_json
+from glocal.own_code import files_named
 from glocal.training.config import RunConfig
 
 _LOCK = ".lock"
 # What a run writes before its first checkpoint.
 _OF_A_START = {
     _LOCK, "config.yaml", "environment.json", "origin.json", "summary.json", "resumes.jsonl", "metrics.jsonl", "unreadable.txt", "images.npy",
-    "checkpoints", "pictures", "export", "tensorboard", "wandb", "wandb_run_id", "mlflow.db", "mlflow_run_id",
+    "checkpoints", "code", "pictures", "export", "tensorboard", "wandb", "wandb_run_id", "mlflow.db", "mlflow_run_id",
 }  # fmt: skip
 
 
@@ -60,6 +63,7 @@ class RunFolder:
     last = property(lambda self: self.path / "checkpoints" / "last.pt")
     previous = property(lambda self: self.path / "checkpoints" / "previous.pt")
     export = property(lambda self: self.path / "export")
+    code = property(lambda self: self.path / "code")
     pictures = property(lambda self: self.path / "pictures")
 
     @property
@@ -121,8 +125,9 @@ class RunFolder:
             self._lock = None
 
     def write_start(self, config: RunConfig, origin: Mapping[str, Any]) -> None:
-        """Record the configuration, the environment, and what the weights will come from."""
+        """Record the configuration, the environment, what the weights will come from and the code of a person's own."""
         write_atomically(self.origin, lambda f: f.write(json.dumps(origin, indent=2).encode()))
+        self._keep_code(config)
         write_atomically(self.config, lambda f: f.write(to_yaml(config).encode()))
         write_atomically(
             self.path / "environment.json", lambda f: f.write(json.dumps(environment(), indent=2).encode())
@@ -154,10 +159,26 @@ class RunFolder:
         changed = dict(_differences(before, config.model_dump(mode="json")))
         if changed:
             write_atomically(self.config, lambda f: f.write(to_yaml(config).encode()))
+        changed |= self._keep_code(config)
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "step": step, "why": why, "changed": changed}
         with contextlib.suppress(OSError), (self.path / "resumes.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
         return changed
+
+    def _keep_code(self, config: RunConfig) -> dict[str, list[Any]]:
+        """Copy the files of own code that the configuration names; what differs from the copy, as hashes [before, after]."""
+        named = files_named(config.model_dump(mode="json"))
+        changed = {f"code/{name}": _keep_copy(file, self.code / name) for name, file in named.items()}
+        return {name: hashes for name, hashes in changed.items() if hashes}
+
+
+def _keep_copy(file: Path, copy: Path) -> list[Any]:
+    """Copy a file; hashes of the copy before and after where there was another one."""
+    content = file.read_bytes()
+    before = copy.read_bytes() if copy.exists() else None
+    if before != content:
+        write_atomically(copy, lambda f: f.write(content))
+    return [] if before in (None, content) else [short_hash(before), short_hash(content)]
 
 
 def is_alive(path: str | Path) -> bool:
