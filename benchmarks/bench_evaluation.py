@@ -22,6 +22,7 @@ from PIL import Image
 from glocal.data.decoding import decode_image
 from glocal.data.source import ImageSource
 from glocal.evaluation.classification.knn import knn_classify
+from glocal.evaluation.classification.labelled import Task
 from glocal.evaluation.classification.labels import LabelPair
 from glocal.evaluation.classification.linear import LinearProbe, readouts_for
 from glocal.extraction.feature_stream import iterate_features, iterate_pixels
@@ -165,7 +166,7 @@ def bench_linear(rows: int = 20_000, test_rows: int = 2_000, classes: int = 10, 
     cases: dict[str, Callable[[], object]] = {}
     for name, setting in (("one probe", ONE_PROBE), ("the whole grid", LinearProbe())):
         train, test = (embedded(count, readouts_for(setting.inputs)) for count in (rows, test_rows))
-        cases[name] = partial(setting.answer, train, test, labels, torch.device("cpu"))
+        cases[name] = partial(setting.answer, Task(train, test, labels, torch.device("cpu")))
     times = take_turns(cases, rounds)
     one, grid = times.values()
     print(

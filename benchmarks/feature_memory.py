@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from glocal.evaluation.classification.knn import KnnConfig
+from glocal.evaluation.classification.labelled import Task
 from glocal.evaluation.classification.labels import LabelPair
 from glocal.evaluation.classification.linear import (
     INPUTS,
@@ -72,7 +73,7 @@ def made_up(images: int, readouts: int) -> Embeddings:
 def _knn(train: Embeddings, test: Embeddings, labels: LabelPair) -> None:
     few = 512
     some = Embeddings({"cls": test.first[:few]}, test.indices[:few], None)
-    KnnConfig().answer(train, some, labels, torch.device("cpu"))
+    KnnConfig().answer(Task(train, some, labels, torch.device("cpu")))
 
 
 def _linear(train: Embeddings, test: Embeddings, labels: LabelPair) -> None:
@@ -91,13 +92,13 @@ def _linear(train: Embeddings, test: Embeddings, labels: LabelPair) -> None:
 
 def _logistic(train: Embeddings, test: Embeddings, labels: LabelPair) -> None:
     LowShot(shares=(0.1,), per_class=(), seeds=1, strengths=(0.1,), iterations=2).answer(
-        train, test, labels, torch.device("cpu")
+        Task(train, test, labels, torch.device("cpu"))
     )
 
 
 def _logistic_all(train: Embeddings, test: Embeddings, labels: LabelPair) -> None:
     LowShot(shares=(1.0,), per_class=(), seeds=1, strengths=(0.1,), iterations=1).answer(
-        train, test, labels, torch.device("cpu")
+        Task(train, test, labels, torch.device("cpu"))
     )
 
 

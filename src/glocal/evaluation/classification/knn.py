@@ -14,10 +14,10 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, open_split
-from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, accuracies
-from glocal.evaluation.classification.labels import LabelPair, align_labels, labelled_rows
+from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, Task, accuracies
+from glocal.evaluation.classification.labels import align_labels, labelled_rows
 from glocal.extraction.feature_matrix import unit_rows
-from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.image_embeddings import extract_embeddings
 from glocal.extraction.nearest import Distance, nearest_chunks
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -115,18 +115,11 @@ class KnnConfig(LabelledConfig):
         train = open_split(data, "train", "all")
         return train, train, []
 
-    def answer(
-        self,
-        train: Embeddings,
-        test: Embeddings,
-        labels: LabelPair,
-        device: torch.device,
-        progress: bool = False,
-    ) -> Answers:
+    def answer(self, task: Task) -> Answers:
         """Classify by the nearest training images, for each k."""
+        train, test, labels, device, _ = task
         bank_rows, known = labelled_rows(train, labels.train, device)
-        alone = test is train
-        query_rows, asked = (bank_rows, known) if alone else labelled_rows(test, labels.test, device)
+        query_rows, asked = (bank_rows, known) if test is train else labelled_rows(test, labels.test, device)
         notes = list(labels.notes)
         available = len(bank_rows) - int(self.leave_one_out)
         ks = [k for k in self.ks if k <= available]
@@ -194,7 +187,7 @@ class KnnProbe:
         available = int((np.asarray(self.labels.train)[bank.indices] >= 0).sum())
         fitting = tuple(sorted({max(1, min(k, available)) for k in self.config.ks}))
         config = self.config.model_copy(update={"ks": fitting})
-        answers = config.answer(bank, queries, self.labels, encoder.device)
+        answers = config.answer(Task(bank, queries, self.labels, encoder.device))
         self.notes = [*answers.notes, *bank.skipped.notes(), *queries.skipped.notes()]
         return {f"knn_{name}": value / 100 for name, value in accuracies(answers).items()}
 

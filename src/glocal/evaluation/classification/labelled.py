@@ -6,7 +6,7 @@ import functools
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,17 @@ class Answers:
     picked: dict[str, Any] = field(default_factory=dict)
 
 
+class Task(NamedTuple):
+    """What a protocol with labels is to answer."""
+
+    train: Embeddings
+    test: Embeddings
+    labels: LabelPair
+    """Of all images of both, in one numbering."""
+    device: torch.device
+    progress: bool = False
+
+
 class LabelledConfig(ProtocolConfig):
     """A protocol on embeddings of two labelled splits. A subclass says which readouts it needs and answers."""
 
@@ -49,15 +60,8 @@ class LabelledConfig(ProtocolConfig):
         """The vectors of an image that are put side by side."""
 
     @abstractmethod
-    def answer(
-        self,
-        train: Embeddings,
-        test: Embeddings,
-        labels: LabelPair,
-        device: torch.device,
-        progress: bool = False,
-    ) -> Answers:
-        """Fit on the training embeddings, whose labels are aligned with the test's, and classify the test images."""
+    def answer(self, task: Task) -> Answers:
+        """Fit on the training embeddings and classify the test images."""
 
     def norm(self) -> str:
         """How features are scaled, in words."""
@@ -78,7 +82,7 @@ class LabelledConfig(ProtocolConfig):
         embed = functools.partial(extract_embeddings, encoder, allow_half=True)
         fitted = embed(train, self.transform, what, work)
         tested = fitted if test is train else embed(test, self.transform, what, work)
-        answers = self.answer(fitted, tested, labels, encoder.device, work.progress)
+        answers = self.answer(Task(fitted, tested, labels, encoder.device, work.progress))
         transform = self.transform.resolve(encoder)
         left_out = [*fitted.notes(), *(tested.notes() if tested is not fitted else [])]
         result = self.result(

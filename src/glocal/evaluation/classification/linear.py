@@ -14,8 +14,8 @@ from torch import Tensor
 
 from glocal.errors import ConfigError, DataError, TrainingError
 from glocal.evaluation.base import DataLike
-from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig
-from glocal.evaluation.classification.labels import LabelPair, labelled_rows, split_held_out
+from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, Task
+from glocal.evaluation.classification.labels import labelled_rows, split_held_out
 from glocal.evaluation.results import Result
 from glocal.extraction.image_embeddings import Embeddings
 from glocal.extraction.progress import progress_bar
@@ -181,15 +181,9 @@ class LinearProbe(LabelledConfig):
         gone = ", ".join(name for name in self.inputs if name not in kept)
         return self.model_copy(update={"inputs": kept}), [f"{gone} left out: the model has {depth} blocks"]
 
-    def answer(
-        self,
-        train: Embeddings,
-        test: Embeddings,
-        labels: LabelPair,
-        device: torch.device,
-        progress: bool = False,
-    ) -> Answers:
+    def answer(self, task: Task) -> Answers:
         """Probe embeddings that hold all readouts of `inputs`."""
+        train, test, labels, device, progress = task
         x, y = labelled_rows(train, labels.train, device)
         test_x, test_y = labelled_rows(test, labels.test, device)
         fit, held = split_held_out(y.cpu().numpy(), self.held_out, self.seed)

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from glocal.errors import DataError
 from glocal.evaluation.base import DataLike
-from glocal.evaluation.classification.labelled import Answers, LabelledConfig
-from glocal.evaluation.classification.labels import LabelPair, labelled_rows, split_held_out
+from glocal.evaluation.classification.labelled import Answers, LabelledConfig, Task
+from glocal.evaluation.classification.labels import labelled_rows, split_held_out
 from glocal.evaluation.classification.softmax_regression import Classifier, fit_softmax, whiten_rows
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_matrix import chosen_rows, chunks
-from glocal.extraction.image_embeddings import Embeddings
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -103,15 +102,9 @@ class LowShot(LabelledConfig):
         """One number scales all features."""
         return "final norm, divided by the root mean square"
 
-    def answer(
-        self,
-        train: Embeddings,
-        test: Embeddings,
-        labels: LabelPair,
-        device: torch.device,
-        progress: bool = False,
-    ) -> Answers:
+    def answer(self, task: Task) -> Answers:
         """Fit every draw of every size on embeddings, one row a draw."""
+        train, test, labels, _, progress = task
         matrix, known = labelled_rows(train, labels.train)
         asked, test_y = (rows.numpy() for rows in labelled_rows(test, labels.test))
         y, scale = known.numpy(), _root_mean_square(matrix)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.base import DataLike
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval.copy_data import CopyData, open_copy_folder, open_pairs
@@ -29,6 +28,7 @@ from glocal.evaluation.retrieval.descriptors import (
     whiten,
 )
 from glocal.evaluation.retrieval.ground_truth import read_ground_truth
+from glocal.evaluation.retrieval.ranked import Figures, RankingConfig
 from glocal.evaluation.retrieval.ranking import ranks_of_positives, trapezoid_average_precision
 from glocal.extraction.feature_stream import device_of
 from glocal.extraction.nearest import nearest
@@ -36,7 +36,7 @@ from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 
-class CopyDetection(ProtocolConfig):
+class CopyDetection(RankingConfig):
     """Copy detection on Copydays, or on queries and references with a ground_truth.csv (ISC/DISC21).
 
     DINO's Copydays figure (mAP 85.8 on `strong`, ViT-B/8) is `descriptor.readout=cls_gem descriptor.size=320` with
@@ -54,8 +54,6 @@ class CopyDetection(ProtocolConfig):
     """Images to learn PCA-whitening on, apart from queries and references; null: no whitening."""
     whitening_dim: Annotated[int, Field(ge=1)] | None = None
     """Dimensions kept; null: all."""
-    distractors: str | None = None
-    """Images added to the references."""
     references: str | None = None
     """Reference images, when they don't lie beside the queries."""
     ground_truth: str | None = None
@@ -89,35 +87,21 @@ class CopyDetection(ProtocolConfig):
         attacks = [opened.attack[i] for i in kept]
         query_rows = torch.from_numpy(rows_of(found["queries"], len(opened.queries))[kept])
         device = device_of(encoder)
-        numbers, table, samples = measure(
+        figures = measure(
             vectors["queries"][query_rows].to(device),
             database.to(device),
             positives,
             attacks,
             self.candidates,
         )
-        notes = [*opened.notes, *unreadable, *(note for e in found.values() for note in e.skipped.notes())]
-        result = self.result(
-            encoder,
-            roles,
-            numbers,
-            rows=table,
-            notes=notes,
-            resolution=self.descriptor.sizes(encoder),
-            layer=-1,
-            norm="final norm, descriptors of length 1",
-            database_size=len(database),
+        return self.ranked(
+            encoder, roles, found.values(), figures, [*opened.notes, *unreadable], len(database)
         )
-        result.samples = samples
-        return result
 
     def _open(self, data: DataLike) -> tuple[CopyData, dict[str, ImageSource]]:
         """Open the images by role; sources given by name win over paths in the settings."""
-        extra = {
-            role: open_source(path)
-            for role, path in (("distractors", self.distractors), ("whitening", self.whitening))
-            if path is not None
-        }
+        given = {role: self.extra(data, role) for role in ("distractors", "whitening")}
+        extra = {role: source for role, source in given.items() if source is not None}
         if not isinstance(data, Mapping):
             return open_copy_folder(Path(data), self.references, self.ground_truth), extra
         missing = [role for role in ("queries", "references") if role not in data]
@@ -126,7 +110,6 @@ class CopyDetection(ProtocolConfig):
             raise DataError(
                 f"Copy detection on open sources lacks {', '.join(need)}; got {', '.join(data) or 'none'}."
             )
-        extra.update({role: data[role] for role in ("distractors", "whitening") if role in data})
         truth = read_ground_truth(Path(self.ground_truth))
         return open_pairs(data["queries"], data["references"], truth), extra
 
@@ -137,7 +120,7 @@ def measure(
     positives: list[NDArray[np.int64]],
     attacks: list[str],
     candidates: int = 10,
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, Samples]]:
+) -> Figures:
     """All measures from descriptors of length 1, in percent, one row an attack, and what each query adds.
 
     mAP and recall@1 are means over the queries that have a reference; ties count against the query. micro-AP and
@@ -180,7 +163,7 @@ def measure(
         rows.append(row)
         numbers[f"map/{name}"] = float(row["map"])
         samples[f"map/{name}"] = Samples(100 * precision[of_attack][:, None])
-    return numbers, rows, samples
+    return Figures(numbers, rows, samples)
 
 
 def _one_ranking(

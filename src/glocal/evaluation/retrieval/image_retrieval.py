@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from glocal.data.open import open_source
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
-from glocal.evaluation.base import DataLike, ProtocolConfig
+from glocal.evaluation.base import DataLike
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, describe, rows_of
+from glocal.evaluation.retrieval.ranked import Figures, RankingConfig
 from glocal.evaluation.retrieval.ranking import (
     precision_at,
     ranks_of_positives,
@@ -43,7 +43,7 @@ from glocal.models.encoder import Encoder
 PRECISION_AT = (1, 5, 10)
 
 
-class ImageRetrieval(ProtocolConfig):
+class ImageRetrieval(RankingConfig):
     """Retrieval on revisited Oxford/Paris, on class folders, or on a csv of (query, positive) pairs.
 
     DINO's figures are cosines of class tokens: Oxford with `descriptor.size=224`, Paris with `descriptor.size=512
@@ -63,8 +63,6 @@ class ImageRetrieval(ProtocolConfig):
     """Database images of a csv layout, when they don't lie beside the queries."""
     ground_truth: str | None = None
     """The csv of pairs, when it doesn't lie in the data's folder."""
-    distractors: str | None = None
-    """Images added to the database."""
     class_queries: Annotated[int, Field(ge=1)] | None = 2000
     """Most queries where any labelled image could be one, spread evenly; null: all."""
     reranking: RerankingConfig | None = None
@@ -82,42 +80,26 @@ class ImageRetrieval(ProtocolConfig):
             queries = BoxCrops(queries, opened.query_boxes)
         base = describe(encoder, opened.database, self.descriptor, work)
         found = _query_descriptors(encoder, queries, opened, base, self.descriptor, work)
-        parts, roles, more = [base.first], {"queries": opened.queries, "database": opened.database}, []
+        described, roles = [found, base], {"queries": opened.queries, "database": opened.database}
         if distractors is not None:
-            extra = describe(encoder, distractors, self.descriptor, work)
-            parts.append(extra.first)
-            more, roles["distractors"] = extra.skipped.notes(), distractors
-        vectors, device = torch.cat(parts), device_of(encoder)
+            described.append(describe(encoder, distractors, self.descriptor, work))
+            roles["distractors"] = distractors
+        vectors, device = torch.cat([embeddings.first for embeddings in described[1:]]), device_of(encoder)
         judgements, lost = _readable(opened.judgements, found.indices, rows_of(base, len(opened.database)))
         ranked = self._rank(
             encoder, queries, opened.database, found, base, vectors.to(device), judgements, work
         )
-        numbers: dict[str, float] = {}
-        rows: list[dict[str, Any]] = []
-        samples: dict[str, Samples] = {}
+        figures = Figures({}, [], {})
         empty = [name for name, ranks in ranked.items() if not any(map(len, ranks))]
         if empty and len(empty) < len(ranked):
             lost.append(f"No query has a right answer at difficulty {', '.join(empty)}; left out.")
             ranked = {name: ranks for name, ranks in ranked.items() if name not in empty}
         for name, ranks in ranked.items():
             row, lead = measure(ranks), "" if name == "all" else f"{name}/"
-            rows.append({"difficulty": name, **row})
-            numbers.update({f"{lead}{key}": value for key, value in row.items()})
-            samples.update({f"{lead}{key}": values for key, values in by_query(ranks).items()})
-        notes = [*opened.notes, *lost, *found.skipped.notes(), *base.skipped.notes(), *more]
-        result = self.result(
-            encoder,
-            roles,
-            numbers,
-            rows=rows,
-            notes=list(dict.fromkeys(notes)),
-            resolution=self.descriptor.sizes(encoder),
-            layer=-1,
-            norm="final norm, descriptors of length 1",
-            database_size=len(vectors),
-        )
-        result.samples = samples
-        return result
+            figures.rows.append({"difficulty": name, **row})
+            figures.numbers.update({f"{lead}{key}": value for key, value in row.items()})
+            figures.samples.update({f"{lead}{key}": values for key, values in by_query(ranks).items()})
+        return self.ranked(encoder, roles, described, figures, [*opened.notes, *lost], len(vectors))
 
     def _rank(
         self,
@@ -148,12 +130,11 @@ class ImageRetrieval(ProtocolConfig):
         }
 
     def _open(self, data: DataLike) -> tuple[RetrievalData, ImageSource | None]:
-        distractors = open_source(self.distractors) if self.distractors is not None else None
+        distractors = self.extra(data, "distractors")
         if not isinstance(data, Mapping):
             return open_retrieval_folder(
                 Path(data), self.database, self.ground_truth, self.class_queries
             ), distractors
-        distractors = data.get("distractors", distractors)
         if "queries" in data and "database" in data and self.ground_truth is not None:
             return open_pairs(data["queries"], data["database"], Path(self.ground_truth)), distractors
         alone = next((data[name] for name in ("database", "test", "val") if name in data), None)
