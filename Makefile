@@ -32,7 +32,7 @@ check: $(READY) ## Formatting, lint and types.
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure every promised ratio on this machine; about fifteen minutes on two cores.
+bench: $(READY) ## Measure every promised ratio, compare with the last record; about fifteen minutes on two cores.
 	$(BIN)/python -m benchmarks
 
 SCALE ?= cpu

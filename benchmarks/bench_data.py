@@ -3,8 +3,8 @@
 Ours against the per-view Pillow pipeline of DINO, written out below, on one thread, alternating in one run; then the
 loader's images per second by number of workers. Run it alone on the machine:
 
-    python benchmarks/bench_data.py            # about two minutes
-    python benchmarks/bench_data.py --quick    # about 20 seconds
+    python -m benchmarks.bench_data            # about two minutes
+    python -m benchmarks.bench_data --quick    # about 20 seconds
 
 Both run as the command `glocal` does, which keeps freed memory: fresh memory costs page faults, dear on virtual machines.
 """
@@ -25,6 +25,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
+from benchmarks.ratios import Ratio, Size, ratio
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.data.source import ImageSource
 from glocal.freed_memory import keep_freed_memory
@@ -147,8 +148,8 @@ def _color_jitter(image: Image.Image, rng: random.Random) -> Image.Image:
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(candidates: dict[str, Callable[[], object]], repeats: int, images: int) -> dict[str, float]:
-    """Run the candidates in turn, `repeats` times; return each one's median in milliseconds of CPU time an image."""
+def measure(candidates: dict[str, Callable[[], object]], repeats: int, images: int) -> dict[str, list[float]]:
+    """Run the candidates in turn, `repeats` times; return each one's milliseconds of CPU time an image."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for run in range(repeats + 1):
         for name, candidate in candidates.items():
@@ -156,10 +157,11 @@ def measure(candidates: dict[str, Callable[[], object]], repeats: int, images: i
             candidate()
             if run:  # the first is warm-up
                 times[name].append((time.process_time() - start) * 1e3 / images)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
-def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
+def image_times(size: tuple[int, int], batch: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds an image: Pillow's pipeline, ours, and the pieces of ours."""
     source, rng = EncodedImages(batch, size), random.Random(0)
     dataset, sampler = ViewDataset(source, GROUPS), EpochSampler(batch, batch, 0, total_steps=10**6)
     steps = iter(range(10**6))
@@ -190,10 +192,12 @@ def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
         "decode, draw, crop": render,
         "rest": photometric,
     }
-    found = measure(candidates, repeats, batch)
-    print(
-        f"\n{size[0]}x{size[1]} JPEG, {len(source.encoded[0]) // 1024} kB, batch {batch}, ms of CPU time an image, one thread"
-    )
+    return measure(candidates, repeats, batch)
+
+
+def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
+    found = {name: statistics.median(values) for name, values in image_times(size, batch, repeats).items()}
+    print(f"\n{size[0]}x{size[1]} JPEG, batch {batch}, ms of CPU time an image, one thread")
     print(f"  Pillow, view by view         {found['Pillow']:6.2f}")
     print(f"  ours                         {found['ours']:6.2f}   {found['Pillow'] / found['ours']:.2f}x")
     print(f"    decode                     {found['decode']:6.2f}")
@@ -201,7 +205,7 @@ def bench_image(size: tuple[int, int], batch: int, repeats: int) -> None:
     print(f"    photometric, normalise     {found['rest']:6.2f}")
 
 
-def bench_kept(batch: int, repeats: int) -> None:
+def kept_times(batch: int, repeats: int) -> dict[str, list[float]]:
     """Two 32-pixel views of 32-pixel JPEGs (the `cifar` preset): decoded at every visit, and decoded once and kept."""
     groups, source = cifar().views, EncodedImages(50 * batch, (32, 32))
     sampler = EpochSampler(len(source), batch, 0, total_steps=10**6)
@@ -216,7 +220,11 @@ def bench_kept(batch: int, repeats: int) -> None:
     def views(name: str) -> None:
         augment(datasets[name].render(sampler.at(next(steps[name]))).views, groups, 4)
 
-    found = measure({name: functools.partial(views, name) for name in datasets}, repeats, batch)
+    return measure({name: functools.partial(views, name) for name in datasets}, repeats, batch)
+
+
+def bench_kept(batch: int, repeats: int) -> None:
+    found = {name: statistics.median(values) for name, values in kept_times(batch, repeats).items()}
     print(f"\nCIFAR preset, 2 views of 32 px, batch {batch}: draw, crop, colours, normalise; one thread")
     for name, milliseconds in found.items():
         print(
@@ -242,6 +250,19 @@ def bench_loader(size: tuple[int, int], batch: int, steps: int) -> None:
         for _ in batches:
             pass
         print(f"  workers {workers}   {steps * batch / (time.perf_counter() - start):7.0f}")
+
+
+def ratios(size: Size) -> list[Ratio]:
+    """On one thread, in CPU time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    batch, repeats = (16, 11) if size == "full" else (2, 1)
+    views, kept = image_times((500, 400), batch, repeats), kept_times(4 * batch, repeats)
+    torch.set_num_threads(threads)
+    return [
+        ratio("CPU side of one image / Pillow's", views, "ours", "Pillow", 0.2),
+        ratio("CIFAR image: kept / decoded each time", kept, "kept", "decoded each time"),
+    ]
 
 
 def main() -> None:

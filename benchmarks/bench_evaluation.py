@@ -1,6 +1,6 @@
 """Speed of the evaluation room on this machine: k-NN, extraction against the bare forward pass, the linear grid.
 
-Run `python benchmarks/bench_evaluation.py [knn] [extraction] [linear] [linear-at-224]`; figures are printed with what
+Run `python -m benchmarks.bench_evaluation [knn] [extraction] [linear] [linear-at-224]`; figures are printed with what
 they are held to. What is compared takes turns, and medians are compared. `OMP_NUM_THREADS=1` in front gives one thread,
 which is steadier where other work runs on the machine. All but the last are measured when none is named.
 """
@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.ratios import Ratio, Size, device, ratio, take_turns
 from glocal.data.decoding import decode_image
 from glocal.data.source import ImageSource
 from glocal.evaluation.classification.knn import knn_classify
@@ -32,17 +34,6 @@ from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.preprocessing import FeatureTransform
 from glocal.models.vit import VisionTransformer
-
-
-def take_turns(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each case. They take turns, so that other work on the machine disturbs all alike."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            start = time.perf_counter()
-            case()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def bench_knn(rows: int = 50_000, queries: int = 10_000, dim: int = 384) -> None:
@@ -94,24 +85,22 @@ class Photos(ImageSource):
         return "photos"
 
 
-def small_vit(device: str) -> Encoder:
-    """A random ViT-S/16."""
+def small_vit(device: str, size: Literal["micro", "small"] = "small") -> Encoder:
+    """A random ViT with patches of 16."""
     torch.manual_seed(0)
-    backbone = (
-        VisionTransformer(BackboneConfig(size="small", patch_size=16, image_size=224)).eval().to(device)
-    )
-    return Encoder("random ViT-S/16", backbone, embed_dim=384, patch_size=16, image_size=224)
+    backbone = VisionTransformer(BackboneConfig(size=size, patch_size=16, image_size=224)).eval().to(device)
+    return Encoder(f"random ViT-{size}/16", backbone, backbone.embed_dim, patch_size=16, image_size=224)
 
 
-def bench_extraction(images: int = 128, workers: tuple[int, ...] = (0, 1), rounds: int = 3) -> None:
+def extraction_times(
+    images: int, workers: tuple[int, ...], rounds: int, encoder: Encoder
+) -> dict[str, list[float]]:
     """Held to within 10 % of the bare forward pass over the same images, already decoded and in the same tiles.
 
     Decoding alone is what `workers=0` adds by necessity; with workers it costs only what the first tile waits for,
     where a core is free for it.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = images * 32 if device == "cuda" else images
-    encoder, source = small_vit(device), Photos(images)
+    source, device = Photos(images), encoder.device
     transform = FeatureTransform().resolve(encoder)
     decoded = iterate_pixels(source, transform, encoder.patch_size, batch_size=transform.tile(encoder))
     tiles = [batch.pixels.to(device) for batch in decoded]
@@ -130,18 +119,23 @@ def bench_extraction(images: int = 128, workers: tuple[int, ...] = (0, 1), round
 
     bare()
     cases: dict[str, Callable[[], object]] = {"bare forward pass": bare, "decoding alone": decode}
-    for count in workers if device == "cpu" else (8, 14):
+    for count in workers:
         work = Work(workers=count, progress=False)
         cases[f"iterate_features, {count} workers"] = partial(stream, count)
         cases[f"extract_embeddings, {count} workers"] = partial(
             extract_embeddings, encoder, source, work=work
         )
-    times = take_turns(cases, rounds)
-    reference = times["bare forward pass"]
-    for name, taken in times.items():
-        print(
-            f"{device}: {name}: {images / taken:.1f} images/s, {taken / reference:.2f} of the bare forward pass"
-        )
+    return take_turns(cases, rounds)
+
+
+def bench_extraction(images: int = 128, rounds: int = 3) -> None:
+    gpu = device().type == "cuda"
+    images, workers = (images * 32, (8, 14)) if gpu else (images, (0, 1))
+    times = extraction_times(images, workers, rounds, small_vit(str(device())))
+    reference = statistics.median(times["bare forward pass"])
+    for name, rounds_taken in times.items():
+        taken = statistics.median(rounds_taken)
+        print(f"{name}: {images / taken:.1f} images/s, {taken / reference:.2f} of the bare forward pass")
 
 
 ONE_PROBE = LinearProbe(inputs=("cls",), learning_rates=(1e-2,))
@@ -168,26 +162,52 @@ def bench_linear(rows: int = 20_000, test_rows: int = 2_000, classes: int = 10, 
         train, test = (embedded(count, readouts_for(setting.inputs)) for count in (rows, test_rows))
         cases[name] = partial(setting.answer, Task(train, test, labels, torch.device("cpu")))
     times = take_turns(cases, rounds)
-    one, grid = times.values()
+    one, grid = (statistics.median(taken) for taken in times.values())
     print(
         f"linear, heads alone, {rows} rows: one probe {one:.2f} s, the whole grid {grid:.1f} s, ratio {grid / one:.1f}"
     )
     bench_linear_end_to_end(112, rounds)
 
 
-def bench_linear_end_to_end(size: int, rounds: int = 1, images: int = 2_000, test_images: int = 200) -> None:
-    """`LinearProbe.run` from JPEG to accuracy with a random ViT-S/16, nothing cached, nothing extrapolated."""
-    encoder = small_vit("cpu")
+def linear_cases(
+    size: int, images: int, test_images: int, encoder: Encoder, least_steps: int = 1000
+) -> dict[str, Callable[[], object]]:
+    """`LinearProbe.run` from JPEG to accuracy, nothing cached, nothing extrapolated."""
     data = {"train": Photos(images, labels=10), "test": Photos(test_images, labels=10)}
     cases: dict[str, Callable[[], object]] = {}
     for name, setting in (("one probe", ONE_PROBE), ("the whole grid", LinearProbe())):
-        own = setting.model_copy(update={"transform": FeatureTransform(size=size)})
+        own = setting.model_copy(
+            update={"transform": FeatureTransform(size=size), "least_steps": least_steps}
+        )
         cases[name] = partial(own.run, encoder, data, Work(progress=False))
-    one, grid = take_turns(cases, rounds).values()
+    return cases
+
+
+def bench_linear_end_to_end(size: int, rounds: int = 1, images: int = 2_000, test_images: int = 200) -> None:
+    cases = linear_cases(size, images, test_images, small_vit("cpu"))
+    one, grid = (statistics.median(taken) for taken in take_turns(cases, rounds).values())
     print(
         f"linear, end to end, {images} + {test_images} JPEGs at {size} px: one probe {one:.1f} s, "
         f"the whole grid {grid:.1f} s, ratio {grid / one:.2f}"
     )
+
+
+def ratios(size: Size) -> list[Ratio]:
+    """Extraction against the bare forward pass, and the linear probe's grid against one probe, JPEG to accuracy."""
+    full = size == "full"
+    encoder = small_vit(str(device()), "small" if full else "micro")
+    streamed = extraction_times(64 if full else 4, (0,), 3 if full else 1, encoder)
+    linear = take_turns(
+        (linear_cases(112, 400, 40, encoder) if full else linear_cases(32, 20, 10, encoder, 4)),
+        2 if full else 1,
+    )
+    bare = "bare forward pass"
+    return [
+        ratio(
+            "embeddings of JPEGs / bare forward pass", streamed, "extract_embeddings, 0 workers", bare, 1.1
+        ),
+        ratio("linear grid / one probe, JPEG to accuracy", linear, "the whole grid", "one probe", 1.5),
+    ]
 
 
 BENCHES: dict[str, Callable[[], None]] = {

@@ -1,6 +1,6 @@
 """Times of matching, neighbours and memory, and how good the matches of both rules are.
 
-    python benchmarks/bench_matching.py [--threads 2] [--device cpu]
+    python -m benchmarks.bench_matching [--threads 2] [--device cpu]
 
 Matching is timed for 64 images x 18 view pairs (2 teacher views against 2 global and 8 local student views), and set
 against the backbone's part of a ViT-Ti/16 step on the same views: the teacher's forward of 2 views, forward and
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.ratios import Ratio, Size
+from benchmarks.ratios import device as default_device
 from glocal.matching import bilinear_targets, match_patches, teacher_index
 from glocal.matching.similar_patches import similar_patches
 from glocal.objectives.by_contrast.ring_memory import RingMemory
@@ -113,12 +115,11 @@ def quality() -> None:
             print(f"  {name:13}  {rule:6}  {per_pair:6.1f}  {found.weight.mean():.2f}  {none:.1%}")
 
 
-def bench_step_share(device: torch.device) -> None:
-    """Print the share of a ViT-Ti/16 step that matching takes."""
+def step_share(device: torch.device, images: int = 4) -> tuple[float, float, float]:
+    """Milliseconds of a ViT-Ti/16 step's backbones for all images, of matching, and the share of this."""
     from glocal.models.backbone import BackboneConfig
     from glocal.models.vit import VisionTransformer
 
-    images = 4
     student, teacher = (VisionTransformer(BackboneConfig(size="tiny")).to(device) for _ in range(2))
     views = torch.randn(images * 2, 3, 224, 224, device=device)
     local = torch.randn(images * 8, 3, 96, 96, device=device)
@@ -130,7 +131,12 @@ def bench_step_share(device: torch.device) -> None:
 
     whole = milliseconds(device, step, repeats=3) * IMAGES / images
     matching = milliseconds(device, partial(for_all, teacher_index, view_pairs(16, device), weight="overlap"))
-    share = matching / whole
+    return whole, matching, matching / whole
+
+
+def bench_step_share(device: torch.device) -> None:
+    """Print the share of a ViT-Ti/16 step that matching takes."""
+    whole, matching, share = step_share(device)
     print(
         f"ViT-Ti/16 backbones, {IMAGES} images: {whole:.0f} ms a step; matching {matching:.2f} ms = {share:.3%}"
     )
@@ -172,6 +178,15 @@ def bench_memory(device: torch.device) -> None:
     print(
         f"memory 65,536 x 384 bf16: {size:.0f} MiB; write 1,024 rows {write:.2f} ms; 768 queries, k 8: {read:.0f} ms"
     )
+
+
+def ratios(size: Size) -> list[Ratio]:
+    """Matching as a share of a ViT-Ti/16 step's backbones."""
+    shares = [
+        step_share(default_device(), images=4 if size == "full" else 1)[2]
+        for _ in range(3 if size == "full" else 1)
+    ]
+    return [Ratio("matching / backbones of a ViT-Ti step", tuple(shares), 0.02)]
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.ratios import Ratio, Size
 from glocal.views.photometric import OperationBase, apply_pipeline, presets
 from glocal.views.photometric.blur import GaussianBlur, Sharpness
 from glocal.views.photometric.colour import ColorJitter, Grayscale
@@ -121,6 +122,29 @@ def compare_forms() -> None:
         )
 
 
+def noise_views(batch: int) -> dict[str, Tensor]:
+    """Random bytes in the shapes of one global and eight local views an image."""
+    sizes = {"global": (batch, 224), "local": (batch * LOCALS, 96)}
+    return {
+        name: torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
+        for name, (n, side) in sizes.items()
+    }
+
+
+def ratios(size: Size) -> list[Ratio]:
+    """Operations drawn per patch against the same ones per view, in fastest times; on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    views, rounds = noise_views(26 if size == "full" else 1), 3 if size == "full" else 1
+    found = []
+    for name, pipeline in {"literal": presets.patch_literal(), "code": presets.patch_code()}.items():
+        variants = [(drawn_per(unit, pipeline),) * 3 for unit in ("image", "patch")]
+        turns = [times_of_image(views, variants) for _ in range(rounds)]
+        found.append(Ratio(f"{name} operations per patch / per view", tuple(p / v for v, p in turns), 1.5))
+    torch.set_num_threads(threads)
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -132,11 +156,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    sizes = {"global": (options.batch, 224), "local": (options.batch * LOCALS, 96)}
-    views = {
-        name: torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8).to(device)
-        for name, (count, side) in sizes.items()
-    }
+    views = {name: pixels.to(device) for name, pixels in noise_views(options.batch).items()}
     print(f"{device}, {options.threads} thread(s), batch {options.batch}; milliseconds per source image")
     pipelines = presets.dino_global_1(), presets.dino_global_2(), presets.dino_local()
     dino, mugs = times_of_image(views, [pipelines, (presets.mugs_strong(),) * 3])

@@ -1,23 +1,20 @@
-"""What a training step costs: `dino` against its bare networks, and other recipes against `dino`, alternating in one run.
+"""What a training step costs: `dino` against its bare networks and against a step in the published style, others against `dino`.
 
-    python -m benchmarks.bench_step [--size tiny small] [--batch 8] [--repeats 5] [--precision fp32 bf16]
-
-Every figure is a ratio of medians of steps that take turns, so that a machine that slows down slows both.
+python -m benchmarks.bench_step [tiny]        # ratios of steps that take turns
+DEVICE=cuda python -m benchmarks.bench_step
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from benchmarks.ratios import Ratio, Size, device, in_a_process, print_ratios, ratio, take_turns
+from benchmarks.reference_style import PlainStep
 from glocal.models.teacher import MovingAverage
 from glocal.recipes import configure
 from glocal.schedules import Progress
@@ -26,21 +23,39 @@ from glocal.training.network import SelfDistillation, StepInput, build_distillat
 from glocal.training.optimiser import build_optimiser, clip_gradients
 from glocal.views.augment import augment
 from glocal.views.batch import ViewBatch, Views
+from glocal.views.boxes import GeometryLaw
 
 PROGRESS = Progress(step=50_000, total_steps=100_000, steps_per_epoch=1000)
 
 
-def configuration(recipe: str, size: str, batch: int, precision: str) -> RunConfig:
-    """A recipe at ImageNet's scale: 2 views of 224 and 8 of 96 pixels, 65,536 prototypes."""
-    preset = "imagenet"
-    overrides = [f"backbone.size={size}", f"training.batch_size={batch}", f"speed.precision={precision}"]
-    return configure(recipe, data="DATA", out="RUN", preset=preset, overrides=overrides)
+class Work(NamedTuple):
+    """How much a step does."""
+
+    size: str
+    batch: int
+    precision: str = "fp32"
+    prototypes: int = 65536
+    sides: tuple[int, int] = (224, 96)
+    """Of large and small views, in pixels."""
+
+
+TINY = Work("micro", 2, prototypes=64, sides=(64, 48))
+OTHERS = {"local-global": 1.25, "pw-self": 1.25, "selfpatch": 1.3}
+"""Recipes that are held against `dino`: time and peak memory, at most."""
+
+
+def configuration(recipe: str, work: Work) -> RunConfig:
+    """A recipe at ImageNet's scale: 2 large and 8 small views."""
+    overrides = [
+        f"backbone.size={work.size}", f"training.batch_size={work.batch}", f"speed.precision={work.precision}",
+        f"objectives.image.head.prototypes={work.prototypes}", f"views.global.size={work.sides[0]}",
+        f"views.local.size={work.sides[1]}",
+    ]  # fmt: skip
+    return configure(recipe, data="DATA", out="RUN", preset="imagenet", overrides=overrides)
 
 
 def raw_views(config: RunConfig) -> Views:
     """Random bytes with boxes as the recipe draws them from a 256x256 source."""
-    from glocal.views.boxes import GeometryLaw
-
     batch = config.training.batch_size
     law = GeometryLaw(config.views)
     seeds = torch.randint(2**62, (batch,))
@@ -58,17 +73,12 @@ def raw_views(config: RunConfig) -> Views:
     return Views(groups, seeds, torch.arange(batch), torch.full((batch, 2), 256)).to(device())
 
 
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class Subject:
     """One recipe, ready to step."""
 
-    def __init__(self, recipe: str, size: str, batch: int, precision: str) -> None:
-        self.config = configuration(recipe, size, batch, precision)
-        autocast = torch.bfloat16 if precision == "bf16" else None
+    def __init__(self, recipe: str, work: Work) -> None:
+        self.config = configuration(recipe, work)
+        autocast = torch.bfloat16 if work.precision == "bf16" else None
         self.model: SelfDistillation = build_distillation(self.config, autocast).to(device())
         self.model.teacher.to(device())
         self.optimiser = build_optimiser(self.model, 12, self.config.optimiser)
@@ -87,6 +97,14 @@ class Subject:
         """Everything after the gradients."""
         clip_gradients(self.parameters, self.config.optimiser, PROGRESS)
         self.model.finish_step()
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.average.update(0.996)
+
+    def update_alone(self) -> None:
+        """AdamW and the teacher's average on gradients of zero."""
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.average.update(0.996)
@@ -115,88 +133,57 @@ class Subject:
         """Augment once, for `bare`."""
         self._augmented = augment(self.views, self.config.views, self.config.backbone.patch_size)
 
-
-def alternate(functions: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taking turns, after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + 1):
-        for name, function in functions.items():
-            synchronise()
-            began = time.perf_counter()
-            function()
-            synchronise()
-            if turn:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(t) for name, t in times.items()}
+    def network_inputs(self) -> list[Tensor]:
+        """The augmented pixels of every view, large ones first: what a step in the published style is given."""
+        assert self._augmented is not None
+        return [view for group in self._augmented.groups.values() for view in group.pixels.unbind(1)]
 
 
-def synchronise() -> None:
-    """Wait for the GPU."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def peak_of(recipe: str, size: str, batch: int, precision: str) -> float:
+def peak_of(recipe: str, work: Work) -> float:
     """Peak memory in GiB of two steps in a process of its own, less that of the imports."""
-    code = (
-        "import torch; from benchmarks.bench_step import Subject; from glocal.training.stopwatch import peak_memory_gib;"
+    return in_a_process(
+        "import torch; from benchmarks.bench_step import Subject, Work; from glocal.training.stopwatch import peak_memory_gib;"
         "torch.set_float32_matmul_precision('medium'); before = peak_memory_gib();"
-        f"s = Subject({recipe!r}, {size!r}, {batch}, {precision!r}); s.step(); s.step(); print(peak_memory_gib() - before)"
-    )
-    return float(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.split()[-1]
+        f"s = Subject({recipe!r}, {work!r}); s.step(); s.step(); print(peak_memory_gib() - before)"
     )
 
 
-def main() -> None:
-    """Print one table a backbone size and precision."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", nargs="+", default=["tiny", "small"])
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--precision", nargs="+", default=["fp32"])
-    parser.add_argument("--recipes", nargs="+", default=["local-global", "pw-self"])
-    arguments = parser.parse_args()
-    torch.set_float32_matmul_precision("medium")
-    print(
-        f"torch {torch.__version__}, {device()}, {torch.get_num_threads()} threads, batch {arguments.batch}, medians of {arguments.repeats}"
-    )
-    for size in arguments.size:
-        for precision in arguments.precision:
-            one_table(size, precision, arguments.batch, arguments.repeats, arguments.recipes)
-
-
-def one_table(size: str, precision: str, batch: int, repeats: int, recipes: list[str]) -> None:
-    """Time and memory of all recipes against dino."""
-    dino = Subject("dino", size, batch, precision)
+def step_ratios(work: Work, rounds: int) -> list[Ratio]:
+    """Of one backbone size."""
+    label = f"ViT-{work.size} {work.precision}"
+    dino = Subject("dino", work)
     dino.prepare()
-    seconds = alternate({"bare": dino.bare, "dino": dino.step}, repeats)
-    loss, _ = dino.model(StepInput(augment(dino.views, dino.config.views, 16), PROGRESS, False))
-    loss.backward()
+    plain = PlainStep(work.size, work.prototypes, device(), work.precision == "bf16")
+    inputs = dino.network_inputs()
+    cases: dict[str, Callable[[], object]] = {
+        "bare": dino.bare, "dino": dino.step, "plain": lambda: plain.step(inputs), "update": dino.update_alone,
+    }  # fmt: skip
+    for recipe in OTHERS:
+        cases[recipe] = Subject(recipe, work).step
+    times = take_turns(cases, rounds)
+    base = peak_of("dino", work)
+    found = [
+        ratio(f"{label}: dino step / bare networks", times, "dino", "bare", 1.15),
+        ratio(f"{label}: dino step / published style", times, "dino", "plain", 1 / 1.15),
+        ratio(f"{label}: optimiser and average / dino step", times, "update", "dino", 0.05),
+    ]
+    for recipe, bar in OTHERS.items():
+        found.append(ratio(f"{label}: {recipe} step / dino step", times, recipe, "dino", bar))
+        found.append(Ratio(f"{label}: {recipe} memory / dino memory", (peak_of(recipe, work) / base,), bar))
+    return found
 
-    def optimiser_and_average() -> None:
-        dino.optimiser.step()
-        dino.average.update(0.996)
 
-    update = alternate({"optimiser and average": optimiser_and_average}, repeats)
-    print(
-        f"\nViT-{size} {precision}: dino step {seconds['dino']:.3f} s = {seconds['dino'] / seconds['bare']:.3f} x bare networks (bar 1.15)"
-    )
-    print(f"  optimiser and average {update['optimiser and average'] / seconds['dino']:.1%} of it (bar 5 %)")
-    base = peak_of("dino", size, batch, precision)
-    for recipe in recipes:
-        other = Subject(recipe, size, batch, precision)
-        pair = alternate({"dino": dino.step, recipe: other.step}, repeats)
-        memory = peak_of(recipe, size, batch, precision)
-        print(
-            f"  {recipe}: time {pair[recipe] / pair['dino']:.3f} x dino, memory {memory / base:.3f} x dino "
-            f"({memory:.2f} of {base:.2f} GiB; bar 1.25 each)"
-        )
-        del other
-        gc.collect()
+def ratios(size: Size) -> list[Ratio]:
+    """ViT-Ti and ViT-S; on a GPU in bfloat16 at batch 64."""
+    torch.set_float32_matmul_precision("medium")
+    if size == "tiny":
+        return step_ratios(TINY, 1)
+    gpu = device().type == "cuda"
+    precision, batch = ("bf16", 64) if gpu else ("fp32", 4)
+    return [
+        r for name in ("tiny", "small") for r in step_ratios(Work(name, batch, precision), 15 if gpu else 5)
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    print_ratios(ratios)
