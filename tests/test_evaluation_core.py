@@ -189,6 +189,19 @@ def test_labels_are_matched_by_name() -> None:
     assert any("dog; 2 images count as wrong" in note for note in labels.notes)
 
 
+def test_large_label_numbers_cost_nothing_and_match() -> None:
+    train, test = coloured(30, 3), coloured(12, 3, seed=1)
+    numbers = np.array([5, 10**12, 10**12 + 7])
+    assert train.labels is not None and test.labels is not None
+    train.labels, test.labels = numbers[train.labels], numbers[test.labels]
+    pair = align_labels(train, test)
+    assert pair.classes == 3 and np.array_equal(numbers[pair.train], train.labels)
+    assert np.array_equal(numbers[pair.test], test.labels) and pair.notes == []
+    test.labels = np.full(12, 5)
+    few = align_labels(train, test)
+    assert few.test.tolist() == [0] * 12 and few.classes < 10
+
+
 @pytest.mark.parametrize(
     ("labels", "message"), [(None, "no labels"), (np.zeros(4), "1 class with"), (-np.ones(4), "no labels")]
 )

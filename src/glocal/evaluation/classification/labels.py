@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from glocal.data.labels import number_wholes
 from glocal.data.open import splits_of
 from glocal.data.source import ImageSource
 from glocal.data.splits import read_spec
@@ -46,14 +47,17 @@ def align_labels(train: ImageSource, test: ImageSource) -> LabelPair:
     Raises:
         DataError: without labels, or with a single class in the training images.
     """
-    known, asked = labels_of(train), labels_of(test)
-    names = train.class_names
+    (known, names), (asked, asked_names) = _numbered(train), _numbered(test)
+    if (names is None) != (asked_names is None) and train.class_names is None and test.class_names is None:
+        # One's numbers were too large to count up to: both are matched by what the numbers say.
+        names = names or [str(number) for number in range(1 + int(known.max(initial=-1)))]
+        asked_names = asked_names or [str(number) for number in range(1 + int(asked.max(initial=-1)))]
     classes = 1 + int(known.max(initial=-1))
     if names is not None:
         classes = max(classes, len(names))
-    if names is not None and test.class_names is not None and names != test.class_names:
+    if names is not None and asked_names is not None and names != asked_names:
         number = {name: place for place, name in enumerate(names)}
-        table = np.array([number.setdefault(name, len(number)) for name in test.class_names], np.int64)
+        table = np.array([number.setdefault(name, len(number)) for name in asked_names], np.int64)
         asked = np.where(asked >= 0, table[np.maximum(asked, 0)], UNLABELLED)
         classes = max(classes, len(number))
         names = list(number)
@@ -65,6 +69,15 @@ def align_labels(train: ImageSource, test: ImageSource) -> LabelPair:
             "Labels come from sub-folders or from the label column; check the path."
         )
     return LabelPair(known, asked, classes, _notes(train, test, known, asked, names))
+
+
+def _numbered(source: ImageSource) -> tuple[NDArray[np.int64], list[str] | None]:
+    """A source's labels and class names; numbers too large to count up to are replaced, and become names."""
+    labels = labels_of(source)
+    if source.class_names is not None:
+        return labels, source.class_names
+    numbered, names = number_wholes(labels)
+    return labels if numbered is None else numbered, names
 
 
 def labels_of(source: ImageSource) -> NDArray[np.int64]:
