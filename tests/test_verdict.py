@@ -12,14 +12,17 @@ import torch
 from conftest import small_config
 
 from glocal.data import open_source
+from glocal.models.backbone import BackboneConfig
+from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 from glocal.models.loading import load
+from glocal.models.vit import VisionTransformer
 from glocal.training.config import RunConfig
 from glocal.training.loop import pretrain
 from glocal.verdict.collapse import CollapseMonitor
 from glocal.verdict.config import VerdictConfig
 from glocal.verdict.diagnosis import diagnose
-from glocal.verdict.examination import label_free_figures, period, view_pair
+from glocal.verdict.examination import Examination, label_free_figures, period, view_pair
 from glocal.verdict.figures import (
     correspondence_accuracy,
     high_norm_share,
@@ -205,13 +208,21 @@ def test_runs_are_told_in_one_sentence(
 # -------------------------------------------------------------------------------------------------------- in a run
 
 
-def test_examinations_cost_a_hundredth_of_the_steps() -> None:
-    groups = small_config().views
-    every = period(VerdictConfig(images=100), groups, 64, 1000, 32)
-    step = 64 * (2 * 32 * 32 * 4 + 3 * 16 * 16 * 3)
-    assert 2 * 100 * 32 * 32 / (every * step) <= 0.011
-    assert period(VerdictConfig(images=8), groups, 1024, 100_000, 32) == 2500
-    assert period(VerdictConfig(every=7), groups, 64, 1000, 32) == 7
+def test_examinations_cost_a_two_hundredth_of_the_steps() -> None:
+    every = period(VerdictConfig(), examination=3e9, step=7e9, steps=1000)
+    assert 0.0045 < 3e9 / (every * 7e9) <= 0.005
+    assert period(VerdictConfig(), examination=1.0, step=7e9, steps=100_000) == 2500
+    assert period(VerdictConfig(every=7), examination=3e9, step=7e9, steps=1000) == 7
+
+
+def test_an_examination_counts_the_products_of_its_forward_passes() -> None:
+    config = BackboneConfig(size="micro", embed_dim=32, depth=2, num_heads=2, patch_size=8, image_size=32)
+    model = VisionTransformer(config).eval()
+    encoder = Encoder("x", model, 32, 8, 32)
+    tokens, width = 17, 32
+    block = tokens * 12 * width * width + 2 * tokens * tokens * width
+    image = 2 * (16 * 3 * 8 * 8 * width + 2 * block)
+    assert Examination(open_source("digits"), None, side=32, images=10).flops(encoder) == 2 * 10 * image
 
 
 def training(tmp_path: Path, name: str, **verdict: object) -> RunConfig:

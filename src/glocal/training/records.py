@@ -44,7 +44,7 @@ class Records:
         self.examined = {record["step"] for record in looks if "verdict.score" in record}
         self.probed = {record["step"] for record in looks if not {"verdict.score", "failed"} & set(record)}
         examined = run.first and run.config.verdict.enabled
-        self.verdict = RunVerdict(run.config, run.source, run.folder, run.steps) if examined else None
+        self.verdict = RunVerdict(run) if examined else None
         # Settled here: a run by the clock plans its steps anew before each, and a moving period would skip probes.
         self.probe_every = run.config.probe.every or max(1, run.steps // 10)
         self.began, self.began_at = time.perf_counter(), run.done

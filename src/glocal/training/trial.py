@@ -6,11 +6,11 @@ import time
 
 import torch
 from lightning_fabric import Fabric
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from glocal.data import ImageSource
 from glocal.distributed import all_reduce_sum, rank, world_size
 from glocal.models.adaptation import adapt
+from glocal.models.flops import flop_counter
 from glocal.models.teacher import MovingAverage
 from glocal.schedules import Progress
 from glocal.training.config import RunConfig
@@ -54,9 +54,9 @@ class TrialStep:
         addition as two; all that is executed, recomputation included. Augmentation is left out. What every process
         repeats, the optimiser's update, counts once.
         """
-        with _counter() as networks:
+        with flop_counter() as networks:
             self._forwards_and_backwards(stage=stage)
-        with _counter() as update:
+        with flop_counter() as update:
             self._update()
         counted = torch.tensor(float(networks.get_total_flops()), dtype=torch.float64, device=self.device)
         return float(all_reduce_sum(counted)) + float(update.get_total_flops())
@@ -90,18 +90,3 @@ class TrialStep:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _counter() -> FlopCounterMode:
-    """Torch's counter, with the products that it doesn't know: in place, by a vector, and attention on CPUs."""
-    aten, counter = torch.ops.aten, FlopCounterMode(display=False)
-    attention = aten._scaled_dot_product_flash_attention
-    attention_backward = aten._scaled_dot_product_flash_attention_backward
-    counter.flop_registry |= {
-        aten.addmm_: flop_registry[aten.addmm],
-        aten.baddbmm_: flop_registry[aten.baddbmm],
-        aten.mv: lambda matrix, *_, **__: 2 * matrix.numel(),
-        aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[attention],
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[attention_backward],
-    }
-    return counter

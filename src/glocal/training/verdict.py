@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 
-from glocal.data import ImageSource
 from glocal.models.backbone import Backbone
-from glocal.training.config import RunConfig
+from glocal.models.encoder import Encoder
 from glocal.training.metrics_log import read_records
-from glocal.training.run_folder import RunFolder
+from glocal.training.run import Run
 from glocal.training.weights import as_encoder, export_teacher, view_side
 from glocal.verdict.examination import Examination, period, prepare
 from glocal.verdict.score import best_step, stands_still
@@ -25,14 +24,15 @@ class RunVerdict:
     The scores of a continued run are read from its records, so that it keeps the same best as one never stopped.
     """
 
-    def __init__(self, config: RunConfig, source: ImageSource, folder: RunFolder, steps: int) -> None:
-        side = view_side(config)
-        self._config, self._folder = config, folder
-        self.steps = steps
+    def __init__(self, run: Run) -> None:
+        config = run.config
+        self._config, self._folder = config, run.folder
+        self.steps = run.steps
         """Steps of the run as planned; a run by the clock plans them anew."""
-        self._examination: Examination = prepare(config.verdict, config.data, source, side)
-        self._period = period(config.verdict, config.views, config.training.batch_size, steps, side)
-        self._scores = recorded_scores(folder.metrics)
+        self._examination: Examination = prepare(config.verdict, config.data, run.source, view_side(config))
+        cost = self._examination.flops(self._encoder(run.model.teacher.backbone))
+        self._period = period(config.verdict, cost, run.cost.flops, run.steps)
+        self._scores = recorded_scores(run.folder.metrics)
         self.finished = False
         """Whether `training.stop=auto` ends the run here."""
 
@@ -45,13 +45,19 @@ class RunVerdict:
         number = step // self._period
         slow = step == self.steps or number % OVERFITTING_EVERY == 0
         with torch.random.fork_rng(devices=[]):
-            figures = self._examination.figures(as_encoder(self._config, backbone), overfitting=slow)
+            figures = self._examination.figures(self._encoder(backbone), overfitting=slow)
         self._scores.append((step, figures["score"]))
         self.finished = self._config.training.stop == "auto" and stands_still(self._scores, self.steps)
         if best_step(self._scores) == step:
             best = self._folder.export / "best"
             export_teacher(best, backbone, self._config, step, self._folder.read_origin())
         return {f"verdict.{name}": value for name, value in figures.items()}
+
+    def _encoder(self, backbone: Backbone) -> Encoder:
+        """The backbone in the run's own precision: float32 costs up to twice as much beside bfloat16 steps."""
+        encoder = as_encoder(self._config, backbone)
+        encoder.precision = "bfloat16" if self._config.speed.precision == "bf16" else "float32"
+        return encoder
 
     def go_back(self) -> None:
         """Forget the scores that `metrics.jsonl` no longer holds, after the run was put back to an earlier step.

@@ -15,7 +15,7 @@ class VerdictConfig(Config):
     enabled: bool = True
     """Whether label-free figures and the score are measured."""
     every: Annotated[int, Field(ge=1)] | None = None
-    """Steps between examinations; null: as often as about a hundredth of the run's arithmetic allows, at most 40 times."""
+    """Steps between examinations; null: as often as about a two-hundredth of the run's arithmetic allows, at most 40 times."""
     images: Annotated[int, Field(ge=8)] = 256
     """How many images are examined. Retrieval is among them, so figures of other numbers don't compare."""
     data: str | None = None

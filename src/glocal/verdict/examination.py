@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from glocal.extraction.embedding_statistics import alignment, effective_rank, un
 from glocal.matching.geometric import teacher_index
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
+from glocal.models.flops import flop_counter
 from glocal.verdict.config import VerdictConfig
 from glocal.verdict.figures import (
     correspondence_accuracy,
@@ -31,7 +32,7 @@ from glocal.views.photometric.colour import ColorJitter, Grayscale
 from glocal.views.randomness import hash_seed
 from glocal.views.sampling import BatchKey
 
-SHARE_OF_RUN = 0.01
+SHARE_OF_RUN = 0.005
 """Arithmetic that examinations may take; what they cost besides (ranks, copies) fits between this and two hundredths."""
 MOST_EXAMINATIONS = 40
 PORTION_TOKENS = 64 * 196
@@ -72,6 +73,14 @@ class Examination:
         """
         self.examined = view_pair(held_out if held_out is not None else training, side, images)
         self.seen = view_pair(training, side, len(self.examined.whole)) if held_out is not None else None
+
+    def flops(self, encoder: Encoder) -> float:
+        """Floating-point operations of the forward passes of one examination, counted on a single image."""
+        pixels = self.examined.whole
+        # Past `features`, whose float32 products go to a library that the counter doesn't see.
+        with flop_counter() as counted, torch.no_grad():
+            encoder.backbone(encoder.normalise(pixels[:1].to(encoder.device)))
+        return 2.0 * len(pixels) * float(counted.get_total_flops())
 
     def figures(self, encoder: Encoder, *, overfitting: bool = False) -> dict[str, float]:
         """All figures by name; with `overfitting`, also how much better training images are found than held-out ones."""
@@ -122,20 +131,18 @@ def prepare(config: VerdictConfig, data: str, training: ImageSource, side: int) 
     return Examination(training, held_out, side=side, images=config.images)
 
 
-def period(config: VerdictConfig, groups: Mapping[str, ViewGroup], batch: int, steps: int, side: int) -> int:
-    """Steps between examinations: their forward passes take about a hundredth of the run's arithmetic.
+def period(config: VerdictConfig, examination: float, step: float, steps: int) -> int:
+    """Steps between examinations of so many FLOPs in a run whose steps take `step`: they take a two-hundredth of the run's
+    arithmetic, and there are at most 40.
 
-    Counted in pixels: a training step costs three forward passes for every view the student sees and one for every view
-    the teacher sees; an examination costs two whole-sized views an image.
+    >>> period(VerdictConfig(), examination=5e9, step=1e9, steps=10_000)
+    1000
     """
     if config.every is not None:
         return config.every
-    weight = {"both": 4, "student": 3, "teacher": 1}
-    step = batch * sum(
-        g.count * g.height_width[0] * g.height_width[1] * weight[g.seen_by] for g in groups.values()
+    return max(
+        1, math.ceil(examination / (SHARE_OF_RUN * max(step, 1.0))), math.ceil(steps / MOST_EXAMINATIONS)
     )
-    examination = 2 * config.images * side * side
-    return max(1, -(-examination // max(1, int(SHARE_OF_RUN * step))), -(-steps // MOST_EXAMINATIONS))
 
 
 def view_pair(source: ImageSource, side: int, images: int) -> ViewPair:
