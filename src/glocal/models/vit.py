@@ -29,10 +29,17 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, patch_size, patch_size)
 
     def forward(
-        self, pixels: Float[Tensor, "batch channels height width"]
+        self,
+        pixels: Float[Tensor, "batch channels height width"],
+        kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch patches dim"]:
-        """Embed patches row by row."""
-        return F.linear(self.cut(pixels), self.proj.weight.flatten(1), self.proj.bias)
+        """Embed patches row by row, or those with these numbers only (on the pixels' device)."""
+        patches = self.cut(pixels)
+        if kept is not None:
+            # As pixels, before the projection: what is dropped costs nothing, and choosing has no backward.
+            first = torch.arange(0, patches.shape[:2].numel(), patches.shape[1], device=kept.device)[:, None]
+            patches = patches.flatten(0, 1).index_select(0, (kept + first).flatten()).view(*kept.shape, -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
     def cut(
         self, pixels: Float[Tensor, "batch channels height width"]
@@ -111,9 +118,7 @@ class VisionTransformer(Backbone):
             ModelError: when the patch size does not divide a side or the channels differ.
         """
         grid = self.grid(pixels)
-        x, rotary = self._embed(pixels, grid, masks)
-        if kept is not None:
-            x, rotary = self._keep(x, rotary, kept)
+        x, rotary = self._embed(pixels, grid, kept, masks)
         for block in self.blocks[: self.running]:
             x = self._run(block, x, rotary)
         return replace(self._features(x, grid), kept=kept, masked=None if masks is None else masks.hidden)
@@ -177,39 +182,40 @@ class VisionTransformer(Backbone):
         return height // side, width // side
 
     def _embed(
-        self, pixels: Tensor, grid: tuple[int, int], masks: Masks | None = None
+        self, pixels: Tensor, grid: tuple[int, int], kept: Tensor | None = None, masks: Masks | None = None
     ) -> tuple[Tensor, Rotary | None]:
-        """Tokens that enter the first block, class token first, then registers, then patches; and the rotation."""
-        x = self.patch_embed(pixels)
+        """Tokens that enter the first block, class token first, then registers, then (kept) patches; and the rotation."""
+        on_device = None if kept is None else kept.to(pixels.device, non_blocking=True)
+        x = self.patch_embed(pixels, on_device)
         if masks is not None:
-            hidden = masks.hidden.to(x.device, non_blocking=True)
+            hidden = masks.hidden if kept is None else masks.hidden.gather(1, kept)
+            hidden = hidden.to(x.device, non_blocking=True)
             x = torch.where(hidden[..., None], masks.vector.to(x.dtype), x)
         prefix = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.pos_embed is None:
-            head_dim = self.embed_dim // self.num_heads
-            rotary = rotary_table(grid, head_dim, self.prefix_tokens, self.config.rope_base, x.device)
+            rotary = rotary_table(
+                grid, self.embed_dim // self.num_heads, self.prefix_tokens, self.config.rope_base, x.device
+            )
+            if on_device is not None:
+                rotary = self._rotary_of(on_device, rotary)
             return torch.cat([*prefix, x], dim=1) if prefix else x, rotary
         class_rows = int(self.config.table_has_class_row)
         side = self.config.image_size // self.patch_size
         table = resample_table(
             self.pos_embed[0, class_rows:].reshape(side, side, -1), grid,
             antialias=self.config.position_antialias, offset=self.config.position_offset,
-        )  # fmt: skip
-        x = x + table.flatten(0, 1)
+        ).flatten(0, 1)  # fmt: skip
+        # `embedding`: its backward sorts; `index_select`'s would add on a GPU in whatever order, and all to the same few rows.
+        x = x + (table if on_device is None else F.embedding(on_device, table))
         if class_rows:
             prefix[0] = prefix[0] + self.pos_embed[:, :1]
         return torch.cat([*prefix, x], dim=1) if prefix else x, None
 
-    def _keep(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, kept: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Prefix tokens and the kept patches of every image; the rotation becomes (batch, 1, tokens, head_dim)."""
-        prefix = torch.arange(self.prefix_tokens).expand(kept.shape[0], -1)
-        tokens = torch.cat([prefix, kept + self.prefix_tokens], dim=1).to(x.device, non_blocking=True)
-        # Rows of one long list: its backward adds whole rows, where that of `gather` scatters single numbers.
-        first = torch.arange(0, x.shape[:2].numel(), x.shape[1], device=x.device)[:, None]
-        x = x.flatten(0, 1).index_select(0, (tokens + first).flatten()).view(*tokens.shape, -1)
-        return x, None if rotary is None else (rotary[0][tokens][:, None], rotary[1][tokens][:, None])
+    def _rotary_of(self, kept: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The rotation of prefix tokens and kept patches: (batch, 1, tokens, head_dim)."""
+        prefix = torch.arange(self.prefix_tokens, device=kept.device).expand(kept.shape[0], -1)
+        tokens = torch.cat([prefix, kept + self.prefix_tokens], dim=1)
+        return table[0][tokens][:, None], table[1][tokens][:, None]
 
     def _run(self, block: nn.Module, x: Tensor, rotary: Rotary | None) -> Tensor:
         assert isinstance(block, Block)
@@ -236,4 +242,6 @@ class VisionTransformer(Backbone):
         normed = self.norm(x)
         if not self.config.class_token:
             return Features(normed.mean(dim=1), normed, grid, x)
-        return Features(normed[:, 0], normed[:, 1:], grid, x)
+        # One split, not two slices: its backward joins both gradients in one pass instead of adding two padded ones.
+        cls, patches = normed.split([1, normed.shape[1] - 1], dim=1)
+        return Features(cls[:, 0], patches, grid, x)
