@@ -74,9 +74,9 @@ def test_half_of_the_patches_cost_the_student_half() -> None:
         ).flops()
         for share in (1.0, 0.5)
     )
-    _, rest = backbone_products(16, 16, 16)
-    _, less = backbone_products(16, 16, 8)
-    assert whole - half == pytest.approx(3 * (rest - less), rel=1e-6)
+    embed, rest = backbone_products(16, 16, 16)
+    fewer, less = backbone_products(16, 8, 8)
+    assert whole - half == pytest.approx(2 * (embed - fewer) + 3 * (rest - less), rel=1e-6)
 
 
 def test_muon_counts_its_newton_schulz_steps() -> None:

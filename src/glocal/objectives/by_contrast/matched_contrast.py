@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -16,7 +16,13 @@ from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Ter
 from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.step_info_nce import is_nearest, step_info_nce
 from glocal.objectives.pair_draw import draw_pairs
-from glocal.objectives.patch_pairs import gather_patches, keep_pairs, match_view_groups, refuse_moved_pixels
+from glocal.objectives.patch_pairs import (
+    MatchedTokens,
+    gather_patches,
+    keep_pairs,
+    match_view_groups,
+    refuse_moved_pixels,
+)
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
@@ -90,9 +96,11 @@ class MatchedContrast(Objective):
         tokens = match_view_groups(views, self.groups, student.features, second.features)
         drawn, slot = draw_pairs(tokens.image, views.seed, self.config.pairs)
         tokens = keep_pairs(tokens, drawn)
-        anchors = self._side(student, tokens.student_rows, tokens.pairs.student, slot, len(views))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.needs_teacher):
-            keys = self._side(second, tokens.teacher_rows, tokens.pairs.teacher, slot, len(views))
+        projected = self._projected(student, second, tokens)
+        anchors, keys = (
+            self._in_slots(vectors, token, slot, len(views))
+            for vectors, token in zip(projected, (tokens.pairs.student, tokens.pairs.teacher), strict=True)
+        )
         count = torch.tensor(float(drawn.numel())).to(views.device, non_blocking=True)
         # The mean runs over the pairs of all processes, so that their number does not change the loss.
         mean_count = all_reduce_sum(count) / world_size()
@@ -108,16 +116,27 @@ class MatchedContrast(Objective):
         scalars = {"positive_similarity": similarity, "accuracy": accuracy * share}
         return Term(loss * share, scalars | {"pairs_an_image": mean_count / len(views)})
 
-    def _side(
+    def _projected(self, student: Branch, second: Branch, tokens: MatchedTokens) -> Sequence[Tensor]:
+        """The tokens of both sides, each (tokens, out_dim), through the head of whoever they are of."""
+        if self.needs_teacher:
+            online: Tensor = student.heads(gather_patches(student.features, tokens.student_rows))
+            with torch.no_grad():
+                return online, second.heads(gather_patches(second.features, tokens.teacher_rows))
+        # Both are the student's: one gathering, since the backward of each writes a gradient as large as all patches.
+        sides = (tokens.student_rows, tokens.teacher_rows)
+        rows = {name: torch.cat([side[name] for side in sides]) for name in tokens.student_rows}
+        together: Tensor = student.heads(gather_patches(student.features, rows))
+        pieces = torch.split(together, [side[name].numel() for name in rows for side in sides])
+        return torch.cat(pieces[0::2]), torch.cat(pieces[1::2])
+
+    def _in_slots(
         self,
-        branch: Branch,
-        rows: Mapping[str, Tensor],
+        projected: Float[Tensor, "tokens dim"],
         token: Int64[Tensor, " drawn"],
         slot: Int64[Tensor, " drawn"],
         batch: int,
     ) -> _Side:
-        """Project one side's tokens and put them into their slots; patches are numbered apart over processes."""
-        projected: Tensor = branch.heads(gather_patches(branch.features, rows))
+        """Put one side's tokens into their slots; patches are numbered apart over processes."""
         slots, device = batch * self.config.pairs, projected.device
         patch = torch.full((slots,), -1).index_copy(0, slot, token + rank() * slots)
         token, slot, patch = (x.to(device, non_blocking=True) for x in (token, slot, patch))
