@@ -44,11 +44,17 @@ def resample_table(
         return torch.einsum("hr,rcd,wc->hwd", down, table.float(), across).to(table.dtype)
 
 
-@functools.lru_cache(maxsize=256)
 def _resampling_matrix(
     source: int, target: int, antialias: bool, offset: float, device: torch.device
 ) -> Float[Tensor, "target source"]:
-    """The matrix of one axis, read off by resampling the identity."""
+    """The matrix of one axis, read off by resampling the identity; kept for the sizes seen last."""
+    return _made_resampling_matrix(source, target, antialias, offset, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _made_resampling_matrix(
+    source: int, target: int, antialias: bool, offset: float, device: torch.device
+) -> Float[Tensor, "target source"]:
     # A tensor born in inference mode could not be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
         # Two rows: PyTorch 2.13 takes a batch of single columns for channels-last and resamples it wrongly.
@@ -102,17 +108,31 @@ def rotary_table(
     if torch.compiler.is_exporting():
         angles = rotary_angles(grid, head_dim, prefix, base)
         return angles.cos(), angles.sin()
-    return _kept_rotary_table(grid, head_dim, prefix, base, device)
+    cosines, sines = _kept_rotary_table(grid, head_dim, prefix, base, device).unbind(0)
+    return cosines, sines
+
+
+def _kept_rotary_table(
+    grid: tuple[int, int], head_dim: int, prefix: int, base: float, device: torch.device
+) -> Float[Tensor, "2 tokens head_dim"]:
+    """Cosines and sines in one tensor, as a compiler's constant must be."""
+    return _made_rotary_table(grid, head_dim, prefix, base, device)
 
 
 @functools.lru_cache(maxsize=256)
-def _kept_rotary_table(
+def _made_rotary_table(
     grid: tuple[int, int], head_dim: int, prefix: int, base: float, device: torch.device
-) -> tuple[Float[Tensor, "tokens head_dim"], Float[Tensor, "tokens head_dim"]]:
+) -> Float[Tensor, "2 tokens head_dim"]:
     # A tensor born in inference mode could not be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
         angles = rotary_angles(grid, head_dim, prefix, base)
-        return angles.cos().to(device), angles.sin().to(device)
+        return torch.stack([angles.cos(), angles.sin()]).to(device)
+
+
+def make_tables_constant() -> None:
+    """Tell torch.compile that these tables depend on sizes only. Loads the compiler, hence not at import."""
+    for table in (_resampling_matrix, _kept_rotary_table):
+        torch.compiler.assume_constant_result(table)  # type: ignore[no-untyped-call]
 
 
 def rotary_angles(

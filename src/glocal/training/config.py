@@ -142,7 +142,8 @@ class SpeedConfig(Config):
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that decode and crop; null: all cores but one on a GPU machine, one on a small CPU machine."""
     compile: bool = False
-    """Compile every block. For GPUs, not measured there yet; on a CPU it costs half a minute and brings nothing."""
+    """Compile both networks' passes, one graph for each view group. For GPUs, not measured there yet; on a CPU it costs
+    two minutes and brings nothing."""
     checkpoint_blocks: bool = False
     """Recompute block activations in the backward pass: about a third more time, far less memory."""
     keep_decoded_mb: Annotated[int, Field(ge=0)] = 2048

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from glocal.models.backbone import Backbone
 from glocal.models.build import build_backbone
 from glocal.models.features import Features, Masks
 from glocal.models.frozen_teacher import FrozenTeacher, load_frozen
+from glocal.models.position import make_tables_constant
 from glocal.models.teacher import freeze
 from glocal.objectives.base import Branch, Objective, Role
 from glocal.schedules import Progress, value_at
@@ -36,6 +37,15 @@ class Network(nn.Module):
         self.heads = nn.ModuleDict(heads)
         # Here, not in the backbone: only training needs it, so it is neither the teacher's nor exported.
         self.mask_token = nn.Parameter(torch.zeros(1, backbone.embed_dim)) if hides_patches else None
+        self._embed: Callable[..., Features] | None = None
+
+    def compile_passes(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile whole passes of the backbone: one graph for every view group, whatever stochastic depth drops.
+
+        Only those of `features`: who asks the backbone itself, at other sizes, gets it as it is.
+        """
+        make_tables_constant()
+        self._embed = torch.compile(self.backbone.forward, dynamic=False, backend=backend)
 
     def features(
         self,
@@ -59,7 +69,8 @@ class Network(nn.Module):
                 hidden = None
                 if masks and name in masks and self.mask_token is not None:
                     hidden = Masks(masks[name].flatten(0, 1), self.mask_token)
-                features[name] = self.backbone(pixels, kept, hidden).unflatten(group.count)
+                embed = self._embed or self.backbone
+                features[name] = embed(pixels, kept, hidden).unflatten(group.count)
         return features
 
 

@@ -171,9 +171,8 @@ def _build_model(config: RunConfig, fabric: Fabric, precision: Precision) -> Sel
     model.to(fabric.device)
     model.teacher.to(fabric.device)
     if speed.compile:
-        for network in (model.student, model.teacher):
-            for block in network.backbone.blocks:
-                block.compile(dynamic=False)
+        model.student.compile_passes()
+        model.teacher.compile_passes()
     return model
 
 
