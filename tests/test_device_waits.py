@@ -40,7 +40,7 @@ class OnDevice(torch.Tensor):
         )
         if func in _READ or masked:
             cls.waits.append(getattr(func, "__name__", str(func)))
-        return super().__torch_function__(func, types, args, kwargs or {})
+        return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
 
 def on_device(tensor: torch.Tensor) -> torch.Tensor:

@@ -132,7 +132,7 @@ def _made_rotary_table(
 def make_tables_constant() -> None:
     """Tell torch.compile that these tables depend on sizes only. Loads the compiler, hence not at import."""
     for table in (_resampling_matrix, _kept_rotary_table):
-        torch.compiler.assume_constant_result(table)  # type: ignore[no-untyped-call]
+        torch.compiler.assume_constant_result(table)
 
 
 def rotary_angles(
