@@ -18,7 +18,7 @@ def taking_part(
     share: float,
     seen: Int64[Tensor, "batch views kept"] | None,
     shape: Sequence[int],
-) -> tuple[Int64[Tensor, "views chosen"] | None, Int64[Tensor, "views chosen"] | None]:
+) -> tuple[Int64[Tensor, "rows chosen"] | None, Int64[Tensor, "rows chosen"] | None]:
     """Draw a share of the patches that the student sees, from the images' seeds: their numbers in the grid, and where they
     stand among those seen (None: all of them). `shape` is (views, patches of the grid); (None, None) means every patch.
 
