@@ -131,10 +131,10 @@ class Aggregator(nn.Module):
     def aggregate_neighbours(
         self,
         tokens: Float[Tensor, "batch patches dim"],
-        index: Int64[Tensor, "batch patches k"],
-        valid: Bool[Tensor, "batch patches k"],
+        index: Int64[Tensor, "batch chosen k"],
+        valid: Bool[Tensor, "batch chosen k"],
         contexts: list[KeysValues] | None = None,
-    ) -> Float[Tensor, "batch patches dim"]:
+    ) -> Float[Tensor, "batch chosen dim"]:
         """The embedding of each patch's positives. Pass `contexts(tokens)` when the image's query uses them too.
 
         `index` names patches of the same image; entries whose `valid` is false are not attended to (any in-range index
