@@ -45,11 +45,6 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEVICE", "cpu")
 
 
-def test_every_benchmark_is_in_the_table() -> None:
-    """No study is called bench_*, so that none escapes `make bench`."""
-    assert not [name for name in STUDIES if name.startswith("bench_")]
-
-
 @pytest.mark.parametrize("name", sorted(STUDIES))
 def test_studies_import(name: str) -> None:
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
