@@ -94,7 +94,7 @@ def show(measured: Ratios, before: Ratios) -> None:
             name, f"{entry['median']:.3f}", f"{entry['low']:.3f} to {entry['high']:.3f}", missed,
             "" if last is None else f"{last['median']:.3f}",
         )  # fmt: skip
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(machine(), highlight=False)
     console.print(table)
 
