@@ -23,7 +23,7 @@ from glocal.data.source import ImageSource
 from glocal.data.splits import read_spec
 from glocal.distributed import rank
 from glocal.errors import ConfigError, DataError, nearest_name
-from glocal.evaluation.intervals import intervals
+from glocal.evaluation.intervals import Samples, intervals
 from glocal.evaluation.results import Result, write_result
 from glocal.extraction.feature_stream import precision_error
 from glocal.extraction.work import Work
@@ -76,12 +76,14 @@ class ProtocolConfig(Config, ABC):
         rows: Sequence[Mapping[str, Any]] = (),
         notes: Sequence[str] = (),
         picked: Mapping[str, Any] | None = None,
+        samples: Mapping[str, Samples] | None = None,
         **resolved: Any,
     ) -> Result:
         """Put a `Result` together: these settings (overlaid by `resolved`: resolution, layer, norm) and fingerprints.
 
         `sources` maps a role (`train`, `test`, `queries`) to the images that played it. `picked` is what the protocol
         chose by itself; two models may rightly differ in it, whereas all settings decide whether figures compare.
+        `samples` are what figures are made of, item by item.
         """
         error = precision_error(encoder, next(iter(sources.values())))
         told = ", ".join(f"{name} {100 * share:.2g} %" for name, share in error.items())
@@ -100,6 +102,7 @@ class ProtocolConfig(Config, ABC):
             },
             picked=dict(picked or {}),
             made={"precision_error": error} if error else {},
+            samples=dict(samples or {}),
         )
 
 

@@ -92,16 +92,15 @@ class Correspondence(ProtocolConfig):
         numbers, notes, samples = self._measure(
             source, size, encoder.patch_size, _features(self, encoder, work, skipped), work
         )
-        result = self.result(
+        return self.result(
             encoder,
             {"images": source},
             numbers,
             notes=[*notes, *skipped.notes()],
             resolution=size,
             norm="final norm, patches of length 1",
+            samples=samples,
         )
-        result.samples = samples
-        return result
 
     def run_on_pixels(self, source: ImageSource, size: int, patch_size: int, work: Work) -> dict[str, float]:
         """The same measure for raw pixels, the control: a patch is its pixels minus its view's mean colour."""

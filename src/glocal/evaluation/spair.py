@@ -111,7 +111,8 @@ class KeypointTransfer(ProtocolConfig):
                     rows.append({"category": category, "pairs": len(errors), **score(errors)})
         if not rows:
             raise DataError(f"{root}: no pair of split {self.split} has two readable images.")
-        result = self.result(
+        shares = {a: np.array([100 * (errors < a).mean() for errors in every]) for a in ALPHAS}
+        return self.result(
             encoder,
             {"images": images},
             summarise(rows),
@@ -119,11 +120,8 @@ class KeypointTransfer(ProtocolConfig):
             notes=[*notes, *missing, *skipped.notes()],
             resolution=transform.size,
             norm="final norm, patches of length 1",
+            samples={f"pck_per_image_{a}": Samples(values[:, None]) for a, values in shares.items()},
         )
-        for alpha in ALPHAS:
-            shares = np.array([100 * (errors < alpha).mean() for errors in every])
-            result.samples[f"pck_per_image_{alpha}"] = Samples(shares[:, None])
-        return result
 
     def _features(
         self,

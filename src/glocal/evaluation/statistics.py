@@ -91,8 +91,8 @@ class Statistics(ProtocolConfig):
             layer="-1",
             norm="final norm",
             measured_images=len(cls),
+            samples=samples,
         )
-        result.samples = samples
         if len(cls) >= LEAST_FOR_INTERVALS:
             result.intervals = {name: list(jackknife(figure, len(cls))) for name, figure in figures.items()}
         return result

@@ -123,7 +123,10 @@ class Davis(ProtocolConfig):
                 journal.add(name, {"scores": [of.region.tolist(), of.boundary.tolist()], "notes": of.notes})
         numbers = {key: 100 * value for key, value in score_dataset(scores).items()}
         rows = [_row(score) for score in scores]
-        result = self.result(
+        region = 100 * np.concatenate([score.region.mean(1) for score in scores])
+        boundary = 100 * np.concatenate([score.boundary.mean(1) for score in scores])
+        by_object = {"J&F": (region + boundary) / 2, "J_mean": region, "F_mean": boundary}
+        return self.result(
             encoder,
             # The videos have what a result needs of a source: a name and a fingerprint.
             {"videos": cast(ImageSource, videos)},
@@ -134,12 +137,8 @@ class Davis(ProtocolConfig):
             features="patches, unit length",
             norm=True,
             sequences=names,
+            samples={name: Samples(values[:, None]) for name, values in by_object.items()},
         )
-        region = 100 * np.concatenate([score.region.mean(1) for score in scores])
-        boundary = 100 * np.concatenate([score.boundary.mean(1) for score in scores])
-        by_object = {"J&F": (region + boundary) / 2, "J_mean": region, "F_mean": boundary}
-        result.samples = {name: Samples(values[:, None]) for name, values in by_object.items()}
-        return result
 
     def _journal(self, encoder: Encoder, videos: DavisVideos, work: Work) -> Journal:
         """Scores of finished sequences. None are read back where predictions are to be written."""

@@ -223,30 +223,26 @@ class Discovery(ProtocolConfig):
                 f"{source.name}: none of {len(source)} images has an object to find. Set object_classes (class ids) or "
                 f"lower smallest_object. {' '.join(skipped.notes())}"
             )
-        numbers = {
-            f"CorLoc_{m}": 100 * float(np.mean([row[m] >= self.overlap for row in rows]))
-            for m in self.methods
+        hits = {
+            f"CorLoc_{m}": np.array([100.0 * (row[m] >= self.overlap) for row in rows]) for m in self.methods
         }
         notes = skipped.notes()
         side = "native" if self.longest_side is None else f"longest side at most {self.longest_side}"
         if empty:
             notes.append(f"{source.name}: {empty} image(s) without a true object, left out")
-        result = self.result(
+        return self.result(
             encoder,
             {"test": source},
-            {**numbers, "images": len(rows)},
+            {**{name: float(values.mean()) for name, values in hits.items()}, "images": len(rows)},
             rows=rows,
             notes=notes,
             resolution=f"{side}, zero-padded to whole patches",
             features="keys of the last block",
             layer=-1,
             norm=False,
+            samples={name: Samples(values[:, None]) for name, values in hits.items()},
             boxes="VOC annotations" if masks is None else f"regions of the masks' classes {list(objects)}",
         )
-        for method in self.methods:
-            hits = np.array([100.0 * (row[method] >= self.overlap) for row in rows])
-            result.samples[f"CorLoc_{method}"] = Samples(hits[:, None])
-        return result
 
     def _open(self, data: DataLike) -> tuple[ImageSource, SegmentationData | None, Sequence[int]]:
         if not isinstance(data, Mapping):

@@ -48,7 +48,7 @@ class RankingConfig(ProtocolConfig):
     ) -> Result:
         """The result, with notes on what descriptors lack, each said once."""
         told = [*notes, *(note for embeddings in described for note in embeddings.skipped.notes())]
-        result = self.result(
+        return self.result(
             encoder,
             sources,
             figures.numbers,
@@ -58,6 +58,5 @@ class RankingConfig(ProtocolConfig):
             layer=-1,
             norm="final norm, descriptors of length 1",
             database_size=database_size,
+            samples=figures.samples,
         )
-        result.samples = figures.samples
-        return result

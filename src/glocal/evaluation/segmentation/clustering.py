@@ -152,9 +152,9 @@ class OverClustering(DenseConfig):
             "classes": list(test.class_names),
         }
         notes = [*counted.notes(), *_absent(np.stack(masks), test.class_names)]
-        result = self.result(encoder, {"test": test.source}, numbers, rows=rows, notes=notes, **resolved)
-        result.samples = by_image
-        return result
+        return self.result(
+            encoder, {"test": test.source}, numbers, rows=rows, notes=notes, samples=by_image, **resolved
+        )
 
     def _score_runs(
         self,

@@ -66,19 +66,18 @@ class DenseConfig(ProtocolConfig):
     ) -> Result:
         """The result of a scored split: mIoU, accuracies, a row a class, and what was left out."""
         score, test = segmentation_score(scoring.confusion), scoring.test
-        result = self.result(
+        return self.result(
             encoder,
             {"train": train.source, "test": test.source},
             percentages(score),
             rows=class_rows(score, test.class_names),
             notes=[*counted.notes(), *score.notes(test.class_names)],
             picked=picked,
+            samples={"mIoU": Samples(torch.stack(scoring.by_image).numpy(), "iou")},
             norm=True,
             classes=list(test.class_names),
             **resolved,
         )
-        result.samples["mIoU"] = Samples(torch.stack(scoring.by_image).numpy(), "iou")
-        return result
 
     def transform(self, encoder: Encoder) -> FeatureTransform:
         """The squash to `size`, resolved for this model."""
