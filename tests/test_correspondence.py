@@ -14,14 +14,7 @@ from PIL import Image
 from glocal.config import validate
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError, ModelError, UnreadableImageError
-from glocal.evaluation.correspondence import (
-    Correspondence,
-    ViewPairs,
-    draw_view_pairs,
-    judge,
-    pixel_patches,
-    right_patches,
-)
+from glocal.evaluation.correspondence import Correspondence, ViewPairs, draw_view_pairs, judge, right_patches
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.features import Features
@@ -130,14 +123,6 @@ def test_judge_against_loops() -> None:
         judge(a * torch.nan, b, right, grid)
 
 
-def test_pixel_patches_are_row_major_blocks() -> None:
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 3, 8, 12), dtype=np.uint8))
-    patches = pixel_patches(pixels, 4)
-    assert patches.shape == (2, 6, 48)
-    block = pixels[1].numpy() / 255 - pixels[1].numpy().mean((1, 2), keepdims=True) / 255
-    np.testing.assert_allclose(patches[1, 4].numpy(), block[:, 4:8, 4:8].reshape(-1), atol=1e-6)
-
-
 def test_a_model_that_knows_position_is_right_and_a_constant_one_is_not() -> None:
     config = Correspondence(images=12)
     good = config.run(encoder_of(Position()), {"test": Ramps(12)}, QUIET)
@@ -180,14 +165,6 @@ def test_unreadable_images_are_named_once_and_left_out() -> None:
         Correspondence().run(encoder_of(Position()), {}, QUIET)
     with pytest.raises(ConfigError, match="multiple"):
         Correspondence(size=63).run(encoder_of(Position()), {"test": Ramps(2)}, QUIET)
-
-
-def test_pixels_as_control() -> None:
-    same = Correspondence(images=4, area=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0)
-    numbers = same.run_on_pixels(Ramps(4), 64, 8, QUIET)
-    assert numbers["accuracy"] == 100 and numbers["patches"] == 4 * 64
-    numbers = Correspondence(images=4).run_on_pixels(Ramps(4), 64, 8, QUIET)
-    assert 0 < numbers["accuracy"] < 100
 
 
 def test_views_without_common_ground_are_counted() -> None:

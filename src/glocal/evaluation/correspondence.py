@@ -6,13 +6,13 @@ the second view contains has one right answer there. Local features are good whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
@@ -24,7 +24,7 @@ from glocal.errors import ConfigError, DataError, ModelError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import Skipped, check_patches, iterate_features, iterate_pixels
+from glocal.extraction.feature_stream import Skipped, check_patches, iterate_features
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import crop_sides
 from glocal.extraction.work import Work
@@ -35,8 +35,6 @@ from glocal.views.photometric import Operation, apply_pipeline
 from glocal.views.randomness import fold_in_array, hash_seed, uniform_array
 
 Grid = tuple[int, int]
-PatchStream = Callable[[ImageSource, NDArray[np.int64]], Iterator[tuple[NDArray[np.int64], Tensor]]]
-"""From a source of views and places in it to batches of (places, patches)."""
 
 
 class ViewPairs(NamedTuple):
@@ -89,9 +87,7 @@ class Correspondence(ProtocolConfig):
             else encoder.image_size // encoder.patch_size * encoder.patch_size
         )
         skipped = Skipped()
-        numbers, notes, samples = self._measure(
-            source, size, encoder.patch_size, _features(self, encoder, work, skipped), work
-        )
+        numbers, notes, samples = self._measure(encoder, source, size, work, skipped)
         return self.result(
             encoder,
             {"images": source},
@@ -102,37 +98,26 @@ class Correspondence(ProtocolConfig):
             samples=samples,
         )
 
-    def run_on_pixels(self, source: ImageSource, size: int, patch_size: int, work: Work) -> dict[str, float]:
-        """The same measure for raw pixels, the control: a patch is its pixels minus its view's mean colour."""
-        transform = FeatureTransform(resize="squash", size=size, crop_fraction=1.0)
-
-        def patches(
-            view: ImageSource, places: NDArray[np.int64]
-        ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-            for batch in iterate_pixels(view, transform, patch_size, workers=work.workers, indices=places):
-                if len(batch.indices):
-                    yield batch.indices, pixel_patches(batch.pixels, patch_size)
-
-        return self._measure(source, size, patch_size, patches, work)[0]
-
     def draw(self, places: NDArray[np.int64]) -> ViewPairs:
         """Draw the two views of the images at these places."""
         return draw_view_pairs(self.seed, places, self.area, self.aspect, self.flip)
 
     def _measure(
-        self, source: ImageSource, size: int, patch_size: int, patches: PatchStream, work: Work
+        self, encoder: Encoder, source: ImageSource, size: int, work: Work, skipped: Skipped
     ) -> tuple[dict[str, float], list[str], dict[str, Samples]]:
+        patch_size = encoder.patch_size
         if size % patch_size:
             raise ConfigError(f"size={size} is no multiple of the patch of {patch_size} px.")
         places = _choose(len(source), self.images, self.seed)
         grid = (size // patch_size, size // patch_size)
-        first, second = (_ViewSource(source, self, view, size, patch_size) for view in (0, 1))
+        views = (_ViewSource(source, self, view, size, patch_size) for view in (0, 1))
+        first, second = (_patches(self, encoder, view, places, work, skipped) for view in views)
         truth = right_patches(self.draw(places), grid)
         by_place = dict(zip(places.tolist(), truth, strict=True))
         exact, near, matched = [], [], 0
         alone = 0
         with progress_bar(f"{source.name}: correspondence", len(places), work.progress) as advance:
-            for (indices, a), (same, b) in zip(patches(first, places), patches(second, places), strict=True):
+            for (indices, a), (same, b) in zip(first, second, strict=True):
                 if not np.array_equal(indices, same):
                     raise DataError(
                         f"{source.name}: an image could be read once and then not; is it being written?"
@@ -216,15 +201,6 @@ def judge(
     return Verdicts(found == right, (rows <= 1) & (columns <= 1))
 
 
-def pixel_patches(
-    pixels: UInt8[Tensor, "images 3 height width"], patch_size: int
-) -> Float[Tensor, "images patches values"]:
-    """Cut images into patches, each the vector of its pixels minus the image's mean colour."""
-    unit = pixels.float() / 255
-    centred = unit - unit.mean(dim=(2, 3), keepdim=True)
-    return F.unfold(centred, patch_size, stride=patch_size).transpose(1, 2)
-
-
 class _ViewSource(ChangedSource):
     """One view of every image, rendered from its box; boxes are fractions, so they are known before decoding."""
 
@@ -255,21 +231,24 @@ class _ViewSource(ChangedSource):
         )
 
 
-def _features(config: Correspondence, encoder: Encoder, work: Work, skipped: Skipped) -> PatchStream:
-    """Patches of a view by a model."""
-
-    def patches(view: ImageSource, places: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        transform = FeatureTransform(resize="squash", size=config.size)
-        stream = iterate_features(
-            encoder, view, transform, work.batch_size, work.workers, places, (config.layer,), skipped
-        )
-        for batch in stream:
-            if len(batch.indices):
-                features = batch.features[0]
-                check_patches(encoder, features.patches, features.grid)
-                yield batch.indices, features.patches
-
-    return patches
+def _patches(
+    config: Correspondence,
+    encoder: Encoder,
+    view: ImageSource,
+    places: NDArray[np.int64],
+    work: Work,
+    skipped: Skipped,
+) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    """Places of images and the patches of a view of them, batch by batch."""
+    transform = FeatureTransform(resize="squash", size=config.size)
+    stream = iterate_features(
+        encoder, view, transform, work.batch_size, work.workers, places, (config.layer,), skipped
+    )
+    for batch in stream:
+        if len(batch.indices):
+            features = batch.features[0]
+            check_patches(encoder, features.patches, features.grid)
+            yield batch.indices, features.patches
 
 
 def _choose(size: int, count: int | None, seed: int) -> NDArray[np.int64]:

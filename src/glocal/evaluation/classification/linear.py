@@ -111,7 +111,7 @@ def rank_classes(
     inputs: Float[Tensor, "rows dim"],
     num_classes: int,
     rows: Int64[Tensor, " chosen"] | None = None,
-) -> Int64[Tensor, "rates rows top"]:
+) -> Int64[Tensor, "rates places top"]:
     """The best classes of each row under each head, best first, at most 5; of some rows by place, null: of all."""
     chosen = torch.arange(len(inputs), device=inputs.device) if rows is None else rows
     parts = []
