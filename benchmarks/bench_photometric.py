@@ -21,6 +21,7 @@ from benchmarks.ratios import Ratio, Size
 from glocal.views.photometric import OperationBase, apply_pipeline, presets
 from glocal.views.photometric.blur import GaussianBlur, Sharpness
 from glocal.views.photometric.colour import ColorJitter, Grayscale
+from glocal.views.photometric.composite import SomeOf
 from glocal.views.photometric.tone import Posterise, Solarise
 from glocal.views.randomness import uniforms
 
@@ -102,7 +103,9 @@ def compare_forms() -> None:
     """Print how far the fused colour jitter is from the exact one."""
     from sklearn.datasets import load_sample_images
 
-    for name, jitter in {"DINO": ColorJitter(), "patch-code": presets.patch_code()[0].pool[0]}.items():  # type: ignore[union-attr]
+    some = presets.patch_code()[0]
+    assert isinstance(some, SomeOf)
+    for name, jitter in {"DINO": ColorJitter(), "patch-code": some.pool[0]}.items():
         differences = []
         for photo in load_sample_images().images:
             pixels = (

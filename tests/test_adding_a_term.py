@@ -1,4 +1,4 @@
-"""CONTRIBUTING's way to a new term of the loss, followed to the letter on a copy of the package."""
+"""CONTRIBUTING's ways to a new term, operation and protocol, followed to the letter on a copy of the package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from narrowing import present
 
 import glocal
@@ -22,22 +23,34 @@ def test_the_page_of_terms_names_every_term() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == set(KINDS)
 
 
-def test_one_file_and_one_line_make_a_term_that_passes_the_suite(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("heading", "least"),
+    [
+        ("## Add a term of the loss", 9),
+        ("## Add a photometric operation", 4),
+        ("## Add an evaluation protocol", 1),
+    ],
+)
+def test_one_file_and_one_line_make_a_member_that_passes_the_suite(
+    heading: str, least: int, tmp_path: Path
+) -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    section = page[page.index("## Add a term of the loss") :]
+    section = page[page.index(heading) :].split("\n## ")[0]
     code, line = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    file, init = re.findall(r"`src/glocal/(\S+\.py)`", section)
+    file, register = re.findall(r"`src/glocal/(\S+\.py)`", section)
     command = present(re.search(r"```\npytest (.*?)\n```", section))[1]
 
     package = tmp_path / "glocal"
     shutil.copytree(Path(glocal.__file__).parent, package)
     (package / file).write_text(code)
-    imports = (package / init).read_text()
-    last = imports.rindex("\nfrom glocal.") + 1
-    (package / init).write_text(imports[:last] + line + imports[last:])
+    text = (package / register).read_text()
+    place = (
+        text.index("\nPROTOCOLS = {\n") + 15 if line.startswith(" ") else text.rindex("\nfrom glocal.") + 1
+    )
+    (package / register).write_text(text[:place] + line + text[place:])
 
     words = [sys.executable, "-m", "pytest", *command.split(), "-p", "no:cacheprovider"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert int(present(re.search(r"(\d+) passed", run.stdout))[1]) >= 9
+    assert int(present(re.search(r"(\d+) passed", run.stdout))[1]) >= least

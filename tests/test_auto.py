@@ -21,6 +21,7 @@ from glocal.recipes.auto import Settled, flops_an_image, in_words, settle
 from glocal.recipes.known import Known, Length, look
 from glocal.recipes.scales import SCALES, cifar, imagenet, medium
 from glocal.training.config import RunConfig
+from glocal.views.photometric.colour import ColorJitter
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,8 +106,8 @@ def test_few_grey_and_tiny_images() -> None:
     tiny = settle(SITUATIONS["1,797 grey pictures of 8 pixels"]).scale
     assert (tiny.views["global"].size, tiny.backbone.patch_size) == (16, 2)
     operations = [operation for pipeline in tiny.views["global"].photometric for operation in pipeline]
-    assert {operation.op for operation in operations} == {"color_jitter", "solarise"}
-    jitter = next(operation for operation in operations if operation.op == "color_jitter")
+    assert {operation.name for operation in operations} == {"color_jitter", "solarise"}
+    jitter = next(operation for operation in operations if isinstance(operation, ColorJitter))
     assert (jitter.saturation, jitter.hue) == (0, 0) and jitter.brightness > 0
 
 

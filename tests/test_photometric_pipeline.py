@@ -21,6 +21,7 @@ from glocal.views.photometric.erasing import RandomErasing
 from glocal.views.photometric.histogram import AutoContrast, Equalise
 from glocal.views.photometric.pipeline import draw_steps, fold_cells, run_for_both, unfold_cells
 from glocal.views.photometric.tone import Invert, Posterise, Solarise, SolariseAdd
+from glocal.views.photometric.union import OPERATIONS
 from glocal.views.photometric.warping import Rotate
 from glocal.views.randomness import fold_in, uniforms
 
@@ -34,10 +35,13 @@ ALL_PRESETS = {
     "mugs_strong": presets.mugs_strong(),
     "both_units": presets.dino_global_2() + presets.patch_code(),
 }
-SIMPLE = [
+SIMPLE: list[OperationBase] = [
     ColorJitter(), ColorJitter(form="exact"), Grayscale(), GaussianBlur(), GaussianBlur(kernel=(5, 1)), Solarise(),
     Posterise(), Sharpness(), AutoContrast(), Equalise(), Invert(), SolariseAdd(), Rotate(), RandomErasing(),
+    SomeOf(pool=(Posterise(), Invert(), Solarise()), count=2),
 ]  # fmt: skip
+# Whatever operation the package has is in the suite, whether somebody thought of it here or not.
+SIMPLE += [kind() for kind in OPERATIONS.values() if kind not in map(type, SIMPLE)]
 
 
 def views(count: int = 4, height: int = 48, width: int = 32, seed: int = 0) -> Tensor:
@@ -71,7 +75,7 @@ def slow_pipeline(pixels: Tensor, pipeline: tuple[OperationBase, ...], seeds: Te
     return out
 
 
-@pytest.mark.parametrize("operation", SIMPLE, ids=lambda o: f"{o.op}")
+@pytest.mark.parametrize("operation", SIMPLE, ids=lambda o: str(o.model_dump()["op"]))
 @pytest.mark.parametrize("unit", ["image", "patch"])
 def test_each_operation_equals_the_loop_over_units(operation: OperationBase, unit: str) -> None:
     """Tolerance 1e-5 (of 1)."""

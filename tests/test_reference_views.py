@@ -48,10 +48,14 @@ def test_views_are_the_published_ones(recipe: str) -> None:
             jitter, gray, gaussian, *rest = pipeline
             assert isinstance(jitter, ColorJitter) and jitter.probability == 0.8
             assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.4, 0.4, 0.2, 0.1)
-            assert (gray.op, gray.probability) == ("grayscale", 0.2)
+            assert (gray.name, gray.probability) == ("grayscale", 0.2)
             assert isinstance(gaussian, GaussianBlur)
-            assert (gaussian.op, gaussian.probability, gaussian.sigma) == ("gaussian_blur", blur, (0.1, 2.0))
-            image_level = [(op.op, op.probability) for op in rest if op.unit == "image"]
+            assert (gaussian.name, gaussian.probability, gaussian.sigma) == (
+                "gaussian_blur",
+                blur,
+                (0.1, 2.0),
+            )
+            image_level = [(op.name, op.probability) for op in rest if op.unit == "image"]
             assert image_level == ([("solarise", 0.2)] if blur == 0.1 else [])
 
 

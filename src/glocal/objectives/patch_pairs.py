@@ -137,7 +137,7 @@ def refuse_moved_pixels(term: str, groups: Mapping[str, ViewGroup]) -> None:
         for operation in (o for pipeline in pipelines for o in pipeline):
             if operation.moves_pixels:
                 raise ConfigError(
-                    f"The term '{term}' matches patches by geometry, but views.{name} uses '{operation.op}', which moves pixels "
+                    f"The term '{term}' matches patches by geometry, but views.{name} uses '{operation.name}', which moves pixels "
                     "after the crop, so matched patches would not show the same place. Remove that operation from the "
                     "group, or leave the term out."
                 )
@@ -153,7 +153,7 @@ def refuse_moved_student(term: str, groups: Mapping[str, ViewGroup]) -> None:
         for operation in (o for pipeline in (*group.photometric, group.strong or ()) for o in pipeline):
             if operation.moves_pixels and operation.seen_by == "student":
                 raise ConfigError(
-                    f"The term '{term}' compares patches of equal position, but views.{name} uses '{operation.op}', which "
+                    f"The term '{term}' compares patches of equal position, but views.{name} uses '{operation.name}', which "
                     "moves the student's pixels and not the teacher's. Set its seen_by to both, or leave the term out."
                 )
 

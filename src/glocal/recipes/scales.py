@@ -197,7 +197,7 @@ def multi_crop(
     """
 
     def pipeline(full: Pipeline) -> Pipeline:
-        return full if blur else tuple(operation for operation in full if operation.op != "gaussian_blur")
+        return full if blur else tuple(operation for operation in full if operation.name != "gaussian_blur")
 
     groups = {
         "global": ViewGroup(

@@ -84,7 +84,8 @@ class LowShot(LabelledConfig):
             draws = [f"{size}_{seed}" for seed in range(self.seeds)]
             top1 = np.array([numbers[f"{draw}_top1"] for draw in draws])
             result.numbers[f"{size}_top1"] = float(top1.mean())
-            result.numbers[f"{size}_top1_std"] = float(top1.std(ddof=1)) if len(top1) > 1 else math.nan
+            if len(top1) > 1:
+                result.numbers[f"{size}_top1_std"] = float(top1.std(ddof=1))
             result.numbers[f"{size}_per_class"] = float(
                 np.mean([numbers[f"{draw}_per_class"] for draw in draws])
             )

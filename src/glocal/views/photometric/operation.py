@@ -37,6 +37,11 @@ class OperationBase(Config):
     """True where content changes place, so that geometric patch matching no longer holds."""
 
     @property
+    def name(self) -> str:
+        """Its `op`, by which a pipeline names it."""
+        return str(type(self).model_fields["op"].default)
+
+    @property
     def fuses(self) -> bool:
         """True for a colour map, which becomes one with its neighbours."""
         return False

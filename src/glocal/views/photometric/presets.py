@@ -39,7 +39,7 @@ def _dino(
     ]
     if solarise > 0:
         steps.append(Solarise(probability=solarise, unit=unit, seen_by=seen_by))
-    return tuple(steps)  # type: ignore[arg-type]
+    return tuple(steps)
 
 
 def dino_global_1(form: Form = "affine") -> Pipeline:

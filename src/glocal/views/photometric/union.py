@@ -1,41 +1,47 @@
-"""`Operation`: any photometric operation, told apart by its `op` name."""
+"""`Operation`: any photometric operation, told apart by its `op` name. A new one is imported here and nowhere else."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import operator
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from glocal.config import OwnKinds
-from glocal.views.photometric.blur import GaussianBlur, Sharpness
-from glocal.views.photometric.colour import ColorJitter, Grayscale
-from glocal.views.photometric.composite import RandAugment, SomeOf
-from glocal.views.photometric.erasing import RandomErasing
-from glocal.views.photometric.histogram import AutoContrast, Equalise
+from glocal.views.photometric.blur import GaussianBlur as GaussianBlur
+from glocal.views.photometric.blur import Sharpness as Sharpness
+from glocal.views.photometric.colour import ColorJitter as ColorJitter
+from glocal.views.photometric.colour import Grayscale as Grayscale
+from glocal.views.photometric.composite import RandAugment as RandAugment
+from glocal.views.photometric.composite import SomeOf as SomeOf
+from glocal.views.photometric.erasing import RandomErasing as RandomErasing
+from glocal.views.photometric.histogram import AutoContrast as AutoContrast
+from glocal.views.photometric.histogram import Equalise as Equalise
 from glocal.views.photometric.operation import OperationBase
-from glocal.views.photometric.tone import Invert, Posterise, Solarise, SolariseAdd
-from glocal.views.photometric.warping import Rotate, ShearX, ShearY, TranslateX, TranslateY
+from glocal.views.photometric.tone import Invert as Invert
+from glocal.views.photometric.tone import Posterise as Posterise
+from glocal.views.photometric.tone import Solarise as Solarise
+from glocal.views.photometric.tone import SolariseAdd as SolariseAdd
+from glocal.views.photometric.warping import Rotate as Rotate
+from glocal.views.photometric.warping import ShearX as ShearX
+from glocal.views.photometric.warping import ShearY as ShearY
+from glocal.views.photometric.warping import TranslateX as TranslateX
+from glocal.views.photometric.warping import TranslateY as TranslateY
 
-Operation = Annotated[
-    ColorJitter
-    | Grayscale
-    | GaussianBlur
-    | Solarise
-    | Posterise
-    | Sharpness
-    | AutoContrast
-    | Equalise
-    | Invert
-    | SolariseAdd
-    | Rotate
-    | ShearX
-    | ShearY
-    | TranslateX
-    | TranslateY
-    | RandAugment
-    | RandomErasing
-    | SomeOf,
-    Field(discriminator="op"),
-    OwnKinds(OperationBase, "op", needs=("transform",)),
-]
-"""One step of a pipeline, as YAML `{op: grayscale, probability: 0.2}` or `{op: my_operations.py:Fog}`, or as an object."""
+OPERATIONS: dict[str, type[OperationBase]] = {
+    operation.model_fields["op"].default: operation
+    for operation in list(globals().values())
+    if isinstance(operation, type) and issubclass(operation, OperationBase) and "op" in operation.model_fields
+}
+"""The operations by their `op`."""
+
+if TYPE_CHECKING:
+    Operation = OperationBase
+else:
+    # One step of a pipeline, as YAML `{op: grayscale, probability: 0.2}` or `{op: my_operations.py:Fog}`, or as an object.
+    Operation = Annotated[
+        functools.reduce(operator.or_, OPERATIONS.values()),
+        Field(discriminator="op"),
+        OwnKinds(OperationBase, "op", needs=("transform",)),
+    ]
