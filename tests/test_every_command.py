@@ -58,6 +58,9 @@ VERBS = (
     Verb(
         ("search", "indexed", "imgs/a/0.png"), {"patch": "0,1", "out": "found.json"}, "search.SearchSettings"
     ),
+    Verb(("duplicates", "model"), {"data": "imgs", "out": "new"}, "duplicates.DuplicatesSettings"),
+    Verb(("curate", "model"), {"data": "imgs", "out": "new", "clusters": "2"}, "curate.CurateSettings"),
+    Verb(("check", "nowhere.py:Own"), {"data": "imgs"}),
     Verb(("export", "model"), {"to": "timm", "out": "export"}, "export.ExportSettings"),
     Verb(("show", "views", "imgs"), {"preset": "small", "out": "v.png"}, "show.ShowSettings"),
     Verb(("show", "pca", "imgs"), {"model": "model", "out": "p.png"}, "show.ShowSettings"),

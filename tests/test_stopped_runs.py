@@ -175,3 +175,12 @@ def test_a_run_killed_before_its_kept_export_makes_up_for_it(run: Path) -> None:
     resume(run)
     assert checkpoint(run, "step-8.pt")["step"] == 8
     assert load(run / "export" / "step-8").embed_dim == 32
+
+
+def test_a_run_killed_before_its_first_checkpoint_lists_an_image_once(folder: Path, tmp_path: Path) -> None:
+    out = pretrain(config_for(folder, tmp_path / "run", "training.steps=6"))
+    listed = (out / "unreadable.txt").read_text()
+    for file in (out / "checkpoints").iterdir():
+        file.unlink()
+    resume(out)
+    assert listed and (out / "unreadable.txt").read_text() == listed

@@ -60,6 +60,8 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool | Path) -> Run:
         _first_does(fabric, lambda: folder.claim(resume=True))
     continued = bool(resume) and (isinstance(resume, Path) or folder.begun)
     run = _build(config, folder, fabric, source, clock, continued)
+    if resume:
+        run.unreadable = folder.read_unreadable()
     if continued:
         _continue(run, resume)
         return run
@@ -226,7 +228,6 @@ def _continue(run: Run, resume: bool | Path) -> None:
     before = written_config(state, run.folder.last)
     if before["optimiser"].get("learning_rate") != run.config.optimiser.learning_rate:
         run.retreats = 0
-    run.unreadable = run.folder.read_unreadable()
     _first_does(run.fabric, lambda: _record_continuation(run, state, before))
     if chosen or note:
         # The state gone on from becomes the last one. A damaged file is moved away, lest it be kept as the one before.
