@@ -26,7 +26,7 @@ class DuplicatesSettings(Config):
     """False-match rate: share of images without a copy that may be given one. The collection's own scores set the
     threshold for it."""
     candidates: Annotated[int, Field(ge=1, le=1000)] = 10
-    """How many of an image's nearest are looked at, by class embedding and by thumbnail each."""
+    """How many of an image's nearest are looked at, by class embedding, by thumbnail and by each quarter of it."""
     split: str | None = None
     """train, val, test or all; null: everything, or the training images where there are splits."""
     size: Side | None = None

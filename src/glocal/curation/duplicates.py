@@ -96,7 +96,7 @@ def duplicates(
 ) -> Duplicates:
     """Find near-duplicates and edited copies.
 
-    Candidates of an image are its nearest by class embedding and by a grey thumbnail. A pair's score is how much of the
+    Candidates of an image are its nearest by class embedding, by a grey thumbnail and by its quarters. A pair's score is how much of the
     images agrees on one placement, patch by patch (`place_patches`). The threshold is the score that a share `rate` of
     images without a copy would reach (`calibrated_threshold`).
 
@@ -105,7 +105,7 @@ def duplicates(
         data: anything `open_source` reads, or an open source.
         out: a folder; the index in it is brought up to date when the command is run again.
         rate: false-match rate: share of images without a copy that may be given one.
-        candidates: nearest images looked at, by each of the two.
+        candidates: nearest images looked at, by each of these.
         split: train, val or test, where the data has them.
         size: side of the model's input in pixels; null: the model's own.
         engine: how neighbours are found.
@@ -142,18 +142,19 @@ def duplicates(
 def calibrated_threshold(best: Float[np.ndarray, " images"], rate: float) -> float:
     """The score that a share `rate` of images without a copy reaches with their best candidate.
 
-    Scores of unrelated images fall off exponentially: the fall from the median m to the 80 % quantile u of the images'
-    best scores is continued, t = u + (u - m) log(0.2 / rate) / log(2.5). Images above t are taken for copies and left
-    out, and t is found again, until it stays. No label is needed; up to a seventh of the images may have copies.
+    An image's best score is a maximum over unrelated images, whose law is Gumbel's (extreme values, type I). Its place and
+    scale are read from the median and the 80 % quantile of the images' best scores, and it is continued to `rate`. Images
+    above the threshold are taken for copies and left out, and it is found again, until it stays. No label is needed; up to
+    a seventh of the images may have copies.
 
-    >>> round(calibrated_threshold(np.random.default_rng(0).exponential(0.05, 10_000), 0.001), 2)
-    0.34
+    >>> round(calibrated_threshold(np.random.default_rng(0).gumbel(0.4, 0.05, 10_000), 0.001), 2)
+    0.74
     """
+    middle, upper, wanted = (-math.log(-math.log(share)) for share in (0.5, 0.8, 1 - rate))
     threshold = math.inf
     for _ in range(_ROUNDS):
-        rest = best[best <= threshold]
-        middle, upper = np.quantile(rest, [0.5, 0.8])
-        found = float(upper + (upper - middle) * math.log(0.2 / rate) / math.log(2.5))
+        low, high = np.quantile(best[best <= threshold], [0.5, 0.8])
+        found = float(high + (high - low) * (wanted - upper) / (upper - middle))
         if found >= threshold:
             break
         threshold = found
@@ -204,15 +205,20 @@ def _candidates(made: Index, count: int, engine: Engine, workers: int) -> Int64[
         found.append(np.stack([np.repeat(part, near.shape[1]), near.ravel()], 1))
     rows, grey = _thumbnails(made, workers)
     if len(rows) > 1:
-        near = rows[nearest(grey, grey, count, leave_one_out=True).rows.numpy()]
-        found.append(np.stack([np.repeat(rows, near.shape[1]), near.ravel()], 1))
+        half = THUMBNAIL // 2
+        quarters = [grey[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
+        # A copy may be covered in places: each quarter proposes, too.
+        for part in (grey, *quarters):
+            unit = F.normalize((part - part.mean((1, 2), keepdim=True)).flatten(1), dim=1)
+            near = rows[nearest(unit, unit, count, leave_one_out=True).rows.numpy()]
+            found.append(np.stack([np.repeat(rows, near.shape[1]), near.ravel()], 1))
     pairs = np.sort(np.concatenate(found), axis=1) if found else np.empty((0, 2), np.int64)
     unique: NDArray[np.int64] = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     return unique
 
 
-def _thumbnails(made: Index, workers: int) -> tuple[NDArray[np.int64], Float[Tensor, "images pixels"]]:
-    """Rows, and their grey thumbnails, centred and of length 1, so that a product is a correlation."""
+def _thumbnails(made: Index, workers: int) -> tuple[NDArray[np.int64], Float[Tensor, "images height width"]]:
+    """Rows, and their grey thumbnails."""
     transform = FeatureTransform(resize="squash", size=THUMBNAIL, crop_fraction=1.0)
     rows = np.flatnonzero(made.alive)
     row_at = dict(zip(made.places[rows].tolist(), rows.tolist(), strict=True))
@@ -222,9 +228,9 @@ def _thumbnails(made: Index, workers: int) -> tuple[NDArray[np.int64], Float[Ten
     ):
         if len(batch.indices):
             where += [row_at[int(i)] for i in batch.indices]
-            grey.append(batch.pixels.float().mean(1).flatten(1))
-    flat = torch.cat(grey) if grey else torch.empty(0, THUMBNAIL**2)
-    return np.array(where, np.int64), F.normalize(flat - flat.mean(1, keepdim=True), dim=1)
+            grey.append(batch.pixels.float().mean(1))
+    empty = torch.empty(0, THUMBNAIL, THUMBNAIL)
+    return np.array(where, np.int64), torch.cat(grey) if grey else empty
 
 
 def _placed(made: Index, pairs: NDArray[np.int64], progress: bool) -> Iterator[Placements]:

@@ -11,7 +11,8 @@ from torch import Tensor
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.11, 1.25, 1.42, 1.67)
 """How large the second image shows what the first does; those of crops down to a third of the area, and their inverses."""
 REACH = 1.0
-"""Patches by which a match may miss its place: half a patch each of rounding, and a few degrees of turn."""
+"""Patches by which a match may miss its place: half a patch each of rounding, and a few degrees of turn. Of the coarser of
+both images, so that a pair scores much alike in either order."""
 LEAST = 0.3
 """Share of the patches that a placement is held against at least: a small overlap proves little."""
 
@@ -58,7 +59,7 @@ def place_patches(
             moved = place[chosen] - scale * seen
             shift = moved.masked_fill(~mutual[..., None], torch.nan).nanmedian(1, keepdim=True).values
             # Displacements are multiples of tenths: rounding must not decide about those of exactly REACH.
-            agrees = ((moved - shift).abs().amax(-1) <= REACH + 1e-4) & mutual
+            agrees = ((moved - shift).abs().amax(-1) <= REACH * max(1.0, scale) + 1e-4) & mutual
             there = scale * seen + shift
             visible = ((there > -0.5) & (there < last + 0.5)).all(-1).sum(1)
             possible = (visible * min(1.0, scale * scale)).clamp(min=LEAST * rows * columns)
