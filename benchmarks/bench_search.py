@@ -21,9 +21,10 @@ from glocal.extraction.embedding_file import embed
 from glocal.extraction.feature_stream import iterate_pixels
 from glocal.extraction.stored_numbers import Coded, Stored, coded
 from glocal.lookup.bank import FaissBank, VectorBank
+from glocal.models.backbone import BackboneConfig
 from glocal.models.encoder import Encoder
 from glocal.models.preprocessing import FeatureTransform
-from glocal.models.vit import BackboneConfig, VisionTransformer
+from glocal.models.vit import VisionTransformer
 
 
 def bench_embed(images: int = 96, rounds: int = 3) -> None:

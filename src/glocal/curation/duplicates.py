@@ -208,8 +208,8 @@ def _candidates(made: Index, count: int, engine: Engine, workers: int) -> Int64[
         half = THUMBNAIL // 2
         quarters = [grey[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
         # A copy may be covered in places: each quarter proposes, too.
-        for part in (grey, *quarters):
-            unit = F.normalize((part - part.mean((1, 2), keepdim=True)).flatten(1), dim=1)
+        for thumbnails in (grey, *quarters):
+            unit = F.normalize((thumbnails - thumbnails.mean((1, 2), keepdim=True)).flatten(1), dim=1)
             near = rows[nearest(unit, unit, count, leave_one_out=True).rows.numpy()]
             found.append(np.stack([np.repeat(rows, near.shape[1]), near.ravel()], 1))
     pairs = np.sort(np.concatenate(found), axis=1) if found else np.empty((0, 2), np.int64)
