@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check bench ladder clean
+.PHONY: help demo test test-slow check bench ladder docs clean
 
 help: ## List what can be made.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -39,6 +39,9 @@ SCALE ?= cpu
 DATA ?= data
 ladder: $(READY) ## Train and measure every recipe at equal compute (SCALE=short|medium|cpu|gpu DATA=FOLDER); resumable.
 	$(BIN)/glocal ladder scale=$(SCALE) data=$(DATA)
+
+docs: $(READY) ## The site of the documentation, in build/site; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 clean: ## Remove the environment and caches; runs stay.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
