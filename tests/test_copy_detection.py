@@ -167,7 +167,7 @@ def gray_thumbnails(source: ImageSource) -> torch.Tensor:
     ]
     stacked = np.stack(rows)
     stacked -= stacked.mean(1, keepdims=True)
-    return torch.from_numpy(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
+    return torch.from_numpy(stacked / np.maximum(np.linalg.norm(stacked, axis=1, keepdims=True), 1e-12))
 
 
 def test_the_thumbnail_baseline_of_real_attacks_is_reproduced(real_data: Path) -> None:
