@@ -51,11 +51,11 @@ def image_term(temperature: object, **head: object) -> dict[str, Any]:
 
 
 OURS: dict[str, Any] = {
-    "init": None,
+    "init": None, "balance": None,
     "balance": None,
     "adapt": {"method": "full", "blocks": 2, "rank": 8, "alpha": 16.0, "targets": ["qkv", "proj", "fc1", "fc2"]},
     "backbone": {
-        "timm": None, "timm_arguments": {}, "own": None, "own_arguments": {}, "embed_dim": None, "depth": None, "num_heads": None, "channels": 3, "final_norm": True, "registers": 0,
+        "timm": None, "timm_arguments": {}, "own": None, "own_arguments": {}, "own": None, "own_arguments": {}, "embed_dim": None, "depth": None, "num_heads": None, "channels": 3, "final_norm": True, "registers": 0,
         "layer_scale": None, "attention_init": "drawn", "patch_embed_init": "drawn", "ffn": "mlp", "ffn_hidden": None,
         "qkv_bias": True, "position": "table", "rope_base": 100.0, "norm_eps": 1e-6,
     },
@@ -197,7 +197,7 @@ def lines(plain: object, key: str = "") -> Iterator[tuple[str, object]]:
         yield key, plain
 
 
-@pytest.mark.parametrize(("recipe", "preset"), PUBLISHED, ids=" ".join)
+@pytest.mark.parametrize(("recipe", "preset"), PUBLISHED, ids=str)
 def test_every_setting_is_the_published_one(recipe: str, preset: str) -> None:
     config = configure(recipe, data="DATA", out="RUN", preset=preset)
     published = dict(lines(laid_over(laid_over(OURS, DINO), PUBLISHED[recipe, preset])))

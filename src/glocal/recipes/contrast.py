@@ -13,13 +13,10 @@ from glocal.objectives.by_contrast.contrast import ContrastConfig
 from glocal.objectives.by_contrast.matched_contrast import MatchedContrastConfig
 from glocal.recipes.dino import dino
 from glocal.recipes.scales import Scale
-from glocal.training.config import RunConfig, TeacherConfig
+from glocal.training.config import RunConfig
 
 AREA = (0.2, 1.0)
 """Smaller crops than DINO's large ones: without small views of their own, these must show parts too."""
-AVERAGE = TeacherConfig(momentum=0.95)
-"""No term asks the teacher anything: it is the average over the last steps, and a slow one would lag behind (3.8 points
-of k-NN after 300 steps with DINO's schedule)."""
 
 
 def simclr(scale: Scale, data: str, out: str) -> RunConfig:
