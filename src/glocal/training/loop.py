@@ -123,7 +123,12 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             records.look(step)
             stop.requested |= records.finished
         if run.first:
-            origin = run.folder.read_origin()
-            export_teacher(run.folder.export, model.teacher.backbone, config, step, origin)
-            if config.init is not None and step == run.steps:
-                records.display.say(conclude(run.folder.metrics, run.folder.export))
+            hand_over(run, step, records)
+
+
+def hand_over(run: Run, step: int, records: Records) -> None:
+    """Export the teacher; a run that started from weights and came to its end is told whether it beat them."""
+    origin = run.folder.read_origin()
+    export_teacher(run.folder.export, run.model.teacher.backbone, run.config, step, origin)
+    if run.config.init is not None and step == run.steps:
+        records.display.say(conclude(run.folder.metrics, run.folder.export))
