@@ -142,7 +142,7 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
 def test_nothing_found_says_what_was_there(tmp_path: Path) -> None:
     touch(tmp_path, ["a.psd", "sub/b.npy"])
     with pytest.raises(
-        DataError, match=r"No images in .*2 folders were searched.*\.psd, \.npy.*Allowed endings: \.jpg"
+        DataError, match=r"No images in .*2 folders were searched.*\.npy, \.psd.*Allowed endings: \.jpg"
     ):
         open_source(tmp_path)
     (tmp_path / "void").mkdir()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +60,16 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 def stop_after(steps: int | None, number: int = signal.SIGTERM) -> None:
     """Ask the process itself to stop after some steps, as a scheduler's signal would; None: never again."""
-    original = stop_after.__dict__.setdefault("original", Records.note_unreadable)
+    original = stop_after.__dict__.setdefault("original", Records.note_loading)
     count = {"steps": 0}
 
-    def counted(kept: Records, unreadable: list[tuple[str, str]]) -> None:
+    def counted(kept: Records, unreadable: list[tuple[str, str]], notes: Iterable[str]) -> None:
         count["steps"] += 1
         if count["steps"] == steps:
             os.kill(os.getpid(), number)
-        original(kept, unreadable)
+        original(kept, unreadable, notes)
 
-    setattr(Records, "note_unreadable", original if steps is None else counted)  # noqa: B010
+    setattr(Records, "note_loading", original if steps is None else counted)  # noqa: B010
 
 
 def start_elsewhere(

@@ -68,9 +68,7 @@ def train(run: Run, at_start: AtStart | None = None) -> None:
             # ---- data
             with records.watch.wait(), saved_on_error(run, step):
                 loaded = next(batches)
-            records.note_unreadable(loaded.unreadable)
-            for note in loaded.notes:
-                records.warn(note)
+            records.note_loading(loaded.unreadable, loaded.notes)
             progress, pixels = run.progress(step), loaded.views.to(device)
             if run.cost.growing is not None:
                 pixels = grow(model, pixels, config, stage_at(config, progress))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -125,8 +125,10 @@ class Records:
         """Whether the run has nothing more to gain, as `training.stop=auto` sees it."""
         return self.verdict is not None and self.verdict.finished
 
-    def note_unreadable(self, pairs: list[tuple[str, str]]) -> None:
-        """List every image that can't be decoded once, and say so at the first."""
+    def note_loading(self, pairs: list[tuple[str, str]], notes: Iterable[str]) -> None:
+        """Say what the loader has to say; list every image that can't be decoded once, and say so at the first."""
+        for note in notes:
+            self.warn(note)
         run = self.run
         fresh = {key: reason for key, reason in pairs if key not in run.unreadable}
         if not fresh:
