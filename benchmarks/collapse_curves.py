@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -61,19 +62,19 @@ def one_run(source: Path, folder: Path, name: str) -> dict[str, object]:
     config = configure(
         recipe, data=str(source), out=str(folder), preset="cifar", overrides=[*SETTINGS, *settings]
     )
-    note, seen = Records.note_unreadable, [0]
+    note, seen = Records.note_loading, [0]
 
-    def counted(self: Records, pairs: list[tuple[str, str]]) -> None:
+    def counted(self: Records, pairs: list[tuple[str, str]], notes: Iterable[str]) -> None:
         seen[0] += 1
         if seen[0] == STOPPED:
             os.kill(os.getpid(), signal.SIGTERM)
-        note(self, pairs)
+        note(self, pairs, notes)
 
-    Records.note_unreadable = counted  # type: ignore[method-assign]
+    Records.note_loading = counted  # type: ignore[method-assign]
     try:
         pretrain(config)
     finally:
-        Records.note_unreadable = note  # type: ignore[method-assign]
+        Records.note_loading = note  # type: ignore[method-assign]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shutil.rmtree(folder)
     kept = [

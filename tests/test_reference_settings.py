@@ -52,10 +52,9 @@ def image_term(temperature: object, **head: object) -> dict[str, Any]:
 
 OURS: dict[str, Any] = {
     "init": None, "balance": None,
-    "balance": None,
     "adapt": {"method": "full", "blocks": 2, "rank": 8, "alpha": 16.0, "targets": ["qkv", "proj", "fc1", "fc2"]},
     "backbone": {
-        "timm": None, "timm_arguments": {}, "own": None, "own_arguments": {}, "own": None, "own_arguments": {}, "embed_dim": None, "depth": None, "num_heads": None, "channels": 3, "final_norm": True, "registers": 0,
+        "timm": None, "timm_arguments": {}, "own": None, "own_arguments": {}, "embed_dim": None, "depth": None, "num_heads": None, "channels": 3, "final_norm": True, "registers": 0,
         "layer_scale": None, "attention_init": "drawn", "patch_embed_init": "drawn", "ffn": "mlp", "ffn_hidden": None,
         "qkv_bias": True, "position": "table", "rope_base": 100.0, "norm_eps": 1e-6,
     },

@@ -115,7 +115,7 @@ def test_what_can_not_be_is_said_in_a_sentence(timm: None, tmp_path: Path) -> No
     with pytest.raises(ModelError, match="keeps running statistics"):
         configure("dino", data="digits", out="x", preset="cifar", init="timm-untrained:batchnorm")
     with pytest.raises(
-        ConfigError, match=r"timm's fake sees whole images only; set views\.global\.keep_patches=1"
+        ConfigError, match=r"timm's fake is no Vision Transformer of ours.* set views\.global\.keep_patches=1"
     ):
         configure(
             "dino",
