@@ -196,6 +196,7 @@ def examined(*scores: float) -> list[dict[str, float]]:
         ([{"step": 5, "loss": float("nan")}], "failed", "diverged"),
         ([{"step": 5, "loss": None}], "failed", "diverged"),
         ([], "unknown", "nothing can be said"),
+        ([{"step": 10, "verdict.score": 40.0}, *examined(10, 30)], "healthy", "30 find their image"),
     ],
 )
 def test_runs_are_told_in_one_sentence(

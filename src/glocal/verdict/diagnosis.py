@@ -50,7 +50,7 @@ class Diagnosis(NamedTuple):
 
 def diagnose(records: Sequence[Record], planned: int) -> Diagnosis:
     """Read the records of `metrics.jsonl` of a run that was planned for `planned` steps."""
-    scores = [(r["step"], r["verdict.score"]) for r in records if r.get("verdict.score") is not None]
+    scores = [(r["step"], r["verdict.score"]) for r in _examined(records)]
     best = best_step(scores)
     findings = [*_diverged(records), *_collapsed(records, planned), *_learning(scores, planned)]
     if not any(finding.severity == "failed" for finding in findings):
@@ -177,8 +177,8 @@ def _sentence(
         return findings[0].what
     if best is None:
         return "There are no label-free figures of this run, so nothing can be said of what it learnt."
-    at_best = next(r for r in records if r["step"] == best and "verdict.score" in r)
-    first = next(r for r in records if r.get("verdict.score") is not None)
+    examined = _examined(records)
+    at_best, first = next(r for r in examined if r["step"] == best), examined[0]
     found, place = at_best["verdict.retrieval"], at_best["verdict.correspondence"]
     done = max(r["step"] for r in records)
     going_on = "" if done >= planned else f"; the run is at {done:,} of {planned:,}"
@@ -198,6 +198,12 @@ def _sentence(
         f"It is learning: of 100 distorted crops {found:.0f} find their image{ago[0]}, and of 100 patches {place:.0f} find "
         f"their place{ago[1]}, {where}.{end}"
     )
+
+
+def _examined(records: Sequence[Record]) -> list[Record]:
+    """Records with the score and both figures that it is told by; a file changed by hand may hold one without others."""
+    names = ("score", "retrieval", "correspondence")
+    return [r for r in records if all(r.get(f"verdict.{name}") is not None for name in names)]
 
 
 def latest(records: Sequence[Record], name: str) -> float | None:
