@@ -137,6 +137,18 @@ def test_several_objects_are_followed(tmp_path: Path) -> None:
         assert animation.size == (64, 32) and getattr(animation, "n_frames", 1) == 6
 
 
+def test_in_bfloat16_the_error_of_its_frames_is_told(tmp_path: Path) -> None:
+    exact = colour_encoder()
+    folder = write_video(tmp_path)
+    result = Davis(short_side=64).run(replace(exact, precision="bfloat16"), folder, QUIET)
+    assert any("bfloat16, from float32" in note for note in result.notes)
+    assert result.numbers["J&F"] == pytest.approx(
+        Davis(short_side=64).run(exact, folder, QUIET).numbers["J&F"], abs=2
+    )
+    videos = DavisVideos(folder)
+    assert videos.read(5).tobytes() == videos.read_frame(videos.frames("moving")[5]).tobytes()
+
+
 def test_finished_sequences_are_kept_when_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

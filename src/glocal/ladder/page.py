@@ -37,8 +37,9 @@ _INTRODUCTION = """# The ladder: every recipe at equal compute
 The rows of a table are trained with the same FLOPs (forward, backward, teacher, heads and optimiser counted) and measured
 once on the test images. Rows that stand in a tuning table below had their learning rates picked by the same three short
 runs on held-out training images; the others ran at their recipe's. Mean and, behind ±, half the range over seeds. Rows
-that are missing have not been run. `glocal ladder train=false` makes this page anew from its records; `glocal reproduce
-ROW` holds a run of your own against it.
+that are missing have not been run; a row of one seed decides nothing within two points. Networks compute in bfloat16 in
+training and in measuring (the three runs at 1.5e+14 were measured in float32: 0.05 points apart). `glocal ladder
+train=false` makes this page anew from its records; `glocal reproduce ROW` holds a run of your own against it.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -65,6 +66,11 @@ class DavisVideos:
     def frames(self, sequence: str) -> list[str]:
         """Names of a sequence's frames, in order."""
         return sorted(name for name in self._files if name.startswith(f"{self._root}{FRAMES}/{sequence}/"))
+
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
+        """Decode a frame by its number among those of all sequences, as image sources do; `at_least` is not asked."""
+        frames = itertools.chain.from_iterable(map(self.frames, self.sequences))
+        return self.read_frame(next(itertools.islice(frames, index, None)))
 
     def read_frame(self, name: str) -> Image.Image:
         """Decode a frame as RGB.
