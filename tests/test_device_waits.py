@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from compiled_steps import PASSES, small
+from compiled_steps import small
 from conftest import make_views
+from test_compile import PASSES
 
 from glocal.models.teacher import MovingAverage
 from glocal.schedules import Progress
