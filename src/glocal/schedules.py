@@ -46,16 +46,17 @@ class Schedule(Config):
     """Epochs until `end` is reached; null: the whole run."""
     every: Literal["step", "epoch"] = "step"
     """`epoch`: one value an epoch, `end` in the way's last one (DINO's and Mugs' teacher temperature)."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Epochs of a linear rise before `start`."""
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = 0.0
+    """Epochs of a linear rise before `start`, at most a tenth of the run; null: a tenth of the run."""
     warmup_from: float = 0.0
     """Value at the first step of the warm-up."""
 
     def at(self, progress: Progress) -> float:
         """The value for the step about to be done."""
-        warmup = round(self.warmup_epochs * progress.steps_per_epoch)
         # A warm-up longer than the run would never end; a tenth of the run is what short runs get.
-        warmup = min(warmup, progress.total_steps // 10)
+        warmup = progress.total_steps // 10
+        if self.warmup_epochs is not None:
+            warmup = min(warmup, round(self.warmup_epochs * progress.steps_per_epoch))
         if progress.step < warmup:
             return self.warmup_from + (self.start - self.warmup_from) * progress.step / max(1, warmup - 1)
         way, gone = progress.total_steps - warmup, progress.step - warmup

@@ -51,8 +51,9 @@ def measure_beside(
             settled = apply_overrides(config, [setting] if setting else [])
             try:
                 numbers = settled.run(baseline, data, work).numbers
-            except GlocalError:
-                continue  # such as a readout of blocks that pixels lack
+            except GlocalError as error:  # such as a readout of blocks that pixels lack
+                result.notes.append(f"{name} left out: {error}")
+                continue
             journal.add(name, numbers)
         result.baselines[name] = numbers
     result.notes += _told(result)

@@ -155,9 +155,8 @@ def _weights(items: int) -> Iterator[NDArray[np.float32]]:
     step = max(1, _DRAWN_AT_ONCE // items)
     for start in range(0, DRAWS, step):
         weights = generator.poisson(1.0, (min(step, DRAWS - start), items)).astype(np.float32)
-        weights[weights.sum(1) == 0] = (
-            1.0  # of eight items, every third time one draw of a thousand holds none
-        )
+        # Of eight items, every third time one draw of a thousand holds none.
+        weights[weights.sum(1) == 0] = 1.0
         yield weights
 
 

@@ -40,8 +40,9 @@ def allocate(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Flo
         return torch.empty(rows, columns, dtype=dtype)
     handle, path = tempfile.mkstemp(prefix="glocal-features-")
     try:
-        # Room is taken here: a full disk met at a write into a mapping would kill the process.
-        os.posix_fallocate(handle, 0, size)
+        # Room is taken here: a full disk met at a write into a mapping would kill the process. macOS has no such call.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
         return torch.from_file(path, shared=True, size=rows * columns, dtype=dtype).view(rows, columns)
     except OSError as error:
         folder = tempfile.gettempdir()

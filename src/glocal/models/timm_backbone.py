@@ -79,15 +79,6 @@ class TimmBackbone(Backbone):
         features = {n: self._features(output, grid) for n, output in zip(numbers, outputs, strict=True)}
         return [features[number] for number in asked]
 
-    def grid(self, pixels: Float[Tensor, "batch channels height width"]) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        side, (height, width) = self.patch_size, pixels.shape[2:]
-        if height % side or width % side or not height or not width:
-            raise ModelError(
-                f"A {height}x{width} image can't be cut into cells of {side} pixels. Resize or crop it to multiples of {side}."
-            )
-        return height // side, width // side
-
     def _features(self, output: Any, grid: tuple[int, int]) -> Features:
         patches, prefix = output if isinstance(output, (tuple, list)) else (output, None)
         if prefix is None or not self.config.class_token:

@@ -82,6 +82,8 @@ def in_words(value: Any) -> str:
         return f"{value.start:g} to {value.end:g}"
     if isinstance(value, tuple):
         return " | ".join(", ".join(operation.op for operation in pipeline) for pipeline in value)
+    if value is None:
+        return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -244,7 +246,7 @@ def rate(scale: Scale, known: Known) -> tuple[Scale, Choice]:
 def warm_up(scale: Scale, known: Known) -> tuple[Scale, Choice]:
     """The preset's: ten epochs as DINO where there are a hundred, else a tenth of the run."""
     value = scale.optimiser.warmup_epochs
-    why = "a tenth of the run is the most it may take" if value > 1e5 else "so DINO did"
+    why = "it takes a tenth of the run" if value is None else "so DINO did"
     return scale, Choice("optimiser.warmup_epochs", value, why)
 
 

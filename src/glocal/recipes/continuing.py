@@ -32,7 +32,7 @@ def continue_(scale: Scale, data: str, out: str) -> RunConfig:
                 kind="adamw",
                 learning_rate=2e-4,
                 scaling="none",
-                warmup_epochs=1e6,
+                warmup_epochs=None,
                 weight_decay=0.04,
                 layer_decay=0.7,
             ),

@@ -52,7 +52,7 @@ MUON = OptimiserConfig(
     muon_learning_rate=0.02,
     learning_rate=2e-3,
     scaling="none",
-    warmup_epochs=1e6,
+    warmup_epochs=None,
     weight_decay=0.04,
 )
 

@@ -36,8 +36,8 @@ class OptimiserConfig(Config):
     """Images a step that `learning_rate` is meant for."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     """Rate at the last step."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 10.0
-    """Linear warm-up from 0; at most a tenth of the run."""
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = 10.0
+    """Linear warm-up from 0; at most a tenth of the run, which null stands for."""
     weight_decay: float | Schedule = Schedule(start=0.04, end=0.4)
     """Of matrices, the class token and the position table; biases and norms have none."""
     betas: tuple[float, float] = (0.9, 0.999)

@@ -27,6 +27,8 @@ class Finding(NamedTuple):
     severity: Severity
     what: str
     change: str
+    says_all: bool = False
+    """Whether this is the sentence of the run, although it has not failed."""
 
 
 class Diagnosis(NamedTuple):
@@ -103,6 +105,7 @@ def _learning(scores: Sequence[tuple[int, float]], planned: int) -> list[Finding
             f"Nothing was learnt that shows without labels: the best score is {highest:.1f}, before training it was {start:.1f}.",
             "Train longer. If this was the full length, change optimiser.learning_rate tenfold (down, if the loss jumps), and "
             "look at pictures/views.png: do two views of an image still show the same thing?",
+            says_all=True,
         )
     ]
 
@@ -173,7 +176,7 @@ def _sentence(
     best: int | None,
     planned: int,
 ) -> str:
-    if findings and (findings[0].severity == "failed" or findings[0].what.startswith("Nothing was learnt")):
+    if findings and (findings[0].severity == "failed" or findings[0].says_all):
         return findings[0].what
     if best is None:
         return "There are no label-free figures of this run, so nothing can be said of what it learnt."

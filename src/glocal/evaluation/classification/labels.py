@@ -134,10 +134,8 @@ def open_labelled(data: DataLike) -> tuple[ImageSource, ImageSource, list[str]]:
             [f"{source.name} has no splits: a fifth of every class, drawn by seed 0, was tested"],
         )
     train, test = open_split(data, "train"), open_split(data, "test", "val")
-    if test.labels is None and not isinstance(data, Mapping) and "val" in splits_of(data):
+    if test.labels is None and "val" in (data if isinstance(data, Mapping) else splits_of(data)):
         return train, open_split(data, "val"), [f"{test.name} has no labels: val was tested"]
-    if test.labels is None and isinstance(data, Mapping) and "val" in data:
-        return train, data["val"], [f"{test.name} has no labels: val was tested"]
     return train, test, []
 
 

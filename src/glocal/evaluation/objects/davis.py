@@ -128,7 +128,7 @@ class Davis(ProtocolConfig):
         by_object = {"J&F": (region + boundary) / 2, "J_mean": region, "F_mean": boundary}
         return self.result(
             encoder,
-            # The videos have what a result needs of a source: a name and a fingerprint.
+            # The videos have what a result asks of a source: name, split, length, fingerprint, and frames to read.
             {"videos": cast(ImageSource, videos)},
             numbers,
             rows=rows,
