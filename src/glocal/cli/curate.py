@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from glocal.cli.screen import say, screen
-from glocal.cli.settings import Count, Seed, Side, read_words
-from glocal.config import Config
+from glocal.cli.settings import CollectionSettings, Seed, read_words
 from glocal.outside import new_folder
 
 
-class CurateSettings(Config):
+class CurateSettings(CollectionSettings):
     """What `glocal curate` takes beside the model."""
 
-    data: str
-    """Images: a folder, a list file, parquet, or a built-in name."""
     out: str
     """A folder for clusters.parquet and the index; `glocal pretrain ... balance=` takes it."""
     clusters: Annotated[int, Field(ge=1)] | None = None
     """How many; null: the square root of the number of images."""
     seed: Seed = 0
     """Of the first centres."""
-    split: str | None = None
-    """train, val, test or all; null: everything, or the training images where there are splits."""
-    size: Side | None = None
-    """Pixels of the square into which images are squashed; null: the model's own."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the forward pass; auto: bfloat16 where the processor has the instructions."""
-    workers: Count = 0
-    """Processes that decode."""
 
 
 def run(model: str, words: Sequence[str]) -> None:

@@ -10,16 +10,13 @@ from pydantic import Field
 
 from glocal.atomic_files import write_atomically
 from glocal.cli.screen import say, screen
-from glocal.cli.settings import Count, Side, read_words
-from glocal.config import Config
+from glocal.cli.settings import CollectionSettings, read_words
 from glocal.outside import new_folder
 
 
-class DuplicatesSettings(Config):
+class DuplicatesSettings(CollectionSettings):
     """What `glocal duplicates` takes beside the model."""
 
-    data: str
-    """Images: a folder, a list file, parquet, or a built-in name."""
     out: str
     """A folder for duplicates.json, duplicates.html and the index, which is brought up to date the next time."""
     rate: Annotated[float, Field(gt=0, lt=0.2)] = 0.001
@@ -27,18 +24,8 @@ class DuplicatesSettings(Config):
     threshold for it."""
     candidates: Annotated[int, Field(ge=1, le=1000)] = 10
     """How many of an image's nearest are looked at, by class embedding, by thumbnail and by each quarter of it."""
-    split: str | None = None
-    """train, val, test or all; null: everything, or the training images where there are splits."""
-    size: Side | None = None
-    """Pixels of the square into which images are squashed; null: the model's own."""
     engine: Literal["auto", "exact", "faiss"] = "auto"
     """How neighbours are found; auto: faiss from 100,000 images on, where it is installed."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the forward pass; auto: bfloat16 where the processor has the instructions."""
-    workers: Count = 0
-    """Processes that decode."""
 
 
 def run(model: str, words: Sequence[str]) -> None:

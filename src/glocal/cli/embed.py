@@ -6,23 +6,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 from glocal.cli.screen import say, screen
-from glocal.cli.settings import Count, Side, read_words
-from glocal.config import Config
+from glocal.cli.settings import CollectionSettings, read_words
 from glocal.errors import ConfigError, DataError
 from glocal.outside import new_file, new_folder
 
 
-class EmbedSettings(Config):
+class EmbedSettings(CollectionSettings):
     """What `glocal embed` takes."""
 
     model: str
     """A run folder, an exported folder, a weight file or timm:NAME."""
-    data: str
-    """Images: a folder, a list file, parquet, or a built-in name."""
     out: str
     """A folder for parts and manifest.json, or one file that ends in .parquet. The same command goes on after a kill."""
-    split: str | None = None
-    """train, val, test or all; null: everything, or the training images where there are splits."""
     what: str = "cls"
     """With commas between them: cls, mean_patches, gem_patches, patches; each with @-2 for the block before the last."""
     stored: Literal["float32", "float16", "int8"] = "float32"
@@ -31,18 +26,10 @@ class EmbedSettings(Config):
     """Of the parts in a folder."""
     unit: bool = False
     """Bring every vector to length 1, as search by cosine takes them."""
-    size: Side | None = None
-    """Pixels at which images are seen; null: the model's own."""
     resize: Literal["crop", "squash"] = "crop"
     """The central square, or all of the image squashed into it."""
     features: str | None = None
     """The out= of an evaluation, whose class and pooled embeddings are taken where it kept them."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the forward pass; auto: bfloat16 where the processor has the instructions."""
-    workers: Count = 0
-    """Processes that decode."""
 
 
 def run(words: Sequence[str]) -> None:

@@ -6,33 +6,21 @@ from collections.abc import Sequence
 from typing import Literal
 
 from glocal.cli.screen import say, screen
-from glocal.cli.settings import Count, Side, read_words
-from glocal.config import Config
+from glocal.cli.settings import CollectionSettings, read_words
 from glocal.outside import new_folder
 
 
-class IndexSettings(Config):
-    """What `glocal index` takes beside the model. The same command again brings the index up to date."""
+class IndexSettings(CollectionSettings):
+    """What `glocal index` takes beside the model. The same command again brings the index up to date: it then holds exactly
+    the images of data=; new and changed ones are computed, gone ones are found no more.
+    """
 
-    data: str
-    """Images: a folder, a list file, parquet, or a built-in name. The index holds exactly these: new and changed ones are
-    computed, gone ones are found no more."""
     out: str
     """The index's folder."""
     patches: bool = False
     """Index every patch: needed to search by box or patch, and re-ranking reads instead of computing."""
     stored: Literal["float32", "float16", "int8"] = "int8"
     """The numbers of the vectors."""
-    split: str | None = None
-    """train, val, test or all; null: everything, or the training images where there are splits."""
-    size: Side | None = None
-    """Pixels of the square into which images are squashed; null: the model's own."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the forward pass; auto: bfloat16 where the processor has the instructions."""
-    workers: Count = 0
-    """Processes that decode."""
 
 
 def run(model: str, words: Sequence[str]) -> None:

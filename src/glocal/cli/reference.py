@@ -108,7 +108,7 @@ def _section(title: str, kind: type[Config], prefix: str = "") -> Section:
 def _verbs() -> Iterator[tuple[str, type[Config]]]:
     """(verb, settings class) of every module of the command that has one."""
     for module in sorted(module.name for module in pkgutil.iter_modules(glocal.cli.__path__)):
-        if module.startswith("_"):
+        if module.startswith("_") or module == "settings":  # which verbs have in common
             continue
         loaded = importlib.import_module(f"glocal.cli.{module}")
         kinds = [k for k in vars(loaded).values() if isinstance(k, type) and issubclass(k, Config)]

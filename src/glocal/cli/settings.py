@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
@@ -17,6 +17,23 @@ Side = Annotated[int, Field(ge=1, le=16_384)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Index = Annotated[int, Field(ge=0)]
 KindT = TypeVar("KindT", bound=Config)
+
+
+class CollectionSettings(Config):
+    """Which images a verb goes through, and how a model sees them."""
+
+    data: str
+    """Images: a folder, a list file, parquet, or a built-in name."""
+    split: str | None = None
+    """train, val, test or all; null: everything, or the training images where there are splits."""
+    size: Side | None = None
+    """Pixels of the square in which images are seen; null: the model's own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto: the first GPU where there is one."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the forward pass; auto: bfloat16 where the processor has the instructions."""
+    workers: Count = 0
+    """Processes that decode."""
 
 
 def split_words(kind: type[KindT], words: Sequence[str]) -> tuple[KindT, list[str]]:

@@ -96,9 +96,9 @@ def duplicates(
 ) -> Duplicates:
     """Find near-duplicates and edited copies.
 
-    Candidates of an image are its nearest by class embedding, by a grey thumbnail and by its quarters. A pair's score is how much of the
-    images agrees on one placement, patch by patch (`place_patches`). The threshold is the score that a share `rate` of
-    images without a copy would reach (`calibrated_threshold`).
+    Candidates of an image are its nearest by class embedding, by a grey thumbnail and by its quarters. A pair's score is
+    how much of the images agrees on one placement, patch by patch (`place_patches`). The threshold is the score that a
+    share `rate` of images without a copy would reach (`calibrated_threshold`).
 
     Args:
         model: what `glocal.load` reads, or a loaded encoder.
