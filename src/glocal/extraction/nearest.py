@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from glocal.errors import ConfigError, DataError
-from glocal.extraction.feature_matrix import at_least_float32
+from glocal.extraction.feature_matrix import at_least_float32, release
 from glocal.models.precision import exact_products
 
 Distance = Literal["cosine", "L2"]
@@ -79,7 +79,8 @@ def nearest_chunks(
         chunk = at_least_float32(queries[start : start + QUERY_CHUNK])
         best: Neighbours | None = None
         for first in range(0, len(bank), BANK_CHUNK):
-            block = at_least_float32(bank[first : first + BANK_CHUNK])
+            rows = bank[first : first + BANK_CHUNK]
+            block = at_least_float32(rows)
             with exact_products():
                 similarity = chunk @ block.T
             if distance == "L2":
@@ -88,6 +89,7 @@ def nearest_chunks(
                 itself = torch.arange(start, start + len(chunk), device=bank.device) - first
                 inside = (itself >= 0) & (itself < len(block))
                 similarity[inside.nonzero()[:, 0], itself[inside]] = -torch.inf
+            release(rows)
             top = largest(similarity, min(k, len(block)))
             best = merge(best, Neighbours(top.similarity, top.rows + first), k)
         if best is not None:

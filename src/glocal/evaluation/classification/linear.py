@@ -17,6 +17,7 @@ from glocal.evaluation.base import DataLike
 from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, Task
 from glocal.evaluation.classification.labels import labelled_rows, split_held_out
 from glocal.evaluation.results import Result
+from glocal.extraction.feature_matrix import release
 from glocal.extraction.image_embeddings import Embeddings
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -33,6 +34,8 @@ INPUTS: dict[str, tuple[str, ...]] = {
 """Choices of layers: class tokens of the last 1 or 4 blocks, with or without the last block's mean patch."""
 InputName = Literal["cls", "cls+mean", "4cls", "4cls+mean"]
 EVALUATION_CHUNK = 4096
+RELEASED_EVERY = 16
+"""Steps after which pages of mapped features go back: each row read brings 64 KiB along."""
 
 
 class Heads(NamedTuple):
@@ -103,6 +106,8 @@ def train_heads(
                     learner.step(_columns(x, choice), y, factor)
                 step += 1
                 advance(1)
+                if step % RELEASED_EVERY == 0:
+                    release(inputs)
     return [learner.heads() for learner in learners]
 
 
@@ -119,6 +124,7 @@ def rank_classes(
         x = inputs[places].to(heads.weight.dtype)
         logits = torch.addmm(heads.bias, x, heads.weight).view(len(x), -1, num_classes).transpose(0, 1)
         parts.append(logits.topk(min(TOP, num_classes), dim=2).indices)
+        release(inputs)
     return torch.cat(parts, dim=1)
 
 

@@ -16,10 +16,15 @@ from glocal.errors import DataError
 from glocal.evaluation.base import DataLike
 from glocal.evaluation.classification.labelled import Answers, LabelledConfig, Task
 from glocal.evaluation.classification.labels import labelled_rows, split_held_out
-from glocal.evaluation.classification.softmax_regression import Classifier, fit_softmax, whiten_rows
+from glocal.evaluation.classification.softmax_regression import (
+    Classifier,
+    WhitenedRows,
+    fit_softmax,
+    whiten_rows,
+)
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_matrix import chosen_rows, chunks
+from glocal.extraction.feature_matrix import at_least_float32, chunks, release
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -105,17 +110,19 @@ class LowShot(LabelledConfig):
 
     def answer(self, task: Task) -> Answers:
         """Fit every draw of every size on embeddings, one row a draw."""
-        train, test, labels, _, progress = task
-        matrix, known = labelled_rows(train, labels.train)
-        asked, test_y = (rows.numpy() for rows in labelled_rows(test, labels.test))
-        y, scale = known.numpy(), _root_mean_square(matrix)
-        test_x = asked.astype(np.float32) / np.float32(scale)
-        rest, held = split_held_out(y, self.held_out, seed=0)
+        train, test, labels, device, progress = task
+        x, y = labelled_rows(train, labels.train, device)
+        asked, truth = labelled_rows(test, labels.test, device)
+        scale, known = _root_mean_square(x), y.cpu().numpy()
+        test_x = at_least_float32(asked) / scale
+        rest, held = split_held_out(known, self.held_out, seed=0)
         if len(held) == 0:
             raise DataError(
                 "No class of the training images has 2 images, so none can be held out to pick C."
             )
         held = np.sort(np.random.default_rng(0).permutation(held)[:5000])
+        judges = torch.from_numpy(held).to(device)
+        held_x, held_y = at_least_float32(x[judges]) / scale, y[judges]
         sizes = [(size_name(s, True), s) for s in self.shares]
         sizes += [(size_name(n, False), n) for n in self.per_class]
         ranked: dict[str, Tensor] = {}
@@ -125,45 +132,37 @@ class LowShot(LabelledConfig):
                 # A share of 1 is everything that isn't held out.
                 count = shots if name.endswith("per_class") or shots < 1 else len(rest)
                 for seed in range(self.seeds):
-                    drawn = rest[draw_shots(y[rest], count, seed)]
-                    fitted, strength = self._fit(
-                        _scaled(matrix, drawn, scale), y[drawn], _scaled(matrix, held, scale), y[held]
-                    )
-                    predicted = fitted.predict(test_x)
-                    ranked[f"{name}_{seed}"] = torch.from_numpy(predicted)[:, None]
+                    drawn = rest[draw_shots(known[rest], count, seed)]
+                    if seed == 0 or len(drawn) < len(rest):  # all images are the same ones for any seed
+                        data = whiten_rows(x, y, torch.from_numpy(drawn).to(device), scale)
+                        fitted, strength = self._fit(data, held_x, held_y)
+                        predicted = fitted.predict(test_x)
+                    ranked[f"{name}_{seed}"] = predicted[:, None]
+                    top1 = 100.0 * float((predicted == truth).double().mean())
+                    row = {
+                        "shots": name,
+                        "seed": seed,
+                        "top1": top1,
+                        "strength": strength,
+                        "images": len(drawn),
+                    }
                     # A line search that can't go lower in float32 has arrived, too; ten times the tolerance allows it.
-                    row = {"top1": 100.0 * float((predicted == test_y).mean()), "strength": strength}
-                    rows.append(
-                        {
-                            "shots": name,
-                            "seed": seed,
-                            **row,
-                            "images": len(drawn),
-                            "converged": fitted.gradient <= 10 * self.tolerance,
-                        }
-                    )
+                    rows.append({**row, "converged": fitted.gradient <= 10 * self.tolerance})
                     advance(1)
         late = sum(not row["converged"] for row in rows)
-        slow = (
-            [f"{late} of {len(rows)} fits stopped before the gradient fell to {10 * self.tolerance:g}"]
-            if late
-            else []
-        )
-        return Answers(ranked, torch.from_numpy(test_y), rows, [*labels.notes, *slow])
+        limit = 10 * self.tolerance
+        slow = [f"{late} of {len(rows)} fits stopped before the gradient fell to {limit:g}"] if late else []
+        return Answers(ranked, truth, rows, [*labels.notes, *slow])
 
     def _fit(
-        self,
-        x: Float[np.ndarray, "shots dim"],
-        y: Int64[np.ndarray, " shots"],
-        held_x: Float[np.ndarray, "held dim"],
-        held_y: Int64[np.ndarray, " held"],
+        self, data: WhitenedRows, held_x: Float[Tensor, "held dim"], held_y: Int64[Tensor, " held"]
     ) -> tuple[Classifier, float]:
         """Fit one draw for every C and keep the best on the held-out images; ties go to the stronger penalty."""
-        rows = whiten_rows(x, y)
         best: tuple[float, float, Classifier] | None = None
+        fitted: Classifier | None = None
         for strength in sorted(self.strengths):
-            fitted = fit_softmax(rows, strength, self.tolerance, self.iterations)
-            score = float((fitted.predict(held_x) == held_y).mean())
+            fitted = fit_softmax(data, strength, self.tolerance, self.iterations, start=fitted)
+            score = float((fitted.predict(held_x) == held_y).double().mean())
             if best is None or score > best[0]:
                 best = (score, strength, fitted)
         assert best is not None
@@ -171,17 +170,12 @@ class LowShot(LabelledConfig):
 
 
 def _root_mean_square(matrix: Float[Tensor, "rows dim"]) -> float:
-    """Of all values, a chunk at a time; never 0."""
-    total = sum(float(matrix[rows].double().square().sum()) for rows in chunks(len(matrix)))
+    """Of all values, a portion at a time; never 0."""
+    total = 0.0
+    for rows in chunks(len(matrix)):
+        total += float(matrix[rows].double().square().sum())
+        release(matrix[rows])
     return max(math.sqrt(total / matrix.numel()), float(np.finfo(np.float32).tiny))
-
-
-def _scaled(
-    matrix: Float[Tensor, "rows dim"], places: Int64[np.ndarray, " chosen"], scale: float
-) -> Float[np.ndarray, "chosen dim"]:
-    """Some rows in float32, divided by one number; mapped where there are many."""
-    rows = chosen_rows(matrix, torch.from_numpy(places), torch.float32)
-    return rows.div_(scale).numpy()
 
 
 def size_name(shots: float, share: bool) -> str:
