@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -313,16 +312,9 @@ def test_compare_puts_runs_side_by_side_and_warns(tmp_path: Path) -> None:
         compare([tmp_path / "nothing"])
 
 
-def test_features_are_held_once_and_their_size_is_told(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("glocal.extraction.image_embeddings.TOLD_FROM", 0.0)
+def test_features_are_held_once() -> None:
     source = coloured(SHARD + 9, 3, side=16)
-    with caplog.at_level(logging.INFO):
-        found = extract_embeddings(
-            small_encoder(), source, what=["cls", "cls@-1", "mean_patches"], work=QUIET
-        )
-    assert f"features of {SHARD + 9} images take" in caplog.text
+    found = extract_embeddings(small_encoder(), source, what=["cls", "cls@-1", "mean_patches"], work=QUIET)
     assert found.vectors["cls"].data_ptr() == found.vectors["cls@-1"].data_ptr()
     one = extract_embeddings(small_encoder(), source, work=QUIET)
     assert torch.equal(one.first, found.first)

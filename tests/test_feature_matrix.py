@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 
@@ -15,14 +14,12 @@ from evaluation_fakes import coloured, small_encoder
 from glocal.errors import DataError, ModelError
 from glocal.evaluation.base import protocol_class
 from glocal.extraction import feature_matrix
-from glocal.extraction.feature_matrix import allocate, chosen_rows, unit_rows, write_rows
+from glocal.extraction.feature_matrix import allocate, chosen_rows, release, unit_rows, write_rows
 from glocal.extraction.image_embeddings import SHARD, extract_embeddings
 
 
 def map_everything(monkeypatch: pytest.MonkeyPatch, half_from: int) -> None:
-    for place in (feature_matrix, "glocal.extraction.image_embeddings"):
-        target = place if isinstance(place, str) else place.__name__
-        monkeypatch.setattr(f"{target}.MAPPED_FROM", 1)
+    monkeypatch.setattr(feature_matrix, "MAPPED_FROM", 1)
     monkeypatch.setattr(feature_matrix, "HALF_FROM", half_from)
     monkeypatch.setattr(feature_matrix, "CHUNK", 50)
 
@@ -53,18 +50,14 @@ def test_mapped_features_give_the_same_figures(
     assert sum("held in float16, 0.0" in note for note in half.notes) == 2  # train's and test's
 
 
-def test_vectors_lie_side_by_side_without_gaps(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_vectors_lie_side_by_side_without_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     source = coloured(SHARD + 20, 3, side=16, bad=(0, 5, SHARD))
     plain = extract_embeddings(small_encoder(), source, what=["mean_patches", "cls"], work=QUIET)
     map_everything(monkeypatch, half_from=1)
-    monkeypatch.setattr("glocal.extraction.image_embeddings.TOLD_FROM", 0.0)
-    with caplog.at_level(logging.INFO):
-        half = extract_embeddings(
-            small_encoder(), source, what=["mean_patches", "cls"], work=QUIET, allow_half=True
-        )
-    assert "on disk" in caplog.text and half.first.dtype == torch.float16 and plain.rounding == 0
+    half = extract_embeddings(
+        small_encoder(), source, what=["mean_patches", "cls"], work=QUIET, allow_half=True
+    )
+    assert half.first.dtype == torch.float16 and plain.rounding == 0
     assert half.indices.tolist() == [i for i in range(SHARD + 20) if i not in (0, 5, SHARD)]
     for name, vectors in plain.vectors.items():
         error = (half.vectors[name].float() - vectors).norm(dim=1) / vectors.norm(dim=1)
@@ -88,3 +81,22 @@ def test_matrices_are_files_without_a_name(tmp_path: Path, monkeypatch: pytest.M
         allocate(2**40, 2**10)
     with pytest.raises(ModelError, match="1e\\+05, and float16"):
         write_rows(allocate(1, 2, torch.float16), 0, torch.tensor([[1e5, 0.0]]))
+
+
+def test_pages_are_handed_back_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_matrix, "MAPPED_FROM", 1)
+    mapped = allocate(40_000, 200)
+    mapped.copy_(torch.arange(40_000)[:, None].expand(-1, 200))
+    held = resident()
+    release(mapped[:, 100:])  # columns of a wider matrix, too
+    assert held - resident() > 0.9 * mapped.nbytes
+    assert torch.equal(mapped[:, 7], torch.arange(40_000).float())
+    plain = torch.arange(6.0).view(2, 3)
+    release(plain)
+    assert plain.sum() == 15
+
+
+def resident() -> int:
+    """Bytes of files that this process has mapped in."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile"))

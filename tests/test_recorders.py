@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from glocal.errors import ConfigError
-from glocal.training.display import in_words
+from glocal.extraction.progress import in_words
 from glocal.training.metrics_log import MetricsLog
 from glocal.training.recorders import figures_of
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from glocal import load
 from glocal.errors import ConfigError, ModelError
+from glocal.extraction.progress import in_words
 from glocal.training import records as records_module
-from glocal.training.display import in_words
 from glocal.training.loop import pretrain
 from glocal.training.metrics_log import MetricsLog, append_text, read_records
 

@@ -7,7 +7,6 @@ format. Each readout (`cls@-1`) has files of its own, so a protocol that needs o
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from glocal.data.source import ImageSource
 from glocal.distributed import in_turns, rank
 from glocal.errors import ConfigError, DataError, ModelError, nearest_name
 from glocal.extraction.feature_files import key_of, read_features, write_features
-from glocal.extraction.feature_matrix import MAPPED_FROM, allocate, kept_type, write_rows
+from glocal.extraction.feature_matrix import allocate, kept_type, write_rows
 from glocal.extraction.feature_stream import Skipped, computed_by, iterate_features
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -30,12 +29,8 @@ from glocal.models.encoder import Encoder
 from glocal.models.features import Features
 from glocal.models.preprocessing import FeatureTransform
 
-logger = logging.getLogger("glocal.extraction")
-
 SHARD = 512
 """Images a file: so much work can be lost. A multiple of every tile, so that tiles don't depend on the cache."""
-TOLD_FROM = 1.0
-"""GiB of features from which their size is said before the second of their shards is computed."""
 FORMAT = 4
 """Layout and arithmetic of the cache; part of its key."""
 
@@ -223,7 +218,8 @@ class _Gathered:
         given = torch.cat([shard.vectors[item] for item in self.items], dim=1)
         if self._rows is None:
             self._widths = [shard.vectors[item].shape[1] for item in self.items]
-            self._rows = self._allocate(given.shape[1])
+            kind = kept_type(len(self.source), given.shape[1], self.allow_half)
+            self._rows = allocate(len(self.source), given.shape[1], kind)
         self._indices[start : start + count] = shard.indices
         self.rounding = max(self.rounding, write_rows(self._rows, start, given))
 
@@ -247,16 +243,6 @@ class _Gathered:
         joined = rows if len(asked) == len(self.items) else None
         return Embeddings(vectors, indices, labels, skipped, joined, self.rounding)
 
-    def _allocate(self, width: int) -> Tensor:
-        kind = kept_type(len(self.source), width, self.allow_half)
-        size = len(self.source) * width * kind.itemsize / 2**30
-        if size >= TOLD_FROM:
-            where = "of memory" if size * 2**30 < MAPPED_FROM else "on disk in TMPDIR, mapped"
-            logger.info(
-                "%s: features of %d images take %.1f GiB %s", self.source.name, len(self.source), size, where
-            )
-        return allocate(len(self.source), width, kind)
-
     def _close_gaps(self, rows: Tensor) -> None:
         end = 0
         for start, count in sorted(self.counts.items()):
@@ -264,6 +250,30 @@ class _Gathered:
                 rows[end : end + count] = rows[start : start + count].clone()
                 self._indices[end : end + count] = self._indices[start : start + count].copy()
             end += count
+
+
+def images_to_embed(
+    encoder: Encoder,
+    source: ImageSource,
+    transform: FeatureTransform,
+    what: Sequence[str],
+    cache: Path | None,
+) -> int:
+    """Images that `extract_embeddings` would have to pass through the model: those that were not kept."""
+    if cache is None:
+        return len(source)
+    folder, items = (
+        shards_folder(cache, encoder, source, transform.resolve(encoder)),
+        set(map(parse_readout, what)),
+    )
+    starts = range(0, len(source), SHARD)
+    missing = [s for s in starts if not all(_shard_path(folder, s, item).exists() for item in items)]
+    return sum(min(SHARD, len(source) - start) for start in missing)
+
+
+def features_gib(images: int, width: int, allow_half: bool) -> float:
+    """What so many vectors take in `Embeddings`, in memory or mapped."""
+    return images * width * kept_type(images, width, allow_half).itemsize / 2**30
 
 
 def read_kept(folder: Path, source: ImageSource, items: Sequence[_Item], start: int) -> Embeddings | None:

@@ -59,6 +59,17 @@ def progress_bar(
         yield lambda count: bar.advance(task, count)
 
 
+def in_words(seconds: float) -> str:
+    """A stretch of time as days, hours, minutes and seconds.
+
+    >>> in_words(90061)
+    '1 d 01:01:01'
+    """
+    days, rest = divmod(round(seconds), 86400)
+    clock = time.strftime("%H:%M:%S", time.gmtime(rest))
+    return f"{days} d {clock}" if days else clock
+
+
 def _log_lines(title: str, total: int, unit: str) -> Callable[[int], None]:
     started = last = time.monotonic()
     done = 0

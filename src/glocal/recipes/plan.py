@@ -9,10 +9,10 @@ from lightning_fabric import Fabric
 
 from glocal.data import ImageSource
 from glocal.errors import GlocalError, name_some
+from glocal.extraction.progress import in_words
 from glocal.models.device import choose_device
 from glocal.training.compute import StepCost, number_of_steps
 from glocal.training.config import RunConfig
-from glocal.training.display import in_words
 from glocal.training.stopwatch import peak_memory_gib
 from glocal.training.trial import TrialStep
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
+
+from glocal.extraction.progress import in_words
 
 
 class Display:
@@ -56,14 +57,3 @@ class TimeLeft(ProgressColumn):
         """Empty before the first record."""
         left = task.fields.get("left")
         return Text("" if left is None else f"{in_words(left)} left")
-
-
-def in_words(seconds: float) -> str:
-    """A stretch of time as days, hours, minutes and seconds.
-
-    >>> in_words(90061)
-    '1 d 01:01:01'
-    """
-    days, rest = divmod(round(seconds), 86400)
-    clock = time.strftime("%H:%M:%S", time.gmtime(rest))
-    return f"{days} d {clock}" if days else clock

@@ -104,6 +104,10 @@ class KnnConfig(LabelledConfig):
         """The one readout asked for, or several joined."""
         return self.features.split("+")
 
+    def operations(self, fitted: int, asked: int, classes: int, width: int) -> float:
+        """Every query with every row."""
+        return 2.0 * fitted * asked * width * (self.features.count("+") + 1)
+
     def norm(self) -> str:
         """Unit length where the cosine compares."""
         return "final norm" + (", then unit length" if self.distance == "cosine" else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.classification.labels import LabelPair, align_labels, open_labelled
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.image_embeddings import Embeddings, extract_embeddings
+from glocal.extraction.image_embeddings import Embeddings, extract_embeddings, features_gib, images_to_embed
+from glocal.extraction.plan import tell_plan
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.preprocessing import FeatureTransform
@@ -63,6 +64,10 @@ class LabelledConfig(ProtocolConfig):
     def answer(self, task: Task) -> Answers:
         """Fit on the training embeddings and classify the test images."""
 
+    def operations(self, fitted: int, asked: int, classes: int, width: int) -> float:
+        """Floating-point operations of `answer`, roughly, on embeddings of so many images; for the plan."""
+        return 0.0
+
     def norm(self) -> str:
         """How features are scaled, in words."""
         return "final norm"
@@ -79,6 +84,7 @@ class LabelledConfig(ProtocolConfig):
         """
         train, test, told = self.open(data)
         labels, what = align_labels(train, test), self.readouts(encoder)
+        self._tell_plan(encoder, [train] if test is train else [train, test], labels.classes, what, work)
         embed = functools.partial(extract_embeddings, encoder, allow_half=True)
         fitted = embed(train, self.transform, what, work)
         tested = fitted if test is train else embed(test, self.transform, what, work)
@@ -98,6 +104,23 @@ class LabelledConfig(ProtocolConfig):
             norm=self.norm(),
         )
         return with_answers(result, answers, tested.indices[labels.test[tested.indices] >= 0])
+
+    def _tell_plan(
+        self, encoder: Encoder, sources: Sequence[ImageSource], classes: int, what: Sequence[str], work: Work
+    ) -> None:
+        train, test = sources[0], sources[-1]
+        width = encoder.embed_dim
+        to_embed = (images_to_embed(encoder, each, self.transform, what, work.cache) for each in sources)
+        tell_plan(
+            self.protocol,
+            encoder,
+            train,
+            self.transform,
+            work.workers,
+            images=sum(to_embed),
+            gib=sum(features_gib(len(each), len(what) * width, True) for each in sources),
+            operations=self.operations(len(train), len(test), classes, width),
+        )
 
 
 def accuracies(answers: Answers) -> dict[str, float]:

@@ -173,6 +173,14 @@ class LinearProbe(LabelledConfig):
         """All that some choice of layers needs."""
         return readouts_for(self.inputs)
 
+    def operations(self, fitted: int, asked: int, classes: int, width: int) -> float:
+        """Two products a step for every head of the grid, 4 x rows x columns x rates x classes."""
+        columns = width * sum(len(INPUTS[name]) for name in self.inputs)
+        return 4.0 * self._epochs(fitted) * fitted * columns * len(self.learning_rates) * classes
+
+    def _epochs(self, rows: int) -> int:
+        return max(self.epochs, -(-self.least_steps // -(-rows // self.batch_size)))
+
     def _that_fit(self, encoder: Encoder) -> tuple[LinearProbe, list[str]]:
         """This probe with the choices that a model of so many blocks can give, and a note on the others."""
         depth = encoder.depth
@@ -200,9 +208,8 @@ class LinearProbe(LabelledConfig):
         places = {item: place for place, item in enumerate(train.vectors)}
         columns = [_slices([places[item] for item in INPUTS[name]], train) for name in self.inputs]
         scaled = [rate * self.batch_size / 256 for rate in self.learning_rates]
-        epochs = max(self.epochs, -(-self.least_steps // -(-len(fit) // self.batch_size)))
         common = {
-            "epochs": epochs,
+            "epochs": self._epochs(len(fit)),
             "batch_size": self.batch_size,
             "momentum": self.momentum,
             "seed": self.seed,

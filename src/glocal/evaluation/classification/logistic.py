@@ -33,6 +33,10 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
+STEPS = 15
+"""Evaluations of loss and gradient that a fit makes on average, begun at the optimum of the last C."""
+
+
 def draw_shots(labels: Int64[np.ndarray, " images"], shots: float, seed: int) -> Int64[np.ndarray, " chosen"]:
     """Draw images of each class: a share of them where `shots` is below 1, else that many. At least one of each class.
 
@@ -103,6 +107,13 @@ class LowShot(LabelledConfig):
     def readouts(self, encoder: Encoder) -> list[str]:
         """The one readout asked for, or several joined."""
         return self.features.split("+")
+
+    def operations(self, fitted: int, asked: int, classes: int, width: int) -> float:
+        """Whitening, and `STEPS` evaluations a value of C, for every draw."""
+        width *= self.features.count("+") + 1
+        draws = [(1 if share == 1 else self.seeds) * share * fitted for share in self.shares]
+        draws += [self.seeds * shots * classes for shots in self.per_class]
+        return 4.0 * sum(draws) * width * (width + STEPS * len(self.strengths) * classes)
 
     def norm(self) -> str:
         """One number scales all features."""
