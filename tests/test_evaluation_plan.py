@@ -10,9 +10,9 @@ import pytest
 import torch
 from evaluation_fakes import coloured, small_encoder
 
-from glocal.evaluation.base import protocol_class
 from glocal.evaluation.classification.knn import KnnConfig
 from glocal.evaluation.classification.linear import LinearProbe, train_heads
+from glocal.evaluation.classification.logistic import LowShot
 from glocal.extraction import plan
 from glocal.extraction.plan import operations_a_second, seconds_an_image, tell_plan
 from glocal.extraction.work import Work
@@ -61,6 +61,5 @@ def test_operations_are_those_of_the_fit() -> None:
     assert 0.02 < expected / taken < 5
     knn = KnnConfig().operations(1000, 100, 10, 64)
     assert knn == 2 * 1000 * 100 * 64
-    assert protocol_class("logistic")(shares=(1.0,), per_class=(), seeds=5).operations(1000, 1, 10, 64) == (  # type: ignore[attr-defined]
-        4 * 1000 * 64 * (64 + 15 * 6 * 10)
-    )
+    shots = LowShot(shares=(1.0,), per_class=(), seeds=5)
+    assert shots.operations(1000, 1, 10, 64) == 4 * 1000 * 64 * (64 + 15 * 6 * 10)
