@@ -15,7 +15,6 @@ from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.retrieval.copy_data import open_copy_folder, open_copydays, open_pairs
 from glocal.evaluation.retrieval.copy_detection import CopyDetection, measure
-from glocal.evaluation.retrieval.copy_metrics import recall_at
 from glocal.evaluation.retrieval.ground_truth import find_ids, read_ground_truth
 from glocal.extraction.work import Work
 
@@ -149,9 +148,12 @@ def test_missing_and_unreadable_images_are_counted_not_scored(tmp_path: Path) ->
 
 
 def test_recall_counts_queries_not_pairs() -> None:
-    assert recall_at([np.array([0, 4]), np.array([2])], 1) == 0.5
-    with pytest.raises(DataError, match="No query"):
-        recall_at([], 1)
+    queries, database = torch.eye(3)[:2], torch.eye(3)
+    database[2] = torch.tensor([0.6, 0.8, 0.0])
+    figures = measure(queries, database, [np.array([0, 2]), np.array([2])], ["", ""])
+    assert figures.samples["recall_at_1"].figure() == 50
+    with pytest.raises(DataError, match="None of 2 queries has a reference"):
+        measure(queries, database, [np.empty(0, np.int64)] * 2, ["", ""])
 
 
 # --- real data -----------------------------------------------------------------------------------------------------
@@ -179,7 +181,8 @@ def test_the_thumbnail_baseline_of_real_attacks_is_reproduced(real_data: Path) -
         120,
     )
     queries, database = gray_thumbnails(data.queries), gray_thumbnails(data.references)
-    numbers, rows, _ = measure(queries, database, data.positives, data.attack, candidates=1)
+    _, rows, samples = measure(queries, database, data.positives, data.attack, candidates=1)
+    numbers = {name: values.figure() for name, values in samples.items()}
     assert numbers["recall_at_1"] == pytest.approx(48.8, abs=0.05)
     assert numbers["micro_ap"] == pytest.approx(47.6, abs=0.05)
     expected = dict.fromkeys(("blur", "jpeg", "gray_gamma", "overlay"), 100.0)

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.classification.knn import KnnConfig, KnnProbe, knn_classify
-from glocal.evaluation.classification.labelled import top_accuracies
+from glocal.evaluation.classification.labelled import Answers
 from glocal.extraction import nearest as search
 from glocal.extraction.nearest import largest, nearest
 from glocal.extraction.work import Work
@@ -137,7 +137,7 @@ def test_small_temperatures_do_not_overflow() -> None:
 def test_classes_without_a_vote_are_not_ranked() -> None:
     ranked = knn_classify(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3)[:1], [1], num_classes=8)[1]
     assert ranked.tolist() == [[0, -1, -1, -1, -1]]
-    assert top_accuracies(ranked, torch.tensor([3]))["top5"] == 0
+    assert Answers({"": ranked}, torch.tensor([3])).samples()["top5"].figure() == 0
 
 
 def test_a_k_beyond_the_bank_is_refused() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig
-from glocal.evaluation.retrieval.image_retrieval import ImageRetrieval, measure
+from glocal.evaluation.retrieval.image_retrieval import ImageRetrieval, by_query
 from glocal.evaluation.retrieval.plain_pickle import load_plain_pickle
 from glocal.evaluation.retrieval.ranking import ranks_of_positives, reranked_ranks
 from glocal.evaluation.retrieval.reranking import RerankingConfig
@@ -156,23 +156,23 @@ def test_map_and_precision_against_a_slow_reading_of_ranked_lists() -> None:
     database = F.normalize(torch.from_numpy(rng.normal(size=(60, 6))), dim=1)
     groups = [np.split(rng.permutation(60)[:20], [size]) for size in rng.integers(1, 12, 12)]
     positives, junk = [g[0] for g in groups], [g[1] for g in groups]
-    numbers = measure(ranks_of_positives(queries, database, positives, junk))
+    samples = by_query(ranks_of_positives(queries, database, positives, junk))
     order = (-(queries @ database.T)).argsort(dim=1).tolist()
     slow = [
         slow_measure(o, set(p.tolist()), set(j.tolist()))
         for o, p, j in zip(order, positives, junk, strict=True)
     ]
-    assert numbers["map"] == pytest.approx(100 * np.mean([area for area, _ in slow]))
+    assert samples["map"].figure() == pytest.approx(100 * np.mean([area for area, _ in slow]))
     for count in (1, 5, 10):
-        assert numbers[f"mp_at_{count}"] == pytest.approx(100 * np.mean([at[count] for _, at in slow]))
+        figure = samples[f"mp_at_{count}"].figure()
+        assert figure == pytest.approx(100 * np.mean([at[count] for _, at in slow]))
 
 
 def test_queries_without_a_positive_do_not_count() -> None:
     empty = np.empty(0, np.int64)
-    assert measure([np.array([0]), empty])["queries"] == 1
-    assert measure([np.array([0]), empty])["map"] == 100
+    assert by_query([np.array([0]), empty])["map"].values.tolist() == [[100]]
     with pytest.raises(DataError, match="None of 1 queries"):
-        measure([empty])
+        by_query([empty])
 
 
 def test_reranking_in_the_old_order_gives_the_old_ranks() -> None:

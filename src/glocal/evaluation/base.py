@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 
 from glocal import __version__
 from glocal.config import Config, apply_overrides
@@ -77,21 +78,24 @@ class ProtocolConfig(Config, ABC):
         notes: Sequence[str] = (),
         picked: Mapping[str, Any] | None = None,
         samples: Mapping[str, Samples] | None = None,
+        predictions: Mapping[str, NDArray[Any]] | None = None,
         **resolved: Any,
     ) -> Result:
         """Put a `Result` together: these settings (overlaid by `resolved`: resolution, layer, norm) and fingerprints.
 
         `sources` maps a role (`train`, `test`, `queries`) to the images that played it. `picked` is what the protocol
         chose by itself; two models may rightly differ in it, whereas all settings decide whether figures compare.
-        `samples` are what figures are made of, item by item.
+        `samples` are what figures are made of, item by item: such a figure need not stand in `numbers`. `predictions` are
+        the test images' places, true and predicted classes.
         """
+        figures = {name: sample.figure() for name, sample in (samples or {}).items()}
         error = precision_error(encoder, next(iter(sources.values())))
         told = ", ".join(f"{name} {100 * share:.2g} %" for name, share in error.items())
         return Result(
             protocol=self.protocol,
             version=self.version,
             settings={**self.model_dump(mode="json"), **resolved},
-            numbers={name: float(value) for name, value in numbers.items()},
+            numbers={**figures, **{name: float(value) for name, value in numbers.items()}},
             rows=[dict(row) for row in rows],
             notes=[*notes, *([f"{encoder.precision}, from float32 (first images): {told}"] if told else [])],
             model={"name": encoder.name, "fingerprint": encoder.fingerprint()},
@@ -103,6 +107,7 @@ class ProtocolConfig(Config, ABC):
             picked=dict(picked or {}),
             made={"precision_error": error} if error else {},
             samples=dict(samples or {}),
+            predictions=dict(predictions or {}),
         )
 
 

@@ -136,17 +136,9 @@ class Correspondence(ProtocolConfig):
                 f"{source.name}: no readable image has views that overlap; raise area={self.area}."
             )
         notes = [f"{alone} images whose views share no patch centre don't count."] if alone else []
-        numbers = {
-            "accuracy": 100 * float(np.mean(exact)),
-            "accuracy_within_one": 100 * float(np.mean(near)),
-            "chance": 100 / (grid[0] * grid[1]),
-            "images": len(exact),
-            "patches": matched,
-        }
-        samples = {
-            name: Samples(100 * np.array(values)[:, None])
-            for name, values in (("accuracy", exact), ("accuracy_within_one", near))
-        }
+        numbers = {"chance": 100 / (grid[0] * grid[1]), "images": len(exact), "patches": matched}
+        shares = {"accuracy": exact, "accuracy_within_one": near}
+        samples = {name: Samples(100 * np.array(values)[:, None]) for name, values in shares.items()}
         return numbers, notes, samples
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -16,12 +16,24 @@ LEVEL = 95.0
 _DRAWN_AT_ONCE = 2**22  # item weights held at a time: 16 MB
 
 
+Reals = NDArray[np.floating[Any]]
+
+
 class Samples(NamedTuple):
     """What a figure is made of, item by item: an image, a query, an object of a video."""
 
     values: Float[np.ndarray, "items columns"]
     statistic: str = "mean"
     """How they make the figure, a name in `STATISTICS`."""
+
+    def figure(self) -> float:
+        """The figure that they make: every item counts once.
+
+        >>> Samples(np.array([[0.0], [100.0]])).figure()
+        50.0
+        """
+        values = np.asarray(self.values, np.float64)
+        return float(STATISTICS[self.statistic](np.ones((1, len(values))), values)[0])
 
 
 class Interval(NamedTuple):
@@ -31,7 +43,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def _mean(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+def _mean(weights: Reals, values: Reals) -> NDArray[np.float64]:
     """Weighted mean of the first column; of the items whose second column counts them, where there is one."""
     counted = values[:, 1:2] if values.shape[1] > 1 else np.ones_like(values)
     sums = weights @ np.concatenate([values[:, :1] * counted, counted], axis=1)
@@ -39,7 +51,7 @@ def _mean(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[
     return ratio
 
 
-def _class_mean(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+def _class_mean(weights: Reals, values: Reals) -> NDArray[np.float64]:
     """Mean over classes (second column) of the mean of each class's items."""
     order = np.argsort(values[:, 1], kind="stable")
     starts = np.flatnonzero(np.diff(values[order, 1], prepend=-np.inf))
@@ -50,18 +62,17 @@ def _class_mean(weights: NDArray[np.float32], values: NDArray[np.float32]) -> ND
     return mean
 
 
-def _iou(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+def _iou(weights: Reals, values: Reals) -> NDArray[np.float64]:
     """Mean IoU in per cent from pixels by image: columns are hits, true and predicted pixels of every class."""
     hit, true, predicted = np.split((weights.astype(np.float64) @ values.astype(np.float64)), 3, axis=1)
     union = true + predicted - hit
     with np.errstate(invalid="ignore"):
-        mean: NDArray[np.float64] = 100 * np.nanmean(
-            np.where(union > 0, hit / np.maximum(union, 1), np.nan), axis=1
-        )
+        shares = np.where(union > 0, hit / np.maximum(union, 1), np.nan)
+        mean: NDArray[np.float64] = 100 * np.nanmean(shares, axis=1)
     return mean
 
 
-def _ranked(weights: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[NDArray[np.float64], ...]:
+def _ranked(weights: Reals, values: Reals) -> tuple[NDArray[np.float64], ...]:
     """Precision and recall at every distinct score of one ranking, from queries that count `weights` times.
 
     A query's columns are its candidates' scores, which of them are right, and how many positives it has.
@@ -77,21 +88,24 @@ def _ranked(weights: NDArray[np.float32], values: NDArray[np.float32]) -> tuple[
     return hits / np.maximum(seen, 1), hits / total[:, None]
 
 
-def _micro_ap(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """micro-AP in per cent; the columns are those of `_ranked`."""
+def _micro_ap(weights: Reals, values: Reals) -> NDArray[np.float64]:
+    """micro-AP in per cent: the sum over distinct scores of precision times what recall grew, as in ISC/DISC21 (Douze et
+    al. 2021) and scikit-learn. Pairs of equal score enter together; positives that no candidate is stay in the recall.
+    The columns are those of `_ranked`.
+    """
     precision, recall = _ranked(weights, values)
     area: NDArray[np.float64] = (precision * np.diff(recall, axis=1, prepend=0.0)).sum(1)
     return 100 * area
 
 
-def _recall_at_precision_90(weights: NDArray[np.float32], values: NDArray[np.float32]) -> NDArray[np.float64]:
+def _recall_at_precision_90(weights: Reals, values: Reals) -> NDArray[np.float64]:
     """The highest recall in per cent at which nine of ten accepted pairs are right."""
     precision, recall = _ranked(weights, values)
     best: NDArray[np.float64] = np.where(precision >= 0.9 - 1e-12, recall, 0.0).max(1)
     return 100 * best
 
 
-STATISTICS: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float64]]] = {
+STATISTICS: dict[str, Callable[[Reals, Reals], NDArray[np.float64]]] = {
     "mean": _mean,
     "class_mean": _class_mean,
     "iou": _iou,

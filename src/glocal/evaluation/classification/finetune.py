@@ -19,7 +19,7 @@ from glocal.atomic_files import write_atomically
 from glocal.data.source import ImageSource
 from glocal.errors import DataError, ModelError, TrainingError
 from glocal.evaluation.base import DataLike, ProtocolConfig
-from glocal.evaluation.classification.labelled import TOP, Answers, accuracies, with_answers
+from glocal.evaluation.classification.labelled import TOP, Answers
 from glocal.evaluation.classification.labels import LabelPair, align_labels, open_labelled
 from glocal.evaluation.results import Result
 from glocal.extraction.feature_stream import Skipped, device_of, iterate_features, iterate_pixels
@@ -90,17 +90,18 @@ class FineTune(ProtocolConfig):
             _save(Path(self.save), tuned, head, labels)
         answers, places = _classify(tuned, head, test, labels, self.transform, work, skipped)
         transform = self.transform.resolve(encoder)
-        result = self.result(
+        return self.result(
             encoder,
             {"train": train, "test": test},
-            accuracies(answers),
+            {},
             notes=[*told, *labels.notes, *skipped.notes()],
             transform=transform.model_dump(),
             resolution=transform.size,
             layer="-1",
             norm="final norm",
+            samples=answers.samples(),
+            predictions=answers.predictions(places),
         )
-        return with_answers(result, answers, places)
 
     def _train(
         self, encoder: Encoder, source: ImageSource, labels: LabelPair, work: Work, skipped: Skipped

@@ -14,7 +14,7 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, open_split
-from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, Task, accuracies
+from glocal.evaluation.classification.labelled import TOP, Answers, LabelledConfig, Task
 from glocal.evaluation.classification.labels import align_labels, labelled_rows
 from glocal.extraction.feature_matrix import unit_rows
 from glocal.extraction.image_embeddings import extract_embeddings
@@ -193,7 +193,7 @@ class KnnProbe:
         config = self.config.model_copy(update={"ks": fitting})
         answers = config.answer(Task(bank, queries, self.labels, encoder.device))
         self.notes = [*answers.notes, *bank.skipped.notes(), *queries.skipped.notes()]
-        return {f"knn_{name}": value / 100 for name, value in accuracies(answers).items()}
+        return {f"knn_{name}": hits.figure() / 100 for name, hits in answers.samples().items()}
 
 
 def _vote(

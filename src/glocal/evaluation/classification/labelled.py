@@ -39,6 +39,23 @@ class Answers:
     notes: list[str] = field(default_factory=list)
     picked: dict[str, Any] = field(default_factory=dict)
 
+    def samples(self) -> dict[str, Samples]:
+        """Top-1, top-5 where so many are ranked, and mean per-class accuracy in per cent, for everything that answered."""
+        truth, made = self.truth.cpu().numpy(), {}
+        for prefix, ranked in self.ranked.items():
+            lead = f"{prefix}_" if prefix else ""
+            hits = 100.0 * (ranked.cpu().numpy() == truth[:, None])
+            made[f"{lead}top1"] = Samples(hits[:, :1])
+            if hits.shape[1] >= TOP:
+                made[f"{lead}top5"] = Samples(hits.max(1, keepdims=True))
+            made[f"{lead}per_class"] = Samples(np.stack([hits[:, 0], truth], 1), "class_mean")
+        return made
+
+    def predictions(self, places: Int64[np.ndarray, " images"]) -> dict[str, Int64[np.ndarray, " images"]]:
+        """Places, true classes and what each classifier says."""
+        said = {name or "predicted": ranked[:, 0].cpu().numpy() for name, ranked in self.ranked.items()}
+        return {"place": places, "truth": self.truth.cpu().numpy(), **said}
+
 
 class Task(NamedTuple):
     """What a protocol with labels is to answer."""
@@ -63,6 +80,10 @@ class LabelledConfig(ProtocolConfig):
     @abstractmethod
     def answer(self, task: Task) -> Answers:
         """Fit on the training embeddings and classify the test images."""
+
+    def figures(self, answers: Answers) -> tuple[dict[str, float], dict[str, Samples]]:
+        """What to report of the answers: figures made of items, and others."""
+        return {}, answers.samples()
 
     def operations(self, fitted: int, asked: int, classes: int, width: int) -> float:
         """Floating-point operations of `answer`, roughly, on embeddings of so many images; for the plan."""
@@ -91,19 +112,21 @@ class LabelledConfig(ProtocolConfig):
         answers = self.answer(Task(fitted, tested, labels, encoder.device, work.progress))
         transform = self.transform.resolve(encoder)
         left_out = [*fitted.notes(), *(tested.notes() if tested is not fitted else [])]
-        result = self.result(
+        numbers, samples = self.figures(answers)
+        return self.result(
             encoder,
             {"train": train} if test is train else {"train": train, "test": test},
-            accuracies(answers),
+            numbers,
             rows=answers.rows,
             notes=[*told, *answers.notes, *left_out],
             picked=answers.picked,
+            samples=samples,
+            predictions=answers.predictions(tested.indices[labels.test[tested.indices] >= 0]),
             transform=transform.model_dump(),
             resolution=transform.size,
             layer=", ".join(what),
             norm=self.norm(),
         )
-        return with_answers(result, answers, tested.indices[labels.test[tested.indices] >= 0])
 
     def _tell_plan(
         self, encoder: Encoder, sources: Sequence[ImageSource], classes: int, what: Sequence[str], work: Work
@@ -121,44 +144,6 @@ class LabelledConfig(ProtocolConfig):
             gib=sum(features_gib(len(each), len(what) * width, True) for each in sources),
             operations=self.operations(len(train), len(test), classes, width),
         )
-
-
-def accuracies(answers: Answers) -> dict[str, float]:
-    """Top-1, top-5 and mean per-class accuracy in per cent, for everything that answered."""
-    return {
-        name: value
-        for prefix, ranked in answers.ranked.items()
-        for name, value in top_accuracies(ranked, answers.truth, f"{prefix}_" if prefix else "").items()
-    }
-
-
-def with_answers(result: Result, answers: Answers, places: Int64[np.ndarray, " images"]) -> Result:
-    """Give a result what its figures are made of, and each image's predicted class."""
-    truth = answers.truth.cpu().numpy()
-    result.predictions = {"place": places, "truth": truth}
-    for prefix, ranked in answers.ranked.items():
-        lead = f"{prefix}_" if prefix else ""
-        hits = 100.0 * (ranked.cpu().numpy() == truth[:, None])
-        result.samples[f"{lead}top1"] = Samples(hits[:, :1])
-        if hits.shape[1] >= TOP:
-            result.samples[f"{lead}top5"] = Samples(hits.max(1, keepdims=True))
-        result.samples[f"{lead}per_class"] = Samples(np.stack([hits[:, 0], truth], 1), "class_mean")
-        result.predictions[prefix or "predicted"] = ranked[:, 0].cpu().numpy()
-    return result
-
-
-def top_accuracies(
-    ranked: Int64[Tensor, "queries top"], labels: Int64[Tensor, " queries"], prefix: str = ""
-) -> dict[str, float]:
-    """Percentage of queries whose class is ranked first, and among the first five where five are ranked; the mean of the
-    first over classes, which is another figure where some classes have more images.
-    """
-    hits = ranked == labels[:, None]
-    numbers = {f"{prefix}top1": 100.0 * hits[:, 0].double().mean().item()}
-    if ranked.shape[1] >= TOP:
-        numbers[f"{prefix}top5"] = 100.0 * hits.any(1).double().mean().item()
-    by_class = [hits[labels == label, 0].double().mean().item() for label in torch.unique(labels)]
-    return {**numbers, f"{prefix}per_class": 100.0 * float(np.mean(by_class))}
 
 
 def confusion(

@@ -13,7 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 from glocal.errors import DataError
-from glocal.evaluation.base import DataLike
 from glocal.evaluation.classification.labelled import Answers, LabelledConfig, Task
 from glocal.evaluation.classification.labels import labelled_rows, split_held_out
 from glocal.evaluation.classification.softmax_regression import (
@@ -23,10 +22,8 @@ from glocal.evaluation.classification.softmax_regression import (
     whiten_rows,
 )
 from glocal.evaluation.intervals import Samples
-from glocal.evaluation.results import Result
 from glocal.extraction.feature_matrix import at_least_float32, chunks, release
 from glocal.extraction.progress import progress_bar
-from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 
 Positive = Annotated[int, Field(ge=1)]
@@ -79,30 +76,17 @@ class LowShot(LabelledConfig):
     features: str = "cls"
     """Readout: cls, mean_patches or gem_patches, with @-2 for the block before the last; joined by +."""
 
-    def run(self, encoder: Encoder, data: DataLike, work: Work) -> Result:
-        """Embed both splits, then fit every draw of every size; figures are means over the draws.
-
-        Raises:
-            DataError: without labels, with one class, or without settings that leave images to fit.
-        """
-        result = super().run(encoder, data, work)
-        sizes = list(dict.fromkeys(row["shots"] for row in result.rows))
-        numbers, samples = result.numbers, result.samples
-        result.numbers, result.samples = {}, {}
-        for size in sizes:
-            draws = [f"{size}_{seed}" for seed in range(self.seeds)]
-            top1 = np.array([numbers[f"{draw}_top1"] for draw in draws])
-            result.numbers[f"{size}_top1"] = float(top1.mean())
-            if len(top1) > 1:
-                result.numbers[f"{size}_top1_std"] = float(top1.std(ddof=1))
-            result.numbers[f"{size}_per_class"] = float(
-                np.mean([numbers[f"{draw}_per_class"] for draw in draws])
-            )
-            for figure in ("top1", "per_class"):
-                drawn = [samples[f"{draw}_{figure}"] for draw in draws]
+    def figures(self, answers: Answers) -> tuple[dict[str, float], dict[str, Samples]]:
+        """Means over the draws of each size, and how far these lie apart."""
+        of_draws, numbers, samples = answers.samples(), {}, {}
+        for size in dict.fromkeys(row["shots"] for row in answers.rows):
+            for name in ("top1", "per_class"):
+                drawn = [of_draws[f"{size}_{seed}_{name}"] for seed in range(self.seeds)]
                 mean = np.mean([one.values for one in drawn], axis=0)
-                result.samples[f"{size}_{figure}"] = Samples(mean, drawn[0].statistic)
-        return result
+                samples[f"{size}_{name}"] = drawn[0]._replace(values=mean)
+                if name == "top1" and len(drawn) > 1:
+                    numbers[f"{size}_top1_std"] = float(np.std([one.figure() for one in drawn], ddof=1))
+        return numbers, samples
 
     def readouts(self, encoder: Encoder) -> list[str]:
         """The one readout asked for, or several joined."""

@@ -233,7 +233,7 @@ class Discovery(ProtocolConfig):
         return self.result(
             encoder,
             {"test": source},
-            {**{name: float(values.mean()) for name, values in hits.items()}, "images": len(rows)},
+            {"images": len(rows)},
             rows=rows,
             notes=notes,
             resolution=f"{side}, zero-padded to whole patches",

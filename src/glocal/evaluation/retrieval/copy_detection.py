@@ -19,7 +19,6 @@ from glocal.evaluation.base import DataLike
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.retrieval.copy_data import CopyData, open_copy_folder, open_pairs
-from glocal.evaluation.retrieval.copy_metrics import micro_average_precision, recall_at, recall_at_precision
 from glocal.evaluation.retrieval.descriptors import (
     DescriptorConfig,
     describe,
@@ -142,43 +141,32 @@ def measure(
     places = np.flatnonzero(asked)
     with_copy = queries[torch.from_numpy(places).to(queries.device)]
     ranks = ranks_of_positives(with_copy, database, [positives[i] for i in places])
-    precision = np.array([trapezoid_average_precision(r, len(r)) for r in ranks])
-    numbers = {"map": 100 * float(precision.mean()), "recall_at_1": 100 * recall_at(ranks, 1)}
-    of_ranking, one_ranking = _one_ranking(queries, database, positives, candidates)
-    numbers.update(of_ranking)
-    numbers["queries"], numbers["queries_without_reference"] = len(positives), int((~asked).sum())
-    first = np.array([100.0 * (int(r.min()) == 0) for r in ranks])
-    samples = {"map": Samples(100 * precision[:, None]), "recall_at_1": Samples(first[:, None])}
-    samples |= {name: Samples(one_ranking, name) for name in of_ranking}
+    precision = 100 * np.array([trapezoid_average_precision(r, len(r)) for r in ranks])[:, None]
+    first = np.array([100.0 * (int(r.min()) == 0) for r in ranks])[:, None]
+    pairs = _candidates(queries, database, positives, candidates)
+    samples = {"map": Samples(precision), "recall_at_1": Samples(first)}
+    samples |= {name: Samples(pairs, name) for name in ("micro_ap", "recall_at_precision_90")}
+    numbers: dict[str, float] = {"queries": len(positives), "queries_without_reference": int((~asked).sum())}
     rows = []
     names = np.array([attacks[i] for i in places])
     for name in sorted(set(names.tolist()) - {""}):
-        of_attack = np.flatnonzero(names == name)
-        row = {
-            "attack": name,
-            "queries": len(of_attack),
-            "map": 100 * float(precision[of_attack].mean()),
-            "recall_at_1": 100 * recall_at([ranks[i] for i in of_attack], 1),
-        }
-        rows.append(row)
-        numbers[f"map/{name}"] = float(row["map"])
-        samples[f"map/{name}"] = Samples(100 * precision[of_attack][:, None])
+        of_attack = names == name
+        samples[f"map/{name}"] = Samples(precision[of_attack])
+        recall = Samples(first[of_attack]).figure()
+        row = {"attack": name, "queries": int(of_attack.sum()), "map": samples[f"map/{name}"].figure()}
+        rows.append({**row, "recall_at_1": recall})
     return Figures(numbers, rows, samples)
 
 
-def _one_ranking(
+def _candidates(
     queries: Tensor, database: Tensor, positives: list[NDArray[np.int64]], candidates: int
-) -> tuple[dict[str, float], Float[np.ndarray, "queries columns"]]:
-    """Its figures, and of every query the scores and verdicts of its candidates and the number of its positives."""
+) -> Float[np.ndarray, "queries columns"]:
+    """Of every query the scores and verdicts of its candidates, and the number of its positives."""
     best = nearest(queries, database, candidates)
     index = best.rows.cpu().numpy()
     is_match = np.stack([np.isin(row, right) for row, right in zip(index, positives, strict=True)])
-    scores, counts = best.similarity.cpu().numpy(), np.array([len(p) for p in positives])
-    numbers = {
-        "micro_ap": 100 * micro_average_precision(scores, is_match, int(counts.sum())),
-        "recall_at_precision_90": 100 * recall_at_precision(scores, is_match, int(counts.sum()), 0.9),
-    }
-    return numbers, np.concatenate([scores, is_match, counts[:, None]], axis=1)
+    counts = np.array([len(p) for p in positives])
+    return np.concatenate([best.similarity.cpu().numpy(), is_match, counts[:, None]], axis=1)
 
 
 def _readable(

@@ -95,10 +95,11 @@ class ImageRetrieval(RankingConfig):
             lost.append(f"No query has a right answer at difficulty {', '.join(empty)}; left out.")
             ranked = {name: ranks for name, ranks in ranked.items() if name not in empty}
         for name, ranks in ranked.items():
-            row, lead = measure(ranks), "" if name == "all" else f"{name}/"
+            samples, lead = by_query(ranks), "" if name == "all" else f"{name}/"
+            row = {key: values.figure() for key, values in samples.items()}
+            row["queries"] = figures.numbers[f"{lead}queries"] = len(samples["map"].values)
             figures.rows.append({"difficulty": name, **row})
-            figures.numbers.update({f"{lead}{key}": value for key, value in row.items()})
-            figures.samples.update({f"{lead}{key}": values for key, values in by_query(ranks).items()})
+            figures.samples.update({f"{lead}{key}": values for key, values in samples.items()})
         return self.ranked(encoder, roles, described, figures, [*opened.notes, *lost], len(vectors))
 
     def _rank(
@@ -146,8 +147,8 @@ class ImageRetrieval(RankingConfig):
         return open_class_folders(alone, self.class_queries), distractors
 
 
-def measure(ranks: list[NDArray[np.int64]]) -> dict[str, float]:
-    """MAP and mP@1, 5, 10 in percent over the queries that have a positive, and how many those are.
+def by_query(ranks: list[NDArray[np.int64]]) -> dict[str, Samples]:
+    """Average precision and mP@1, 5, 10 of every query that has a positive, in percent.
 
     Raises:
         DataError: when no query has one.
@@ -157,13 +158,6 @@ def measure(ranks: list[NDArray[np.int64]]) -> dict[str, float]:
         raise DataError(
             f"None of {len(ranks)} queries has a right answer in the database, so nothing can be measured."
         )
-    numbers = {name: float(sample.values.mean()) for name, sample in by_query(asked).items()}
-    return {**numbers, "queries": len(asked)}
-
-
-def by_query(ranks: list[NDArray[np.int64]]) -> dict[str, Samples]:
-    """Average precision and mP@1, 5, 10 of every query that has a positive, in percent."""
-    asked = [r for r in ranks if len(r)]
     found = {"map": [trapezoid_average_precision(r, len(r)) for r in asked]}
     found |= {f"mp_at_{count}": [precision_at(r, count) for r in asked] for count in PRECISION_AT}
     return {name: Samples(100 * np.array(values)[:, None]) for name, values in found.items()}

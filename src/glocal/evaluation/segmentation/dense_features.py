@@ -18,12 +18,7 @@ from glocal.evaluation.base import ProtocolConfig
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.masks import SegmentationData
-from glocal.evaluation.segmentation.metrics import (
-    IGNORED,
-    SegmentationScore,
-    confusion_matrix,
-    segmentation_score,
-)
+from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix, segmentation_score
 from glocal.extraction.feature_stream import Skipped, check_patches
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar
@@ -64,13 +59,18 @@ class DenseConfig(ProtocolConfig):
         picked: Mapping[str, Any] | None = None,
         **resolved: Any,
     ) -> Result:
-        """The result of a scored split: mIoU, accuracies, a row a class, and what was left out."""
+        """The result of a scored split: mIoU, accuracies, a row a class (IoU NaN: absent and never predicted), and what was
+        left out.
+        """
         score, test = segmentation_score(scoring.confusion), scoring.test
         return self.result(
             encoder,
             {"train": train.source, "test": test.source},
-            percentages(score),
-            rows=class_rows(score, test.class_names),
+            {"pixel_accuracy": 100 * score.pixel_accuracy, "class_accuracy": 100 * score.mean_accuracy},
+            rows=[
+                {"class": name, "IoU": float(100 * iou)}
+                for name, iou in zip(test.class_names, score.class_iou, strict=True)
+            ],
             notes=[*counted.notes(), *score.notes(test.class_names)],
             picked=picked,
             samples={"mIoU": Samples(torch.stack(scoring.by_image).numpy(), "iou")},
@@ -210,22 +210,6 @@ def standardisation(
         deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation)
     )
     return mean.float(), deviation.float()
-
-
-def percentages(score: SegmentationScore, prefix: str = "") -> dict[str, float]:
-    """The numbers that a segmentation result reports, in per cent."""
-    return {
-        f"{prefix}mIoU": 100 * score.mean_iou,
-        f"{prefix}pixel_accuracy": 100 * score.pixel_accuracy,
-        f"{prefix}class_accuracy": 100 * score.mean_accuracy,
-    }
-
-
-def class_rows(score: SegmentationScore, names: Sequence[str]) -> list[dict[str, object]]:
-    """One row a class, IoU in per cent (NaN: absent and never predicted)."""
-    return [
-        {"class": name, "IoU": float(100 * iou)} for name, iou in zip(names, score.class_iou, strict=True)
-    ]
 
 
 class Scoring:
