@@ -24,7 +24,8 @@ from glocal.errors import ConfigError, DataError, ModelError
 from glocal.evaluation.base import DataLike, ProtocolConfig, open_split
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import Skipped, check_patches, iterate_features
+from glocal.extraction.feature_stream import Skipped
+from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import crop_sides
 from glocal.extraction.work import Work
@@ -186,7 +187,7 @@ def judge(
     if not (torch.isfinite(first).all() and torch.isfinite(second).all()):
         raise ModelError("The model gives patch features that aren't finite; check its weights.")
     asked = right >= 0
-    cosine = F.normalize(first[asked].float(), dim=-1) @ F.normalize(second.float(), dim=-1).T
+    cosine = F.normalize(first[asked], dim=-1) @ F.normalize(second, dim=-1).T
     found, right = cosine.argmax(dim=1), right[asked]
     rows = (found // grid[1] - right // grid[1]).abs()
     columns = (found % grid[1] - right % grid[1]).abs()
@@ -233,14 +234,9 @@ def _patches(
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Places of images and the patches of a view of them, batch by batch."""
     transform = FeatureTransform(resize="squash", size=config.size)
-    stream = iterate_features(
-        encoder, view, transform, work.batch_size, work.workers, places, (config.layer,), skipped
-    )
-    for batch in stream:
+    for batch in iterate_patches(encoder, view, transform, config.layer, work, skipped, places):
         if len(batch.indices):
-            features = batch.features[0]
-            check_patches(encoder, features.patches, features.grid)
-            yield batch.indices, features.patches
+            yield batch.indices, batch.patches
 
 
 def _choose(size: int, count: int | None, seed: int) -> NDArray[np.int64]:

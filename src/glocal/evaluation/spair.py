@@ -25,7 +25,8 @@ from glocal.errors import DataError, name_some
 from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import Skipped, check_patches, iterate_features
+from glocal.extraction.feature_stream import Skipped
+from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -138,16 +139,9 @@ class KeypointTransfer(ProtocolConfig):
             sorted({places[p.category, name] for p in pairs for name in (p.source, p.target)}), np.int64
         )
         found: dict[int, tuple[Tensor, tuple[int, int]]] = {}
-        for batch in iterate_features(
-            encoder, padded, transform, work.batch_size, work.workers, wanted, (self.layer,), skipped
-        ):
-            if len(batch.indices):
-                features = batch.features[0]
-                check_patches(encoder, features.patches, features.grid)
-                normalised = F.normalize(features.patches.float(), dim=-1)
-                found.update(
-                    (i, (p, features.grid)) for i, p in zip(batch.indices.tolist(), normalised, strict=True)
-                )
+        for batch in iterate_patches(encoder, padded, transform, self.layer, work, skipped, wanted):
+            for index, patches in zip(batch.indices.tolist(), batch.patches, strict=True):
+                found[index] = F.normalize(patches, dim=-1), batch.grid
         return found
 
 

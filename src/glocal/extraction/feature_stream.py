@@ -124,7 +124,7 @@ def iterate_features(
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}; allowed: 1 or more.")
     transform = transform.resolve(encoder)
-    device = device_of(encoder)
+    device = encoder.device
     stream = iterate_pixels(
         source,
         transform,
@@ -210,11 +210,6 @@ def check_patches(
             f"{encoder.name} gives {count} patch tokens on a grid of {rows}x{columns}; dense protocols need one each. "
             "Use a Vision Transformer with patch tokens, or an image-level protocol (knn, linear)."
         )
-
-
-def device_of(encoder: Encoder) -> torch.device:
-    """The device a model's parameters are on; the CPU for a model without any."""
-    return encoder.device
 
 
 class _Decoded(Dataset[tuple[int, Tensor | None, str]]):

@@ -16,7 +16,14 @@ from torch import Tensor
 from glocal.data.source import ImageSource
 from glocal.distributed import in_turns
 from glocal.extraction.feature_files import key_of, read_features, write_features
-from glocal.extraction.feature_stream import FeatureBatch, Skipped, computed_by, device_of, iterate_features
+from glocal.extraction.feature_stream import (
+    FeatureBatch,
+    Skipped,
+    check_finite,
+    check_patches,
+    computed_by,
+    iterate_features,
+)
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
 from glocal.models.preprocessing import FeatureTransform
@@ -58,6 +65,9 @@ def iterate_patches(
         work: cache folder, workers and batch size.
         skipped: collects unreadable images.
         indices: which images, in which order; null: all.
+
+    Raises:
+        ModelError: when the model gives no patch tokens.
     """
     transform = transform.resolve(encoder)
     if work.cache is not None and indices is None:
@@ -69,7 +79,21 @@ def iterate_patches(
     for batch in iterate_features(
         encoder, source, transform, work.batch_size, work.workers, indices, (layer,), skipped
     ):
-        yield _patches_of(batch)
+        yield _patches_of(encoder, batch)
+
+
+def patches_of_pixels(
+    encoder: Encoder, pixels: Float[Tensor, "images 3 height width"], layer: int
+) -> tuple[Float[Tensor, "images patches dim"], tuple[int, int]]:
+    """Patches of normalised pixels and their grid: for work that cuts its own windows or frames.
+
+    Raises:
+        ModelError: when the model gives no patch tokens, or some that aren't finite.
+    """
+    found = encoder.features(pixels) if layer == -1 else encoder.intermediate(pixels, (layer,))[0]
+    check_patches(encoder, found.patches, found.grid)
+    check_finite(encoder, found.patches, f"patches of layer {layer}")
+    return found.patches.float(), found.grid
 
 
 def _kept(
@@ -91,7 +115,7 @@ def _kept(
         order = np.concatenate(parts) if parts else np.arange(0)
         stream = iterate_features(encoder, source, transform, tile, workers, order, (layer,), skipped)
         for start, part, batch in zip(starts, parts, stream, strict=True):
-            made = _patches_of(batch)
+            made = _patches_of(encoder, batch)
             if made.patches.nbytes * (count / max(1, len(made.indices))) <= LARGEST_KEPT:
                 _write(paths[start], made, source, part, skipped)
             yield made
@@ -111,7 +135,7 @@ def _kept(
         for index, reason in found.bad:
             skipped.images[(source.name, index)] = reason
         rows, columns = found.tensors["grid"].tolist()
-        where, patches = found.tensors["indices"].numpy(), found.tensors["patches"].to(device_of(encoder))
+        where, patches = found.tensors["indices"].numpy(), found.tensors["patches"].to(encoder.device)
         yield PatchBatch(where, patches, (rows, columns), min(start + tile, count) - start)
 
 
@@ -128,8 +152,9 @@ def _write(
     write_features(path, {**tensors, "grid": torch.tensor(made.grid)}, bad)
 
 
-def _patches_of(batch: FeatureBatch) -> PatchBatch:
+def _patches_of(encoder: Encoder, batch: FeatureBatch) -> PatchBatch:
     if not batch.features:
         return PatchBatch(batch.indices, torch.empty(0, 0, 0), (0, 0), batch.seen)
     features = batch.features[0]
+    check_patches(encoder, features.patches, features.grid)
     return PatchBatch(batch.indices, features.patches.float(), features.grid, batch.seen)

@@ -22,7 +22,7 @@ from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.classification.labelled import TOP, Answers
 from glocal.evaluation.classification.labels import LabelPair, align_labels, open_labelled
 from glocal.evaluation.results import Result
-from glocal.extraction.feature_stream import Skipped, device_of, iterate_features, iterate_pixels
+from glocal.extraction.feature_stream import Skipped, iterate_features, iterate_pixels
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
@@ -106,7 +106,7 @@ class FineTune(ProtocolConfig):
     def _train(
         self, encoder: Encoder, source: ImageSource, labels: LabelPair, work: Work, skipped: Skipped
     ) -> tuple[Encoder, nn.Linear]:
-        device = device_of(encoder)
+        device = encoder.device
         tuned = replace(encoder, backbone=copy.deepcopy(encoder.backbone).requires_grad_(True))
         places = np.flatnonzero(labels.train >= 0)
         steps = self.epochs * -(-len(places) // self.batch_size)
@@ -151,7 +151,7 @@ class FineTune(ProtocolConfig):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled batches of random crops, a new crop and order each epoch, as a function of seed and epoch alone."""
         transform = self.transform.model_copy(update={"resize": "squash"}).resolve(encoder)
-        device = device_of(encoder)
+        device = encoder.device
         targets = torch.from_numpy(labels.train)
         for epoch in range(self.epochs):
             crops = RandomCrops(source, self.seed, epoch, self.crop_area, relative=False, mirror=self.mirror)

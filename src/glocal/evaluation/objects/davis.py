@@ -25,8 +25,9 @@ from glocal.evaluation.objects.davis_metrics import SequenceScore, score_dataset
 from glocal.evaluation.objects.label_propagation import Propagation, follow, sharpen
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import resize_mask
-from glocal.extraction.feature_stream import check_finite, check_patches, computed_by, device_of
+from glocal.extraction.feature_stream import computed_by
 from glocal.extraction.journal import Journal
+from glocal.extraction.patch_stream import patches_of_pixels
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -175,7 +176,7 @@ class Davis(ProtocolConfig):
             )
         width, height = frame_size(*size, self.short_side, encoder.patch_size)
         grid = height // encoder.patch_size, width // encoder.patch_size
-        device = device_of(encoder)
+        device = encoder.device
         small = torch.from_numpy(resize_mask(given, grid)).long().to(device)
         one_hot = torch.nn.functional.one_hot(small, int(given.max()) + 1).float()
         settings = Propagation(self.previous, self.radius, self.best, self.temperature)
@@ -189,13 +190,9 @@ class Davis(ProtocolConfig):
         self, encoder: Encoder, frame: Image.Image, size: tuple[int, int]
     ) -> Float[Tensor, "rows columns dim"]:
         resized = np.array(frame.resize(size, Image.Resampling.BILINEAR))
-        pixels = encoder.normalise(torch.from_numpy(resized).permute(2, 0, 1)[None].to(device_of(encoder)))
-        found = (
-            encoder.features(pixels) if self.layer == -1 else encoder.intermediate(pixels, (self.layer,))[0]
-        )
-        check_patches(encoder, found.patches, found.grid)
-        check_finite(encoder, found.patches, f"patches of layer {self.layer}")
-        return found.patches[0].float().reshape(*found.grid, -1)
+        pixels = encoder.normalise(torch.from_numpy(resized).permute(2, 0, 1)[None].to(encoder.device))
+        patches, grid = patches_of_pixels(encoder, pixels, self.layer)
+        return patches[0].reshape(*grid, -1)
 
 
 def _row(score: SequenceScore) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.masks import TEST, SegmentationData, open_segmentation
 from glocal.evaluation.segmentation.paired_folders import PairedFolders, open_voc_boxes
-from glocal.extraction.feature_stream import Skipped, check_finite, computed_by, device_of
+from glocal.extraction.feature_stream import Skipped, check_finite, computed_by
 from glocal.extraction.journal import Journal
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -299,7 +299,7 @@ def padded_keys(
     Raises:
         ModelError: when the model gives no keys, or not one a cell of the grid.
     """
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(device_of(encoder))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(encoder.device)
     patch = encoder.patch_size
     below, right = (-side % patch for side in image.shape[:2])
     padded = F.pad(encoder.normalise(pixels), (0, right, 0, below))

@@ -29,7 +29,6 @@ from glocal.evaluation.retrieval.descriptors import (
 from glocal.evaluation.retrieval.ground_truth import read_ground_truth
 from glocal.evaluation.retrieval.ranked import Figures, RankingConfig
 from glocal.evaluation.retrieval.ranking import ranks_of_positives, trapezoid_average_precision
-from glocal.extraction.feature_stream import device_of
 from glocal.extraction.nearest import nearest
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
@@ -85,7 +84,7 @@ class CopyDetection(RankingConfig):
         kept, positives, unreadable = _readable(opened, found["queries"].indices, rows)
         attacks = [opened.attack[i] for i in kept]
         query_rows = torch.from_numpy(rows_of(found["queries"], len(opened.queries))[kept])
-        device = device_of(encoder)
+        device = encoder.device
         figures = measure(
             vectors["queries"][query_rows].to(device),
             database.to(device),

@@ -34,7 +34,6 @@ from glocal.evaluation.retrieval.retrieval_data import (
     open_pairs,
     open_retrieval_folder,
 )
-from glocal.extraction.feature_stream import device_of
 from glocal.extraction.image_embeddings import Embeddings
 from glocal.extraction.nearest import nearest
 from glocal.extraction.work import Work
@@ -84,7 +83,7 @@ class ImageRetrieval(RankingConfig):
         if distractors is not None:
             described.append(describe(encoder, distractors, self.descriptor, work))
             roles["distractors"] = distractors
-        vectors, device = torch.cat([embeddings.first for embeddings in described[1:]]), device_of(encoder)
+        vectors, device = torch.cat([embeddings.first for embeddings in described[1:]]), encoder.device
         judgements, lost = _readable(opened.judgements, found.indices, rows_of(base, len(opened.database)))
         ranked = self._rank(
             encoder, queries, opened.database, found, base, vectors.to(device), judgements, work

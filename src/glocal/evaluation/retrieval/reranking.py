@@ -17,8 +17,9 @@ from torch import Tensor
 from glocal.config import Config
 from glocal.data.source import ImageSource
 from glocal.evaluation.retrieval.descriptors import DescriptorConfig, at_size
-from glocal.extraction.feature_stream import Skipped, check_patches, device_of, iterate_features
+from glocal.extraction.feature_stream import Skipped
 from glocal.extraction.nearest import Neighbours
+from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.matching.mutual_patches import mutual_match_score
@@ -64,7 +65,7 @@ def rerank(
     size = descriptor.sizes(encoder)[0]
     query_images, transform = at_size(queries, descriptor, size)
     database_images, _ = at_size(database, descriptor, size)
-    index, device = first.rows.cpu().numpy(), device_of(encoder)
+    index, device = first.rows.cpu().numpy(), encoder.device
     local = torch.zeros(first.similarity.shape, device=device)
     with progress_bar("re-ranking by patches", len(queries), work.progress, unit="queries") as advance:
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
@@ -91,11 +92,5 @@ def _patches(
     work: Work,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index, patches of length 1) of the readable images; the unreadable were named when they were embedded."""
-    for batch in iterate_features(
-        encoder, source, transform, work.batch_size, work.workers, indices, (layer,), Skipped()
-    ):
-        if len(batch.indices):
-            features = batch.features[0]
-            check_patches(encoder, features.patches, features.grid)
-            normalised = F.normalize(features.patches.float(), dim=-1)
-            yield from zip(batch.indices.tolist(), normalised, strict=True)
+    for batch in iterate_patches(encoder, source, transform, layer, work, Skipped(), indices):
+        yield from zip(batch.indices.tolist(), F.normalize(batch.patches, dim=-1), strict=True)

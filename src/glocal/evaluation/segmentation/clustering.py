@@ -20,9 +20,7 @@ from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
     QUICK_GRID,
-    Counted,
     DenseConfig,
-    iterate_dense,
     resize_mask,
     standardisation,
 )
@@ -133,9 +131,9 @@ class OverClustering(DenseConfig):
         if min(self.clusters, self.components, self.seeds, self.iterations, self.restarts) < 1:
             raise ConfigError("clusters, components, seeds, iterations and restarts must be 1 or more.")
         test = open_segmentation(data, *TEST, ignore=self.ignore, num_classes=self.num_classes)
-        transform, counted = self.transform(encoder), Counted()
+        reader = self.reader(encoder, work)
         patches, masks, grid = [], [], (0, 0)
-        for image in iterate_dense(encoder, test, transform, self.layer, work, counted):
+        for image in reader.images(test):
             patches.append(image.patches.cpu())
             masks.append(resize_mask(image.mask, (SCORED_SIDE, SCORED_SIDE)))
             grid = image.grid
@@ -146,12 +144,12 @@ class OverClustering(DenseConfig):
         rows, by_image = self._score_runs(points, np.stack(masks), grid, test.num_classes, work)
         numbers = _mean_and_deviation(rows)
         resolved: dict[str, Any] = {
-            "resolution": f"{transform.size} squash, scored at {SCORED_SIDE}x{SCORED_SIDE}",
+            "resolution": f"{reader.side} squash, scored at {SCORED_SIDE}x{SCORED_SIDE}",
             "features": f"patches, standardised, PCA to {min(self.components, points.shape[1])}",
             "norm": True,
             "classes": list(test.class_names),
         }
-        notes = [*counted.notes(), *_absent(np.stack(masks), test.class_names)]
+        notes = [*reader.counted.notes(), *_absent(np.stack(masks), test.class_names)]
         return self.result(
             encoder, {"test": test.source}, numbers, rows=rows, notes=notes, samples=by_image, **resolved
         )

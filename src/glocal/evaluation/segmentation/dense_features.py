@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from glocal.data.source import ImageSource
 from glocal.errors import DataError
 from glocal.evaluation.base import ProtocolConfig
 from glocal.evaluation.intervals import Samples
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.masks import SegmentationData
 from glocal.evaluation.segmentation.metrics import IGNORED, confusion_matrix, segmentation_score
-from glocal.extraction.feature_stream import Skipped, check_patches
+from glocal.extraction.feature_stream import Skipped
 from glocal.extraction.patch_stream import iterate_patches
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
@@ -52,10 +53,9 @@ class DenseConfig(ProtocolConfig):
 
     def scored(
         self,
-        encoder: Encoder,
+        reader: PatchReader,
         train: SegmentationData,
         scoring: Scoring,
-        counted: Counted,
         picked: Mapping[str, Any] | None = None,
         **resolved: Any,
     ) -> Result:
@@ -64,14 +64,14 @@ class DenseConfig(ProtocolConfig):
         """
         score, test = segmentation_score(scoring.confusion), scoring.test
         return self.result(
-            encoder,
+            reader.encoder,
             {"train": train.source, "test": test.source},
             {"pixel_accuracy": 100 * score.pixel_accuracy, "class_accuracy": 100 * score.mean_accuracy},
             rows=[
                 {"class": name, "IoU": float(100 * iou)}
                 for name, iou in zip(test.class_names, score.class_iou, strict=True)
             ],
-            notes=[*counted.notes(), *score.notes(test.class_names)],
+            notes=[*reader.counted.notes(), *score.notes(test.class_names)],
             picked=picked,
             samples={"mIoU": Samples(torch.stack(scoring.by_image).numpy(), "iou")},
             norm=True,
@@ -79,9 +79,10 @@ class DenseConfig(ProtocolConfig):
             **resolved,
         )
 
-    def transform(self, encoder: Encoder) -> FeatureTransform:
-        """The squash to `size`, resolved for this model."""
-        return FeatureTransform(resize="squash", size=self.size, crop_fraction=1.0).resolve(encoder)
+    def reader(self, encoder: Encoder, work: Work) -> PatchReader:
+        """What reads images squashed to `size`."""
+        squash = FeatureTransform(resize="squash", size=self.size, crop_fraction=1.0)
+        return PatchReader(encoder, squash.resolve(encoder), self.layer, work)
 
 
 class DenseImage(NamedTuple):
@@ -102,6 +103,13 @@ class Counted:
     unscored: dict[str, list[str]] = field(default_factory=dict)
     """Images whose mask holds only ignored pixels, by source."""
 
+    def teaches_nothing(self, source: ImageSource, index: int, mask: UInt8[np.ndarray, "h w"]) -> bool:
+        """Whether every pixel is ignored; such an image is entered."""
+        ignored = bool((mask == IGNORED).all())
+        if ignored and source.key(index) not in self.unscored.setdefault(source.name, []):
+            self.unscored[source.name].append(source.key(index))
+        return ignored
+
     def notes(self) -> list[str]:
         """Count and name what was left out."""
         lines = self.skipped.notes()
@@ -110,45 +118,57 @@ class Counted:
         return lines
 
 
-def iterate_dense(
-    encoder: Encoder,
-    data: SegmentationData,
-    transform: FeatureTransform,
-    layer: int,
-    work: Work,
-    counted: Counted,
-    indices: Sequence[int] | NDArray[np.int64] | None = None,
-    title: str = "patch features",
-) -> Iterator[DenseImage]:
-    """Stream patch features and masks, one image at a time, in order.
+@dataclass(frozen=True)
+class PatchReader:
+    """Patch features and masks of any source, seen by one model in one way; counts what had to be left out."""
 
-    Unreadable images, and those whose mask has another size, are skipped and counted; so are images of which every
-    pixel is ignored, since they can neither teach nor score.
+    encoder: Encoder
+    transform: FeatureTransform
+    """Resolved for the model."""
+    layer: int
+    work: Work
+    counted: Counted = field(default_factory=Counted)
 
-    Raises:
-        ModelError: when the model gives no patch tokens.
-        DataError: when not one image is left.
-    """
-    source = data.checked().source
-    total = len(source) if indices is None else len(indices)
-    stream = iterate_patches(encoder, source, transform, layer, work, counted.skipped, indices)
-    given = 0
-    with progress_bar(f"{source.name}: {title}", total, work.progress) as advance:
-        for batch in stream:
-            for row, index in enumerate(batch.indices.tolist()):
-                check_patches(encoder, batch.patches, batch.grid)
-                mask = data.mask(index)
-                if (mask == IGNORED).all():
-                    keys = counted.unscored.setdefault(source.name, [])
-                    if source.key(index) not in keys:
-                        keys.append(source.key(index))
-                    continue
-                given += 1
-                yield DenseImage(index, batch.patches[row], batch.grid, mask)
-            advance(batch.seen)
-    if given == 0:
-        reasons = "; ".join(counted.notes()) or "the split is empty"
-        raise DataError(f"{source.name}: not one of {total} images can be used. {reasons}")
+    @property
+    def side(self) -> int:
+        """Pixels of the side that images are squashed to."""
+        assert self.transform.size is not None
+        return self.transform.size
+
+    def images(
+        self,
+        data: SegmentationData,
+        indices: Sequence[int] | NDArray[np.int64] | None = None,
+        title: str = "patch features",
+    ) -> Iterator[DenseImage]:
+        """Stream one image at a time, in the order of `indices`, null: all in order.
+
+        Unreadable images, and those whose mask has another size, are skipped and counted; so are images of which every
+        pixel is ignored, since they can neither teach nor score.
+
+        Raises:
+            ModelError: when the model gives no patch tokens.
+            DataError: when not one image is left.
+        """
+        source = data.checked().source
+        total = len(source) if indices is None else len(indices)
+        skipped = self.counted.skipped
+        stream = iterate_patches(
+            self.encoder, source, self.transform, self.layer, self.work, skipped, indices
+        )
+        given = 0
+        with progress_bar(f"{source.name}: {title}", total, self.work.progress) as advance:
+            for batch in stream:
+                for index, patches in zip(batch.indices.tolist(), batch.patches, strict=True):
+                    mask = data.mask(index)
+                    if self.counted.teaches_nothing(source, index, mask):
+                        continue
+                    given += 1
+                    yield DenseImage(index, patches, batch.grid, mask)
+                advance(batch.seen)
+        if given == 0:
+            reasons = "; ".join(self.counted.notes()) or "the split is empty"
+            raise DataError(f"{source.name}: not one of {total} images can be used. {reasons}")
 
 
 def upsample(

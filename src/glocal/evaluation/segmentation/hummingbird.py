@@ -21,13 +21,12 @@ from glocal.errors import ConfigError
 from glocal.evaluation.base import DataLike
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
-    Counted,
     DenseConfig,
+    PatchReader,
     Scoring,
     best_class,
     class_shares,
     cut_mask,
-    iterate_dense,
     upsample,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
@@ -35,7 +34,6 @@ from glocal.extraction.nearest import nearest
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
-from glocal.models.preprocessing import FeatureTransform
 from glocal.views.randomness import hash_seed, uniform_array
 
 
@@ -95,47 +93,36 @@ class Hummingbird(DenseConfig):
         if min(self.memory, self.passes, self.neighbours) < 1 or self.temperature <= 0:
             raise ConfigError("memory, passes and neighbours must be 1 or more, temperature above 0.")
         train, test = open_train_and_test(data, self.ignore, self.num_classes)
-        transform, counted = self.transform(encoder), Counted()
-        memory = self.fill(encoder, train, transform, work, counted)
+        reader = self.reader(encoder, work)
+        memory = self.fill(reader, train)
         scoring = Scoring(test)
-        for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="retrieval"):
+        for image in reader.images(test, title="retrieval"):
             queries = F.normalize(image.patches, dim=1)
             similarity, places = nearest(queries, memory.features, self.neighbours)
             shares = soft_vote(similarity, memory.shares[places], self.temperature)
             scoring.add(image.mask, best_class(upsample(shares, image.grid, image.mask.shape)))
         return self.scored(
-            encoder,
+            reader,
             train,
             scoring,
-            counted,
             picked={"entries": len(memory.features)},
-            resolution=f"{transform.size} squash, scored at the masks' size",
+            resolution=f"{reader.side} squash, scored at the masks' size",
             features="patches, unit length",
         )
 
-    def fill(
-        self,
-        encoder: Encoder,
-        train: SegmentationData,
-        transform: FeatureTransform,
-        work: Work,
-        counted: Counted,
-    ) -> LabelledPatches:
+    def fill(self, reader: PatchReader, train: SegmentationData) -> LabelledPatches:
         """Collect the memory. Every image gives each pass its quota, fewer when it has fewer scored patches."""
         quotas = _quotas(self.memory, len(train) * self.passes)
         features, shares = [], []
         for number in range(self.passes):
             seen = train if number == 0 else _cropped(train, self.seed, number)
-            for image in iterate_dense(
-                encoder, seen, transform, self.layer, work, counted, title=f"memory, pass {number + 1}"
-            ):
-                label = class_shares(cut_mask(image.mask, image.grid, encoder.patch_size), train.num_classes)
-                kept = self._select(
-                    label, number, image.place, int(quotas[number * len(train) + image.place])
-                )
-                features.append(
-                    F.normalize(image.patches[torch.from_numpy(kept).to(image.patches.device)], dim=1)
-                )
+            for image in reader.images(seen, title=f"memory, pass {number + 1}"):
+                pixels = cut_mask(image.mask, image.grid, reader.encoder.patch_size)
+                label = class_shares(pixels, train.num_classes)
+                quota = int(quotas[number * len(train) + image.place])
+                kept = self._select(label, number, image.place, quota)
+                chosen = image.patches[torch.from_numpy(kept).to(image.patches.device)]
+                features.append(F.normalize(chosen, dim=1))
                 shares.append(torch.from_numpy(label[kept]))
         memory = torch.cat(features)
         return LabelledPatches(memory, torch.cat(shares).to(memory.device))

@@ -17,11 +17,10 @@ from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
-    Counted,
     DenseConfig,
+    PatchReader,
     Scoring,
     cut_mask,
-    iterate_dense,
     standardisation,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
@@ -30,7 +29,6 @@ from glocal.extraction.nearest import Distance, nearest
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
-from glocal.models.preprocessing import FeatureTransform
 
 
 def majority(labels: UInt8[Tensor, "queries k pixels"], classes: int) -> UInt8[Tensor, "queries pixels"]:
@@ -81,42 +79,32 @@ class KnnSegmentation(DenseConfig):
                 "neighbours and distances need at least one value, and neighbours and every are >= 1."
             )
         train, test = open_train_and_test(data, self.ignore, self.num_classes)
-        transform, counted = self.transform(encoder), Counted()
-        memory, mean, deviation = self._memory(encoder, train, transform, work, counted)
+        reader = self.reader(encoder, work)
+        memory, mean, deviation = self._memory(reader, train)
         chosen, tried = self._choose(memory, train.num_classes, work)
         k, distance = chosen
         bank, scoring = normalised(memory.features, distance), Scoring(test)
-        for image in iterate_dense(
-            encoder, test, transform, self.layer, work, counted, title="k-NN segmentation"
-        ):
+        for image in reader.images(test, title="k-NN segmentation"):
             queries = normalised((image.patches - mean) / deviation, distance)
             _, places = nearest(queries, bank, k, distance)
             predicted = majority(memory.labels[places], test.num_classes)
             truth = torch.from_numpy(cut_mask(image.mask, image.grid, encoder.patch_size))
             scoring.add(truth, predicted)
         return self.scored(
-            encoder,
+            reader,
             train,
             scoring,
-            counted,
             picked={"neighbours": k, "distance": distance, "tried": tried},
-            resolution=f"{transform.size} squash",
+            resolution=f"{reader.side} squash",
             features="patches, standardised over train",
         )
 
-    def _memory(
-        self,
-        encoder: Encoder,
-        train: SegmentationData,
-        transform: FeatureTransform,
-        work: Work,
-        counted: Counted,
-    ) -> tuple[PatchMemory, Tensor, Tensor]:
+    def _memory(self, reader: PatchReader, train: SegmentationData) -> tuple[PatchMemory, Tensor, Tensor]:
         """Collect train's patches whose commonest value is a class, standardised."""
         features, labels, images = [], [], []
         seen = 0
-        for image in iterate_dense(encoder, train, transform, self.layer, work, counted):
-            pixels = torch.from_numpy(cut_mask(image.mask, image.grid, encoder.patch_size))
+        for image in reader.images(train):
+            pixels = torch.from_numpy(cut_mask(image.mask, image.grid, reader.encoder.patch_size))
             usable = (pixels.mode(dim=1).values != IGNORED).nonzero()[:, 0]
             # Every n-th of the whole list, not of each image, so that no image is left out by a large n.
             known = usable[-seen % self.every :: self.every]

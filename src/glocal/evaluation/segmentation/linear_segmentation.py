@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,24 +23,21 @@ from glocal.evaluation.base import DataLike
 from glocal.evaluation.results import Result
 from glocal.evaluation.segmentation.dense_features import (
     QUICK_GRID,
-    Counted,
     DenseConfig,
     DenseImage,
+    PatchReader,
     Scoring,
     best_class,
-    iterate_dense,
     resize_mask,
     upsample,
 )
 from glocal.evaluation.segmentation.masks import SegmentationData, open_train_and_test
 from glocal.evaluation.segmentation.metrics import IGNORED
 from glocal.evaluation.segmentation.sliding import sliding_logits
-from glocal.extraction.feature_stream import device_of
 from glocal.extraction.progress import progress_bar
 from glocal.extraction.random_crops import RandomCrops
 from glocal.extraction.work import Work
 from glocal.models.encoder import Encoder
-from glocal.models.preprocessing import FeatureTransform
 from glocal.schedules import warmup_cosine
 from glocal.views.randomness import hash_seed
 
@@ -94,32 +90,37 @@ class _Linear(DenseConfig):
     """Decides the order of images, the crops and the start of the head."""
 
     def _batches(
-        self, encoder: Encoder, train: SegmentationData, work: Work, counted: Counted, area: tuple[float, float],
-        aspect: tuple[float, float], side: int, mask_side: int,
-    ) -> Iterator[Batch]:  # fmt: skip
+        self,
+        reader: PatchReader,
+        train: SegmentationData,
+        area: tuple[float, float],
+        aspect: tuple[float, float],
+        mask_side: int,
+    ) -> Iterator[Batch]:
         """Yield shuffled training batches without end; only the last of an epoch may be smaller."""
-        transform = FeatureTransform(resize="squash", size=side, crop_fraction=1.0).resolve(encoder)
+        # In half precision: ViT-S at 448 px takes 0.6 MB an image.
         kept = (
-            None if self.augment else _Kept(encoder, train, transform, self.layer, work, counted, mask_side)
+            None
+            if self.augment
+            else [(m.half().cpu(), mask) for m, mask in _pairs(reader.images(train), mask_side)]
         )
-        quiet = Work(work.cache, work.workers, self.batch, progress=False)
+        quiet = replace(reader, work=replace(reader.work, batch_size=self.batch, progress=False))
+        pairs: Iterator[tuple[Tensor, Tensor]]
         for epoch in itertools.count():
             order = np.random.default_rng([self.seed, epoch]).permutation(
                 len(train) if kept is None else len(kept)
             )
             if kept is not None:
-                pairs = kept.images(order)
+                pairs = (kept[place] for place in order)
             else:
                 source = RandomCrops(train.checked().source, hash_seed(self.seed, 3), epoch, area, aspect)
                 seen = replace(train, source=source)
-                stream = iterate_dense(encoder, seen, transform, self.layer, quiet, counted, order)
-                pairs = (_pair(image, mask_side) for image in stream)
+                pairs = _pairs(quiet.images(seen, order), mask_side)
             while group := list(itertools.islice(pairs, self.batch)):
                 # Batch statistics of a single image mean little: a lone leftover is dropped.
                 if len(group) > 1 or self.batch == 1 or len(order) == 1:
-                    maps, masks = (
-                        torch.stack(parts).to(device_of(encoder)) for parts in zip(*group, strict=True)
-                    )
+                    device = reader.encoder.device
+                    maps, masks = (torch.stack(parts).to(device) for parts in zip(*group, strict=True))
                     yield Batch(maps.float(), masks)
 
     def _train(
@@ -150,30 +151,11 @@ class _Linear(DenseConfig):
         head.eval()
 
 
-class _Kept:
-    """Every training image's features and mask, in half precision: ViT-S at 448 px takes 0.6 MB an image."""
-
-    def __init__(
-        self, encoder: Encoder, train: SegmentationData, transform: FeatureTransform, layer: int, work: Work,
-        counted: Counted, mask_side: int,
-    ) -> None:  # fmt: skip
-        stream = iterate_dense(encoder, train, transform, layer, work, counted)
-        self.pairs = [
-            (maps.half().cpu(), mask) for maps, mask in (_pair(image, mask_side) for image in stream)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def images(self, order: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and masks in this order."""
-        return (self.pairs[place] for place in order)
-
-
-def _pair(image: DenseImage, mask_side: int) -> tuple[Tensor, Tensor]:
-    """Features as a map (dim rows columns) and the mask at the size that the loss is taken at."""
-    maps = image.patches.T.reshape(-1, *image.grid)
-    return maps, torch.from_numpy(resize_mask(image.mask, (mask_side, mask_side)))
+def _pairs(images: Iterable[DenseImage], mask_side: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features as maps (dim rows columns) and masks at the size that the loss is taken at."""
+    for image in images:
+        mask = torch.from_numpy(resize_mask(image.mask, (mask_side, mask_side)))
+        yield image.patches.T.reshape(-1, *image.grid), mask
 
 
 class LinearSegmentation(_Linear):
@@ -219,46 +201,36 @@ class LinearSegmentation(_Linear):
         if min(self.steps, self.batch) < 1 or not 0 < self.scales[0] <= self.scales[1]:
             raise ConfigError("steps and batch must be 1 or more and scales two rising numbers above 0.")
         train, test = open_train_and_test(data, self.ignore, self.num_classes)
-        transform, counted = self.transform(encoder), Counted()
-        assert transform.size is not None
-        head = LinearHead(encoder.embed_dim, train.num_classes, self.dropout, True, self.seed).to(
-            device_of(encoder)
-        )
+        reader = self.reader(encoder, work)
+        head = LinearHead(encoder.embed_dim, train.num_classes, self.dropout, True, self.seed)
+        head.to(encoder.device)
         area = (min(1.0, self.scales[1] ** -2), min(1.0, self.scales[0] ** -2))
-        mask_side = self.mask_side or transform.size
-        batches = self._batches(encoder, train, work, counted, area, (1.0, 1.0), transform.size, mask_side)
+        batches = self._batches(reader, train, area, (1.0, 1.0), self.mask_side or reader.side)
         optimiser = torch.optim.AdamW(head.parameters(), lr=self.rate, weight_decay=self.weight_decay)
         warmup = min(self.warmup, self.steps // 10)
         self._train(head, batches, self.steps, optimiser, warmup_cosine(warmup, self.steps), work)
         slide = self.augment and self.test == "slide"
         scoring = Scoring(test)
-        for mask, logits in self._logits(encoder, test, head, transform, slide, work, counted):
+        for mask, logits in self._logits(reader, test, head, slide):
             scoring.add(mask, best_class(logits))
-        seen = f"shorter side {transform.size}, sliding window" if slide else f"{transform.size} squash"
+        seen = f"shorter side {reader.side}, sliding window" if slide else f"{reader.side} squash"
         told = f"{seen}, scored at the masks' size"
-        return self.scored(
-            encoder, train, scoring, counted, resolution=told, warmup=warmup, features="patches"
-        )
+        return self.scored(reader, train, scoring, resolution=told, warmup=warmup, features="patches")
 
     def _logits(
-        self, encoder: Encoder, test: SegmentationData, head: LinearHead, transform: FeatureTransform, slide: bool,
-        work: Work, counted: Counted,
-    ) -> Iterator[tuple[UInt8[np.ndarray, "h w"], Float[Tensor, "classes h w"]]]:  # fmt: skip
+        self, reader: PatchReader, test: SegmentationData, head: LinearHead, slide: bool
+    ) -> Iterator[tuple[UInt8[np.ndarray, "h w"], Float[Tensor, "classes h w"]]]:
         """Yield every test mask with the logits brought to its size."""
         if not slide:
-            for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="scoring"):
-                yield (
-                    image.mask,
-                    upsample(_head_on(head, image.patches, image.grid), image.grid, image.mask.shape),
-                )
+            for image in reader.images(test, title="scoring"):
+                logits = _head_on(head, image.patches, image.grid)
+                yield image.mask, upsample(logits, image.grid, image.mask.shape)
             return
-        assert transform.size is not None
-        stride = self.stride or transform.size * 2 // 3
 
         def predict(patches: Tensor, grid: tuple[int, int]) -> Tensor:
             return _head_on(head, patches, grid)
 
-        yield from sliding_logits(encoder, test, transform.size, stride, self.layer, predict, work, counted)
+        yield from sliding_logits(reader, test, self.stride or reader.side * 2 // 3, predict)
 
 
 class LinearSegmentation100(_Linear):
@@ -295,12 +267,9 @@ class LinearSegmentation100(_Linear):
         if min(self.epochs, self.batch, self.output) < 1:
             raise ConfigError("epochs, batch and output must be 1 or more.")
         train, test = open_train_and_test(data, self.ignore, self.num_classes)
-        transform, counted = self.transform(encoder), Counted()
-        assert transform.size is not None
-        head = LinearHead(encoder.embed_dim, train.num_classes, 0.0, False, self.seed).to(device_of(encoder))
-        batches = self._batches(
-            encoder, train, work, counted, (0.8, 1.0), (3 / 4, 4 / 3), transform.size, self.output
-        )
+        reader = self.reader(encoder, work)
+        head = LinearHead(encoder.embed_dim, train.num_classes, 0.0, False, self.seed).to(encoder.device)
+        batches = self._batches(reader, train, (0.8, 1.0), (3 / 4, 4 / 3), self.output)
         parameters = head.parameters()
         optimiser = torch.optim.SGD(parameters, lr=self.rate, momentum=0.9, weight_decay=self.weight_decay)
         a_pass = max(1, math.ceil(len(train) / self.batch))
@@ -308,12 +277,12 @@ class LinearSegmentation100(_Linear):
         steps = a_pass * self.epochs
         self._train(head, batches, steps, optimiser, lambda s: 1.0 if s < falls else 0.1, work)
         side, scoring = (self.output, self.output), Scoring(test)
-        for image in iterate_dense(encoder, test, transform, self.layer, work, counted, title="scoring"):
+        for image in reader.images(test, title="scoring"):
             # The layer is linear and interpolation sums to 1, so enlarging logits equals enlarging features.
             logits = upsample(_head_on(head, image.patches, image.grid), image.grid, side)
             scoring.add(resize_mask(image.mask, side), best_class(logits))
-        told = f"{transform.size} squash, scored at {self.output}x{self.output}"
-        return self.scored(encoder, train, scoring, counted, resolution=told, features="patches")
+        told = f"{reader.side} squash, scored at {self.output}x{self.output}"
+        return self.scored(reader, train, scoring, resolution=told, features="patches")
 
 
 def _head_on(
