@@ -1,9 +1,10 @@
 """Copies planted among 10,000 images: how many `glocal duplicates` finds, and how many others it takes for copies.
 
-python -m benchmarks.study_planted_copies MODEL DATA [rate=0.001] [seed=0]
+python -m benchmarks.study_planted_copies MODEL DATA [rate=0.001] [seed=0] [out=FOLDER]
 
 Eleven edits, 50 copies each, of images drawn at random. Found: the copy stands in a group with its original. Falsely matched:
-share of the images without a planted copy that stand in any pair; real copies in DATA count as false here.
+share of the images without a planted copy that stand in any pair; real copies in DATA count as false here. With out= the
+embeddings stay there, and a run that was interrupted does not make them again.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def main() -> None:
     found = duplicates(
         load(sys.argv[1]),
         Planted(source, copies),
-        tempfile.mkdtemp(),
+        options.get("out") or tempfile.mkdtemp(),
         rate=float(options.get("rate", 0.001)),
         progress=False,
     )

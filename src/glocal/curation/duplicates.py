@@ -13,30 +13,29 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
+from glocal.curation.candidates import Thumbnails, candidate_pairs, thumbnails
 from glocal.data.source import ImageSource
 from glocal.errors import ConfigError
-from glocal.extraction.feature_stream import iterate_pixels
-from glocal.extraction.nearest import nearest
 from glocal.extraction.progress import progress_bar
 from glocal.lookup.bank import Engine
 from glocal.lookup.index import Index, index
+from glocal.matching.alignment import align_pictures
 from glocal.matching.placement import Placements, place_patches
 from glocal.models.encoder import Encoder
 from glocal.models.precision import AskedPrecision
-from glocal.models.preprocessing import FeatureTransform
 
-THUMBNAIL = 16
-"""Pixels of the side of the grey thumbnails that propose candidates beside the class embeddings."""
-_PRODUCTS = 2**22
-"""Of patches, held at once: 16 MiB."""
+ALIGNED = 3
+"""Best pairs by patches of each image whose pictures are laid on each other; all above `SURE` are, too."""
+SURE = 0.5
+_PRODUCTS, _PORTION = 2**22, 1024
+"""Of patches, and pairs, held at once: 16 MiB, and up to 50 of aligned pictures."""
 _ROUNDS = 20
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows of the index, the score of their placement, and the patches that agree on it."""
+    """Two rows of the index, how well they agree, and the patches that do."""
 
     first: int
     second: int
@@ -96,9 +95,10 @@ def duplicates(
 ) -> Duplicates:
     """Find near-duplicates and edited copies.
 
-    Candidates of an image are its nearest by class embedding, by a grey thumbnail and by its quarters. A pair's score is
-    how much of the images agrees on one placement, patch by patch (`place_patches`). The threshold is the score that a
-    share `rate` of images without a copy would reach (`calibrated_threshold`).
+    Candidates of an image are its nearest by class embedding, by a grey thumbnail and by its quarters. Patches say where one
+    image lies in the other, and how much of both agrees on that (`place_patches`); the thumbnails are laid on each other
+    there and correlated (`align_pictures`). A pair's score is the mean of both. The threshold is the score that a share
+    `rate` of images without a copy would reach (`calibrated_threshold`).
 
     Args:
         model: what `glocal.load` reads, or a loaded encoder.
@@ -129,13 +129,11 @@ def duplicates(
     )  # fmt: skip
     if isinstance(data, ImageSource):
         made.source = data
-    proposed = _candidates(made, candidates, engine, workers)
-    scores = np.concatenate(
-        [np.empty(0), *(placed.score.numpy() for placed in _placed(made, proposed, progress))]
-    )
-    threshold = calibrated_threshold(best_of_each(proposed, scores, made.alive), rate)
+    grey = thumbnails(made, workers)
+    aligned, scores = _scored(made, candidate_pairs(made, grey, candidates, engine), grey, progress)
+    threshold = calibrated_threshold(best_of_each(aligned, scores, made.alive), rate)
     above = np.flatnonzero(scores > threshold)
-    pairs = _with_evidence(made, proposed[above], progress)
+    pairs = _with_evidence(made, aligned[above], scores[above], progress)
     return Duplicates(made, groups_of(pairs), pairs, threshold, rate)
 
 
@@ -172,6 +170,18 @@ def best_of_each(
     return chosen
 
 
+def worth_aligning(
+    pairs: Int64[np.ndarray, "pairs 2"], scores: Float[np.ndarray, " pairs"]
+) -> Int64[np.ndarray, " chosen"]:
+    """Which pairs are looked at in pixels: the best of every image by patches, and all that agree on half of what they show."""
+    images, numbers = pairs.T.ravel(), np.tile(np.arange(len(pairs)), 2)
+    order = np.lexsort((-scores[numbers], images))
+    images, numbers = images[order], numbers[order]
+    place = np.arange(len(images)) - np.searchsorted(images, images)
+    chosen: NDArray[np.int64] = np.union1d(numbers[place < ALIGNED], np.flatnonzero(scores > SURE))
+    return chosen
+
+
 def groups_of(pairs: list[Pair]) -> list[list[int]]:
     """Connected images, each group in order, the largest group first.
 
@@ -194,46 +204,22 @@ def groups_of(pairs: list[Pair]) -> list[list[int]]:
     return sorted(groups.values(), key=lambda group: (-len(group), group))
 
 
-def _candidates(made: Index, count: int, engine: Engine, workers: int) -> Int64[np.ndarray, "pairs 2"]:
-    """Pairs of rows to be looked at, each once, lower row first."""
-    alive = np.flatnonzero(made.alive)
-    bank = made.bank(engine)
-    found = []
-    for start in range(0, len(alive), 4096):
-        part = alive[start : start + 4096]
-        near = bank.nearest(bank.take(part), count + 1).rows.numpy()
-        found.append(np.stack([np.repeat(part, near.shape[1]), near.ravel()], 1))
-    rows, grey = _thumbnails(made, workers)
-    if len(rows) > 1:
-        half = THUMBNAIL // 2
-        quarters = [grey[:, y : y + half, x : x + half] for y in (0, half) for x in (0, half)]
-        # A copy may be covered in places: each quarter proposes, too.
-        for thumbnails in (grey, *quarters):
-            unit = F.normalize((thumbnails - thumbnails.mean((1, 2), keepdim=True)).flatten(1), dim=1)
-            near = rows[nearest(unit, unit, count, leave_one_out=True).rows.numpy()]
-            found.append(np.stack([np.repeat(rows, near.shape[1]), near.ravel()], 1))
-    pairs = np.sort(np.concatenate(found), axis=1) if found else np.empty((0, 2), np.int64)
-    unique: NDArray[np.int64] = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
-    return unique
+def _scored(
+    made: Index, pairs: Int64[np.ndarray, "pairs 2"], grey: Thumbnails, progress: bool
+) -> tuple[Int64[np.ndarray, "pairs 2"], Float[np.ndarray, " pairs"]]:
+    """The pairs that were aligned, and the mean of how well patches and pictures agree."""
+    by_patches = [placed.score.numpy() for placed in _placed(made, pairs, "comparing patches", progress)]
+    aligned = pairs[worth_aligning(pairs, np.concatenate([np.empty(0, np.float32), *by_patches]))]
+    scores, start = [np.empty(0)], 0
+    for placed in _placed(made, aligned, "aligning pictures", progress):
+        one, other = torch.from_numpy(aligned[start : start + len(placed.score)]).unbind(1)
+        pictures = align_pictures(grey[one].float(), grey[other].float(), placed.where)
+        scores.append((placed.score + pictures.correlation.clamp(min=0)).double().numpy() / 2)
+        start += len(one)
+    return aligned, np.concatenate(scores)
 
 
-def _thumbnails(made: Index, workers: int) -> tuple[NDArray[np.int64], Float[Tensor, "images height width"]]:
-    """Rows, and their grey thumbnails."""
-    transform = FeatureTransform(resize="squash", size=THUMBNAIL, crop_fraction=1.0)
-    rows = np.flatnonzero(made.alive)
-    row_at = dict(zip(made.places[rows].tolist(), rows.tolist(), strict=True))
-    where, grey = [], []
-    for batch in iterate_pixels(
-        made.source, transform, THUMBNAIL, workers=workers, indices=made.places[rows], batch_size=256
-    ):
-        if len(batch.indices):
-            where += [row_at[int(i)] for i in batch.indices]
-            grey.append(batch.pixels.float().mean(1))
-    empty = torch.empty(0, THUMBNAIL, THUMBNAIL)
-    return np.array(where, np.int64), torch.cat(grey) if grey else empty
-
-
-def _placed(made: Index, pairs: NDArray[np.int64], progress: bool) -> Iterator[Placements]:
+def _placed(made: Index, pairs: NDArray[np.int64], doing: str, progress: bool) -> Iterator[Placements]:
     """Placements of pairs of rows, some at a time."""
     grid, bank = made.about.grid, made.patch_bank("exact")
     each = grid[0] * grid[1]
@@ -242,23 +228,25 @@ def _placed(made: Index, pairs: NDArray[np.int64], progress: bool) -> Iterator[P
         places = (rows[:, None] * each + np.arange(each)).ravel()
         return bank.take(places).view(len(rows), each, -1)
 
-    portion = max(1, _PRODUCTS // each**2)
-    with progress_bar("comparing patches", len(pairs), progress, unit="pairs") as advance:
+    portion = max(1, min(_PORTION, _PRODUCTS // each**2))
+    with progress_bar(doing, len(pairs), progress, unit="pairs") as advance:
         for start in range(0, len(pairs), portion):
             part = pairs[start : start + portion]
             yield place_patches(patches_of(part[:, 0]), patches_of(part[:, 1]), grid)
             advance(len(part))
 
 
-def _with_evidence(made: Index, pairs: NDArray[np.int64], progress: bool) -> list[Pair]:
+def _with_evidence(
+    made: Index, pairs: NDArray[np.int64], scores: NDArray[np.float64], progress: bool
+) -> list[Pair]:
     """Pairs with the patches that agree, the most certain pair first."""
     certain = []
-    rows = iter(pairs.tolist())
-    for placed in _placed(made, pairs, progress):
-        for score, second, agrees, cosine in zip(*placed, strict=True):
+    rows = iter(zip(pairs.tolist(), scores.tolist(), strict=True))
+    for placed in _placed(made, pairs, "collecting evidence", progress):
+        for second, agrees, cosine in zip(placed.second, placed.agrees, placed.cosine, strict=True):
             agree = agrees.nonzero()[:, 0]
             agree = agree[cosine[agree].argsort(descending=True, stable=True)]
             patches = tuple(zip(agree.tolist(), second[agree].tolist(), strict=True))
-            one, other = next(rows)
-            certain.append(Pair(one, other, float(score), patches))
+            (one, other), score = next(rows)
+            certain.append(Pair(one, other, score, patches))
     return sorted(certain, key=lambda pair: -pair.score)

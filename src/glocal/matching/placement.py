@@ -27,6 +27,8 @@ class Placements(NamedTuple):
     agrees: Bool[Tensor, "pairs patches"]
     """Whether that choice is mutual and lies where the placement puts it."""
     cosine: Float[Tensor, "pairs patches"]
+    where: Float[Tensor, "pairs 2 3"]
+    """The placement as an affine map from the first image to the second, whose sides run from -1 to 1."""
 
 
 def place_patches(
@@ -50,9 +52,10 @@ def place_patches(
     mutual &= cosine > 0
     y, x = torch.meshgrid(torch.arange(rows).float(), torch.arange(columns).float(), indexing="ij")
     place = torch.stack([x.flatten(), y.flatten()], 1)
-    last = torch.tensor([columns - 1.0, rows - 1.0])
+    sides = torch.tensor([float(columns), float(rows)])
+    last = sides - 1
     best = torch.full((len(first),), -1.0)
-    agreeing = torch.zeros_like(mutual)
+    agreeing, where = torch.zeros_like(mutual), torch.zeros(len(first), 2, 3)
     for mirrored in (False, True):
         seen = torch.stack([last[0] - place[:, 0], place[:, 1]], 1) if mirrored else place
         for scale in SCALES:
@@ -66,4 +69,8 @@ def place_patches(
             score = ((cosine * agrees).sum(1) / possible).nan_to_num()
             better = score > best
             best, agreeing = torch.where(better, score, best), torch.where(better[:, None], agrees, agreeing)
-    return Placements(best.clamp(max=1.0), chosen, agreeing, cosine)
+            turned = torch.diag(torch.tensor([-scale if mirrored else scale, scale])).expand(len(first), 2, 2)
+            moved_by = scale * (1 - 1 / sides) + (2 * shift[:, 0].nan_to_num() + 1) / sides - 1
+            placed = torch.cat([turned, moved_by[..., None]], dim=2)
+            where = torch.where(better[:, None, None], placed, where)
+    return Placements(best.clamp(max=1.0), chosen, agreeing, cosine, where)
