@@ -1,9 +1,16 @@
-"""Random crops, as tests of matching draw them."""
+"""Random crops: as tests of matching draw them, and as the loader draws them for one image alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from glocal.views.boxes import GeometryLaw
+from glocal.views.groups import ViewGroup
 
 Box = tuple[int, int, int, int]
 
@@ -19,3 +26,22 @@ def draw_box(generator: np.random.Generator, height: int, width: int, area: tupl
 
 def as_tensors(boxes: list[Box], flips: list[bool]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(boxes).view(-1, 4), torch.tensor(flips, dtype=torch.bool)
+
+
+class Geometry(NamedTuple):
+    """Of one group's views in one image: boxes (views, 4), flips and coins (views,)."""
+
+    box: NDArray[np.int64]
+    flip: NDArray[np.bool_]
+    strong: NDArray[np.bool_]
+
+
+def draw_geometry(seed: int, groups: Mapping[str, ViewGroup], height: int, width: int) -> dict[str, Geometry]:
+    """The law for one image of `height` x `width` pixels, by group name."""
+    law = GeometryLaw(groups)
+    draws = law.draw(np.array([seed], dtype=np.int64))
+    box = law.place(draws, np.array([[height, width]], dtype=np.int64))[0]
+    return {
+        name: Geometry(box[views], draws.flip[0, views], draws.strong[0, views])
+        for name, views in law.slices.items()
+    }

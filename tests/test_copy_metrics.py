@@ -118,14 +118,18 @@ def test_a_collapsed_model_scores_zero_not_the_order_of_files() -> None:
     assert samples["map"].figure() == pytest.approx(100 / (2 * 5))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_search_refuses_other_dimensions() -> None:
+    with pytest.raises(DataError, match="dimensions"):
+        ranks_of_positives(torch.eye(3), torch.eye(4), [np.array([0])] * 3)
+    with pytest.raises(DataError, match="rows of 4"):
+        nearest(torch.eye(3), torch.eye(4), 1)
+
+
 def test_search_refuses_what_would_give_a_wrong_number() -> None:
     good = torch.eye(3)
     with pytest.raises(DataError, match="aren't finite"):
         ranks_of_positives(good * torch.nan, good, [np.array([0])] * 3)
-    with pytest.raises(DataError, match="dimensions"):
-        ranks_of_positives(good, torch.eye(4), [np.array([0])] * 3)
-    with pytest.raises(DataError, match="rows of 4"):
-        nearest(good, torch.eye(4), 1)
     with pytest.raises(DataError, match="among 0 rows"):
         nearest(good, good[:0], 1)
     with pytest.raises(DataError, match="database item 3"):

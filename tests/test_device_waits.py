@@ -10,14 +10,10 @@ import torch
 from compiled_steps import small
 from conftest import make_views
 from test_compile import PASSES
+from torch import nn
+from whole_step import SmallTraining
 
-from glocal.models.teacher import MovingAverage
 from glocal.schedules import Progress
-from glocal.training.bad_steps import StepGuard
-from glocal.training.gradients import backward
-from glocal.training.network import StepInput, build_distillation
-from glocal.training.optimiser import build_optimiser, clip_gradients
-from glocal.views.augment import augment
 
 _READ: set[Any] = {
     torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__,
@@ -59,61 +55,24 @@ def test_a_wait_is_seen(read: Callable[[torch.Tensor], object]) -> None:
     assert OnDevice.waits
 
 
+def gradients_on_device(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = on_device(parameter.grad)
+
+
 @pytest.mark.parametrize("recipe", PASSES)
 def test_no_part_of_a_step_waits(recipe: str) -> None:
-    """Losses and gradients, clipping, the judgement of bad steps, optimiser and average, watched and unwatched."""
+    """Watched and unwatched; `test_gpu` asks CUDA itself."""
     config = small(recipe)
-    model = build_distillation(config, torch.bfloat16)
-    optimiser, guard = build_optimiser(model, 2, config.optimiser), StepGuard(model.objectives)
-    average = MovingAverage(model.teacher, model.student)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    training = SmallTraining(config, torch.device("cpu"), torch.bfloat16)
     for number in range(2):
         views = make_views(4, seed=number, groups=config.views)
         groups = {
             name: type(g)(on_device(g.pixels), g.box, g.flip, g.strong) for name, g in views.groups.items()
         }
-        progress = Progress(number, 2, 1)
-        guard.begin()
-        scalars = backward(model, StepInput(views.with_groups(groups), progress, watch=bool(number)))
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.grad = on_device(parameter.grad)
-        norm = clip_gradients(parameters, config.optimiser, progress)
-        bad = guard.judge(scalars["loss"], norm, optimiser)
-        model.finish_step()
-        guard.keep(bad)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        average.update(0.99)
+        scalars = training.step(
+            views.with_groups(groups), Progress(number, 2, 1), bool(number), gradients_on_device
+        )
         assert isinstance(scalars["loss"], OnDevice)
     assert OnDevice.waits == []
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("recipe", PASSES)
-def test_no_part_of_a_step_waits_on_a_gpu(recipe: str) -> None:
-    """The same, told by CUDA itself; the first step may wait, since it fills caches."""
-    device, config = torch.device("cuda"), small(recipe)
-    model = build_distillation(config, torch.bfloat16).to(device)
-    model.teacher.to(device)
-    optimiser, guard = build_optimiser(model, 2, config.optimiser), StepGuard(model.objectives).to(device)
-    average = MovingAverage(model.teacher, model.student)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for number in range(3):
-            loaded = make_views(4, seed=number, groups=config.views).pin_memory().to(device)
-            torch.cuda.synchronize()
-            torch.cuda.set_sync_debug_mode("error" if number else "default")
-            views = augment(loaded, config.views, config.backbone.patch_size)
-            guard.begin()
-            scalars = backward(model, StepInput(views, Progress(number, 3, 1), watch=False))
-            norm = clip_gradients(parameters, config.optimiser, Progress(number, 3, 1))
-            bad = guard.judge(scalars["loss"], norm, optimiser)
-            model.finish_step()
-            guard.keep(bad)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            average.update(0.99)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled_steps import small
 from conftest import make_views, small_config
+from test_compile import PASSES
 from tiny_runs import checkpoint, config_for, noisy_pictures, records, stop_after
+from whole_step import SmallTraining
 
-from glocal.models.teacher import MovingAverage
 from glocal.recipes import continue_run
 from glocal.schedules import Progress
-from glocal.training.bad_steps import StepGuard
 from glocal.training.gradients import backward
 from glocal.training.loop import pretrain
 from glocal.training.network import SelfDistillation, StepInput, build_distillation
-from glocal.training.optimiser import build_optimiser, clip_gradients
 from glocal.views.augment import augment
 
 pytestmark = pytest.mark.gpu
@@ -72,30 +72,23 @@ def test_views_are_the_cpus(device: torch.device) -> None:
         torch.testing.assert_close(there.groups[name].pixels.cpu(), group.pixels, rtol=1e-4, atol=1e-4)
 
 
-def test_a_step_never_waits_for_the_device(device: torch.device) -> None:
-    """Everything between two records, after a step that fills caches."""
-    config, model = small_config(), small_model(device, torch.bfloat16)
-    optimiser = build_optimiser(model, 2, config.optimiser)
-    average, guard = MovingAverage(model.teacher, model.student), StepGuard(model.objectives).to(device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    views = make_views(8).to(device)
+@pytest.mark.parametrize("recipe", PASSES)
+def test_a_step_never_waits_for_the_device(device: torch.device, recipe: str) -> None:
+    """Everything between two records, told by CUDA itself, after a step that fills caches."""
+    config = small(recipe)
+    training = SmallTraining(config, device, torch.bfloat16)
     try:
-        for mode in ("default", "error"):
+        for number in range(3):
+            views = make_views(4, seed=number, groups=config.views)
             if device.type == "cuda":
-                torch.cuda.set_sync_debug_mode(mode)
-            guard.begin()
-            scalars = backward(model, StepInput(views, PROGRESS, False), 1)
-            norm = clip_gradients(parameters, config.optimiser, PROGRESS)
-            bad = guard.judge(scalars["loss"], norm, optimiser)
-            model.finish_step()
-            guard.keep(bad)
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-            average.update(0.99)
+                views = views.pin_memory().to(device)
+                torch.cuda.synchronize()
+                torch.cuda.set_sync_debug_mode("error" if number else "default")
+            training.step(augment(views, config.views, config.backbone.patch_size), Progress(number, 3, 1))
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-    assert guard.read() == (0, 0)
+    assert training.guard.read() == (0, 0)
 
 
 def test_a_stopped_run_goes_on(device: torch.device, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from random_boxes import draw_geometry
 
 from glocal.errors import ConfigError, DataError, TrainingError, UnreadableImageError
-from glocal.views.boxes import draw_geometry
 from glocal.views.groups import ViewGroup
 from glocal.views.loader import LoadedBatch, ViewDataset, make_loader
 from glocal.views.randomness import hash_seed

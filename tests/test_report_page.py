@@ -20,7 +20,7 @@ from PIL import Image
 from glocal.report.embedded import script_json, sheet
 from glocal.report.model_looks import choose_samples
 from glocal.report.page import LARGEST, Shown, write_report
-from glocal.report.patch_store import StoredPatches, similarities, store_patches
+from glocal.report.patch_store import StoredPatches, store_patches
 from glocal.report.projections import cluster_patches, foreground, otsu_threshold, patch_colours, plane_map
 from glocal.report.run_story import charts
 from glocal.training.loop import pretrain
@@ -31,6 +31,13 @@ HOSTILE_CLASS = "<script>window.hacked=1<"
 
 
 # --------------------------------------------------------------------------------------------------- stored patches
+
+
+def similarities(stored: StoredPatches, image: int, patch: int) -> np.ndarray:
+    """What a click on the page shows, (images, patches): cosines of one patch with every patch, from the stored bytes."""
+    values = stored.values.astype(np.int64)
+    lengths = np.sqrt((values * values).sum(-1).astype(np.float64))
+    return values @ values[image, patch] / (lengths * lengths[image, patch])
 
 
 def test_similarities_equal_cosines_of_the_stored_bytes() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from random_boxes import draw_geometry
 
-from glocal.views.boxes import GeometryLaw, draw_geometry
+from glocal.views.boxes import GeometryLaw
 from glocal.views.groups import ViewGroup
 from glocal.views.randomness import fold_in, fold_in_array, hash_seed, mix, mix_array, uniform_array
 

@@ -6,14 +6,15 @@ from glocal.data.cifar import CifarSource, open_cifar
 from glocal.data.decoding import IMAGE_SUFFIXES, decode_image, decode_mask
 from glocal.data.folder import FileSource, open_folder
 from glocal.data.listing import open_list
-from glocal.data.open import BUILTIN, open_role, open_source, splits_of
+from glocal.data.named_sets import NAMED_SETS
+from glocal.data.open import open_role, open_source, splits_of
 from glocal.data.parquet import ParquetSource, open_parquet
 from glocal.data.source import ImageSource, Subset, hold_out
 from glocal.errors import DataError, UnreadableImageError
 
 __all__ = [
-    "BUILTIN",
     "IMAGE_SUFFIXES",
+    "NAMED_SETS",
     "ArraySource",
     "CifarSource",
     "DataError",

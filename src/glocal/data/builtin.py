@@ -10,6 +10,7 @@ from PIL import Image
 
 from glocal.data.arrays import ArraySource
 from glocal.data.decoding import decode_image
+from glocal.data.named_set import NamedSet
 from glocal.data.source import ImageSource, check_index, hold_out, short_hash
 from glocal.data.splits import ALL
 from glocal.errors import DataError
@@ -184,3 +185,8 @@ def _package_folder(package: str) -> Path:
             f"The bundled photographs need {package}, which is not installed. Run: pip install 'glocal[photos]'."
         )
     return Path(next(iter(found.submodule_search_locations)))
+
+
+DIGITS = NamedSet("digits", open_digits, splits=("train", "test"))
+PHOTOS = NamedSet("photos", PhotoSource)
+TILES = NamedSet("photos-tiles", lambda: TileSource(PhotoSource()))

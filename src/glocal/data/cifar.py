@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from glocal.data.named_set import NamedSet
 from glocal.data.source import ImageSource, check_index, short_hash
 from glocal.errors import DataError
 
@@ -276,3 +278,9 @@ def _unpack(archive: _Archive, packed: Path, verify: bool) -> Path:
     found = _find_unpacked(archive, [home], verify)
     assert found is not None
     return found
+
+
+CIFAR10, CIFAR100 = (
+    NamedSet(name, functools.partial(open_cifar, name), splits=("train", "test"), can_be_fetched=True)
+    for name in CIFAR
+)

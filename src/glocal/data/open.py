@@ -8,20 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from glocal.data.builtin import PhotoSource, TileSource, open_digits
-from glocal.data.cifar import CIFAR, open_cifar
 from glocal.data.decoding import IMAGE_SUFFIXES
 from glocal.data.folder import open_folder, split_folders
 from glocal.data.listing import ListFile, open_list
+from glocal.data.named_set import NamedSet
+from glocal.data.named_sets import NAMED_SETS
 from glocal.data.parquet import open_parquet, parquet_files, parquet_splits
 from glocal.data.source import ImageSource
-from glocal.data.splits import ALL, DataSpec, check_split, read_spec
+from glocal.data.splits import DataSpec, check_split, read_spec
 from glocal.errors import DataError, name_some, nearest_name
 from glocal.outside import given_path
 from glocal.own_code import is_own, load_named
 
-BUILTIN = ("digits", "photos", "photos-tiles", *CIFAR)
-"""Names that need no path."""
 _BUILTIN_MARK = "builtin:"
 _LISTS = (".txt", ".csv")
 _KINDS = (
@@ -58,7 +56,7 @@ def open_source(spec: str | Path, split: str | None = None) -> ImageSource:
     """
     wanted = _spec(spec).narrowed(check_split(split))
     if wanted.place.startswith(_BUILTIN_MARK):
-        source = _open_builtin(wanted)
+        source = _named_set(wanted).opened(wanted.split, wanted.download)
     else:
         source = _open_own(wanted) if _is_own(wanted.place) else _open_path(wanted)
     source.split = wanted.split
@@ -97,7 +95,7 @@ def splits_of(spec: str | Path) -> tuple[str, ...]:
     """
     wanted = _spec(spec)
     if wanted.place.startswith(_BUILTIN_MARK):
-        return () if "photos" in wanted.place else ("train", "test")
+        return _named_set(wanted).splits
     if _is_own(wanted.place):
         return tuple(getattr(load_named(wanted.place, "data"), "splits", ()))
     path = given_path(wanted.place, "data", DataError)
@@ -117,11 +115,11 @@ def _spec(spec: str | Path) -> DataSpec:
     """
     text = str(spec).strip()
     if isinstance(spec, str) and not text:
-        raise DataError(f"data is empty. Give {_KINDS}, or one of {', '.join(BUILTIN)}.")
+        raise DataError(f"data is empty. Give {_KINDS}, or one of {', '.join(NAMED_SETS)}.")
     if isinstance(spec, Path):
         return DataSpec(text)
     name = text.removeprefix(_BUILTIN_MARK).partition(":")[0]
-    if name in BUILTIN:
+    if name in NAMED_SETS:
         if text == name and Path(text).exists():
             raise DataError(
                 f"data={text} is a bundled set, and there is a '{text}' in this folder. "
@@ -130,7 +128,7 @@ def _spec(spec: str | Path) -> DataSpec:
         return _builtin_spec(text, name)
     if text.startswith(_BUILTIN_MARK):
         raise DataError(
-            f"There is no bundled set '{name}'.{nearest_name(name, BUILTIN)} Allowed: {', '.join(BUILTIN)}."
+            f"There is no bundled set '{name}'.{nearest_name(name, NAMED_SETS)} Allowed: {', '.join(NAMED_SETS)}."
         )
     return read_spec(text)
 
@@ -145,19 +143,8 @@ def _builtin_spec(text: str, name: str) -> DataSpec:
     return taken
 
 
-def _open_builtin(spec: DataSpec) -> ImageSource:
-    name = spec.place.removeprefix(_BUILTIN_MARK)
-    if name in CIFAR:
-        return open_cifar(name, spec.split, download=spec.download)
-    if spec.download:
-        raise DataError(f"{name} needs no download; write data={name}.")
-    if name == "digits":
-        return open_digits(spec.split)
-    if spec.split not in (None, ALL):
-        raise DataError(
-            f"{name} has no splits (asked for '{spec.split}'). Leave the split out, or use digits or cifar10."
-        )
-    return PhotoSource() if name == "photos" else TileSource(PhotoSource())
+def _named_set(spec: DataSpec) -> NamedSet:
+    return NAMED_SETS[spec.place.removeprefix(_BUILTIN_MARK)]
 
 
 def _is_own(place: str) -> bool:
@@ -241,9 +228,9 @@ def _missing(path: Path) -> str:
         beside = []
     hint = nearest_name(path.name, beside)
     if not hint and path.parent == Path():
-        hint = nearest_name(name, BUILTIN)
+        hint = nearest_name(name, NAMED_SETS)
     return (
-        f"data='{path}' does not exist.{hint} Allowed: {_KINDS}, or a bundled set: {', '.join(BUILTIN)} "
+        f"data='{path}' does not exist.{hint} Allowed: {_KINDS}, or a bundled set: {', '.join(NAMED_SETS)} "
         f"(cifar10:download fetches it). Paths are relative to '{Path.cwd()}'. Behind a path that exists may stand "
         ":train, :val, :test, :all, :column=value and :labels=false."
     )

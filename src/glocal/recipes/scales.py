@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glocal.models.backbone import BackboneConfig
 from glocal.objectives.over_prototypes.centring import CentringConfig
@@ -81,70 +81,6 @@ def imagenet() -> Scale:
     )
 
 
-def medium() -> Scale:
-    """Photographs on one GPU, fewer than ImageNet's: ViT-S/16 at 160 pixels, few prototypes, a fast teacher."""
-    return Scale(
-        why=(
-            "Thousands of photographs and a GPU: ViT-S/16 on views of 160 pixels, a 10x10 grid at half the price of 224; "
-            "Muon, whitening, half of the patches and 1,024 prototypes as at the small scales. Reasoned, not yet measured."
-        ),
-        backbone=BackboneConfig(
-            size="small",
-            patch_size=16,
-            image_size=160,
-            drop_path=0.1,
-            attention_init="mimetic",
-            patch_embed_init="whitened",
-        ),
-        views=multi_crop(160, 64, 4, global_area=(0.35, 1.0), local_area=(0.08, 0.35), keep=0.5),
-        image_head=HeadConfig(
-            hidden=512, layers=3, bottleneck=128, prototypes=1024, frozen_epochs=0, init="fan_in"
-        ),
-        patch_head=HeadConfig(
-            hidden=512, layers=2, bottleneck=128, prototypes=512, frozen_epochs=0, init="fan_in"
-        ),
-        teacher_temperature=0.04,
-        centring=CentringConfig(method="sinkhorn"),
-        optimiser=MUON.model_copy(update={"muon_learning_rate": 0.01}),
-        teacher=TeacherConfig(momentum=teacher_momentum(steps=10_000)),
-        training=TrainingConfig(batch_size=256, epochs=400),
-        memory_rows=8192,
-    )
-
-
-def cifar() -> Scale:
-    """Images of at most 64 pixels: a small ViT on 4-pixel patches that two cores can train."""
-    return Scale(
-        why=(
-            "32-pixel images: patches of 4 keep an 8x8 grid; no blur, which would wipe out such small images; no small "
-            "crops, which cost accuracy in the same time at this size; Sinkhorn, a fast teacher and 1,024 prototypes, "
-            "because small batches give the moving centre and the slow teacher too little to go by."
-        ),
-        backbone=BackboneConfig(
-            size="micro",
-            embed_dim=128,
-            depth=3,
-            patch_size=4,
-            image_size=32,
-            attention_init="mimetic",
-            patch_embed_init="whitened",
-        ),
-        views=multi_crop(32, 16, 0, global_area=(0.35, 1.0), local_area=(0.15, 0.4), blur=False, keep=0.5),
-        image_head=HeadConfig(
-            hidden=256, layers=3, bottleneck=64, prototypes=1024, frozen_epochs=0, init="fan_in"
-        ),
-        patch_head=HeadConfig(
-            hidden=256, layers=2, bottleneck=64, prototypes=512, frozen_epochs=0, init="fan_in"
-        ),
-        teacher_temperature=0.04,
-        centring=CentringConfig(method="sinkhorn"),
-        optimiser=MUON,
-        teacher=TeacherConfig(momentum=teacher_momentum(steps=2_000)),
-        training=TrainingConfig(batch_size=128, epochs=5),
-        memory_rows=8192,
-    )
-
-
 def small() -> Scale:
     """A thousand to a hundred thousand photographs on a few cores."""
     return Scale(
@@ -174,6 +110,57 @@ def small() -> Scale:
         teacher=TeacherConfig(momentum=teacher_momentum(steps=10_000)),
         training=TrainingConfig(batch_size=64, epochs=100),
         memory_rows=2048,
+    )
+
+
+def cifar() -> Scale:
+    """Images of at most 64 pixels: a small ViT on 4-pixel patches that two cores can train."""
+    return replace(
+        small(),
+        why=(
+            "32-pixel images: patches of 4 keep an 8x8 grid; no blur, which would wipe out such small images; no small "
+            "crops, which cost accuracy in the same time at this size; Sinkhorn, a fast teacher and 1,024 prototypes, "
+            "because small batches give the moving centre and the slow teacher too little to go by."
+        ),
+        backbone=BackboneConfig(
+            size="micro",
+            embed_dim=128,
+            depth=3,
+            patch_size=4,
+            image_size=32,
+            attention_init="mimetic",
+            patch_embed_init="whitened",
+        ),
+        views=multi_crop(32, 16, 0, global_area=(0.35, 1.0), local_area=(0.15, 0.4), blur=False, keep=0.5),
+        teacher=TeacherConfig(momentum=teacher_momentum(steps=2_000)),
+        training=TrainingConfig(batch_size=128, epochs=5),
+        memory_rows=8192,
+    )
+
+
+def medium() -> Scale:
+    """Photographs on one GPU, fewer than ImageNet's: ViT-S/16 at 160 pixels, few prototypes, a fast teacher."""
+    base = small()
+    return replace(
+        base,
+        why=(
+            "Thousands of photographs and a GPU: ViT-S/16 on views of 160 pixels, a 10x10 grid at half the price of 224; "
+            "Muon, whitening, half of the patches and 1,024 prototypes as at the small scales. Reasoned, not yet measured."
+        ),
+        backbone=BackboneConfig(
+            size="small",
+            patch_size=16,
+            image_size=160,
+            drop_path=0.1,
+            attention_init="mimetic",
+            patch_embed_init="whitened",
+        ),
+        views=multi_crop(160, 64, 4, global_area=(0.35, 1.0), local_area=(0.08, 0.35), keep=0.5),
+        image_head=base.image_head.model_copy(update={"hidden": 512, "bottleneck": 128}),
+        patch_head=base.patch_head.model_copy(update={"hidden": 512, "bottleneck": 128}),
+        optimiser=MUON.model_copy(update={"muon_learning_rate": 0.01}),
+        training=TrainingConfig(batch_size=256, epochs=400),
+        memory_rows=8192,
     )
 
 

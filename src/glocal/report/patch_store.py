@@ -1,7 +1,7 @@
-"""Patch features small enough for a page, and the similarities that a click there shows.
+"""Patch features small enough for a page, which computes the similarities that a click there shows.
 
-The page computes what `similarities` computes, bit for bit: sums of products of signed bytes are exact in both
-languages, and the two square roots, one product and one division are IEEE double precision in both.
+Sums of products of signed bytes are exact in a browser as in Python, and the two square roots, one product and one
+division of a cosine are IEEE double precision in both: a test compares them bit for bit.
 """
 
 from __future__ import annotations
@@ -43,21 +43,3 @@ def store_patches(
     largest = unit.abs().amax(-1, keepdim=True).clamp(min=1e-300)
     values = (unit / largest * 127).round().clamp(-127, 127).to(torch.int8).cpu().numpy()
     return StoredPatches(values, grid, kept)
-
-
-def similarities(stored: StoredPatches, image: int, patch: int) -> Float[np.ndarray, "images patches"]:
-    """Cosine of one patch with every patch of every image, from the stored bytes; 0 where a vector is all zeros.
-
-    >>> import torch
-    >>> float(similarities(store_patches(torch.eye(4)[None], (2, 2)), 0, 1)[0, 1])
-    1.0
-    """
-    values = stored.values.astype(np.int64)
-    asked = values[image, patch]
-    products = values @ asked
-    lengths = np.sqrt((values * values).sum(-1).astype(np.float64))
-    below = lengths * lengths[image, patch]
-    cosine: Float[np.ndarray, "images patches"] = np.divide(
-        products, below, out=np.zeros(products.shape), where=below > 0
-    )
-    return cosine

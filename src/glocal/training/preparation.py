@@ -52,14 +52,14 @@ def prepare(config: RunConfig, folder: RunFolder, resume: bool | Path) -> Run:
     choose_device(config.speed.device, "speed.device")
     source = open_source(config.data)
     _check_batch(config, len(source))
-    if config.balance is not None:
-        balance_weights(config.balance, source)  # what is refused is refused before anything is claimed
+    balance = None if config.balance is None else balance_weights(config.balance, source)
     fabric = launch(config.speed)
     _check_split(config, fabric)
     if resume:
         _first_does(fabric, lambda: folder.claim(resume=True))
     continued = bool(resume) and (isinstance(resume, Path) or folder.begun)
     run = _build(config, folder, fabric, source, clock, continued)
+    run.balance = balance
     if resume:
         run.unreadable = folder.read_unreadable()
     if continued:
@@ -105,7 +105,7 @@ def load_batches(run: Run) -> ViewLoader:
         at_least=config.speed.decode_at_least,
         keep_bytes=config.speed.keep_decoded_mb << 20,
         pin_memory=on_gpu,
-        weights=None if config.balance is None else balance_weights(config.balance, run.source),
+        weights=run.balance,
     )
 
 

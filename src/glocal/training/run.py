@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -23,7 +25,8 @@ class Run:
     """A run between two steps: `done` steps are done of `steps`, after `retreats` to a checkpoint at half the rate.
 
     `licence` is that of the weights it starts from, where known; `notes` are sentences for whoever starts it; `unreadable`
-    the images that could not be decoded, with the reason; `sums` the losses since the last record, added up on the device:
+    the images that could not be decoded, with the reason; `balance` how often each image is drawn, null: once an epoch;
+    `sums` the losses since the last record, added up on the device:
     a checkpoint may lie between two records.
     """
 
@@ -45,6 +48,7 @@ class Run:
     licence: str | None = None
     notes: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    balance: Float[np.ndarray, " images"] | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property

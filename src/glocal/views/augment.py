@@ -37,7 +37,6 @@ def augment(
     `teacher_pixels` holds the view without it, all other operations drawn alike; a group that only the teacher sees
     goes without such operations altogether. `patch_size` is the cell of operations with `unit: patch`.
 
-    >>> from glocal.views.boxes import draw_geometry  # doctest: +SKIP
     >>> augment(batch.views.to(device), config.views, patch_size=16).groups["global"].pixels.dtype  # doctest: +SKIP
     torch.float32
     """

@@ -26,18 +26,6 @@ _STREAM = np.array([0x67656F6D65747279], dtype=np.uint64)
 
 
 @dataclass(frozen=True)
-class Placement:
-    """The geometry of one group's views in one image.
-
-    `box` is int64 (views, 4) as (top, left, height, width) in source pixels; `flip` and `strong` are bool (views,).
-    """
-
-    box: NDArray[np.int64]
-    flip: NDArray[np.bool_]
-    strong: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
 class Draws:
     """What is drawn before sizes are known, for `images` x all views of all groups.
 
@@ -117,24 +105,6 @@ class GeometryLaw:
         tall = np.clip(np.rint(width / self._aspect_low[views]), 1, height)
         wide = np.clip(np.rint(height * self._aspect_high[views]), 1, width)
         return np.stack([tall, wide], axis=1)
-
-
-def draw_geometry(
-    seed: int, groups: Mapping[str, ViewGroup], height: int, width: int
-) -> dict[str, Placement]:
-    """Draw the geometry of one image of `height` x `width` pixels, by group name.
-
-    >>> from glocal.views.groups import ViewGroup
-    >>> draw_geometry(7, {"global": ViewGroup(count=2, size=224, area=(0.4, 1.0))}, 400, 500)["global"].box.shape
-    (2, 4)
-    """
-    law = GeometryLaw(groups)
-    draws = law.draw(np.array([seed], dtype=np.int64))
-    box = law.place(draws, np.array([[height, width]], dtype=np.int64))[0]
-    return {
-        name: Placement(box[views], draws.flip[0, views], draws.strong[0, views])
-        for name, views in law.slices.items()
-    }
 
 
 def _between(

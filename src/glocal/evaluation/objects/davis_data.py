@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -134,23 +134,6 @@ def read_label_map(content: bytes, name: str) -> UInt8[np.ndarray, "h w"]:
         raise DataError(
             f"A mask can't be read: {error}. An indexed PNG with object numbers is needed."
         ) from error
-
-
-def read_predictions(path: str | Path, sequences: Sequence[str]) -> dict[str, list[UInt8[np.ndarray, "h w"]]]:
-    """Read label maps `SEQUENCE/*.png`, at any depth of a folder or an uncompressed tar.
-
-    Raises:
-        DataError: when a sequence has none.
-    """
-    root = Path(path)
-    files, tar = _open_files(root)
-    found = {}
-    for sequence in sequences:
-        names = sorted(n for n in files if n.endswith(".png") and PurePosixPath(n).parent.name == sequence)
-        if not names:
-            raise DataError(f"{root} holds no predictions {sequence}/*.png.")
-        found[sequence] = [read_label_map(_read_file(root, tar, name, files[name]), name) for name in names]
-    return found
 
 
 def _read_file(root: Path, tar: Path | None, name: str, place: Place) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Integer
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -20,8 +20,8 @@ IGNORED = 255
 
 
 def confusion_matrix(
-    target: Int64[Tensor, "*shape"],
-    prediction: Int64[Tensor, "*shape"],
+    target: Integer[Tensor, "*shape"],
+    prediction: Integer[Tensor, "*shape"],
     rows: int,
     columns: int | None = None,
 ) -> Int64[Tensor, "rows columns"]:
