@@ -59,7 +59,7 @@ def one_images_way() -> list[str]:
         for number in range(4):
             Image.fromarray(draw.integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(f"{folder}/{number}.jpg")
         config = configure("local-global", data=folder, out="unused", preset="small")
-        network, progress = build_distillation(config), sys.modules[StepInput.__module__].Progress(1, 10, 5)  # type: ignore[attr-defined]
+        network, progress = build_distillation(config), sys.modules[StepInput.__module__].Progress(1, 10, 5)
         batches = iter(
             make_loader(open_source(folder), config.views, batch_size=4, seed=0, workers=0, total_steps=1)
         )

@@ -16,7 +16,9 @@ import torch
 from hypothesis import settings
 
 # All annotations are checked at every call: types, and shapes by name. Before anything of the package is imported.
-jaxtyping.install_import_hook("glocal", "checked_annotations.check")
+jaxtyping.install_import_hook(
+    ["glocal.views", "glocal.matching", "glocal.objectives", "glocal.models"], "checked_annotations.check"
+)
 
 from glocal.conformance.small_runs import GROUPS as GROUPS
 from glocal.conformance.small_runs import SMALL_HEAD as SMALL_HEAD

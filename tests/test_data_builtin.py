@@ -51,15 +51,15 @@ def test_digits_splits_are_fixed_and_disjoint() -> None:
         open_source("digits:test", "train")
 
 
-def test_array_source_refuses_other_arrays() -> None:
+def test_array_source_gives_its_images() -> None:
     colour = ArraySource("c", np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3))
     np.testing.assert_array_equal(np.asarray(colour.read(1)), colour._pixels[1])
-    with pytest.raises(DataError, match="2 images and 3 labels"):
-        ArraySource("w", np.zeros((2, 4, 5), np.uint8), np.zeros(3, np.int64))
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_array_source_refuses_other_kinds_of_numbers() -> None:
+def test_array_source_refuses_other_kinds_and_counts() -> None:
+    with pytest.raises(DataError, match="2 images and 3 labels"):
+        ArraySource("w", np.zeros((2, 4, 5), np.uint8), np.zeros(3, np.int64))
     for wrong in (np.zeros((2, 4, 5)), np.zeros((2, 4, 5, 4), np.uint8), np.zeros((4, 5), np.uint8)):
         with pytest.raises(DataError, match="must be uint8"):
             ArraySource("w", wrong)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from random_boxes import draw_geometry
 
+from glocal.data import ImageSource
 from glocal.errors import ConfigError, DataError, TrainingError, UnreadableImageError
 from glocal.views.groups import ViewGroup
 from glocal.views.loader import LoadedBatch, ViewDataset, make_loader
@@ -30,7 +31,7 @@ GROUPS = {
 }
 
 
-class Pictures:
+class Pictures(ImageSource):
     """Random pictures of various sizes; those listed in `broken` can't be decoded."""
 
     name = "pictures"
@@ -53,6 +54,9 @@ class Pictures:
         if index in self.broken:
             raise UnreadableImageError(f"{self.key(index)} is broken")
         return Image.fromarray(self.array(index))
+
+    def fingerprint(self) -> str:
+        return f"{self.length:016x}"
 
 
 def _batches(source: Pictures, **options: object) -> list[LoadedBatch]:
@@ -190,7 +194,7 @@ def test_nothing_readable_is_an_error_that_says_so(workers: int) -> None:
 
 
 def test_workers_end_with_the_loop_that_left_early() -> None:
-    batches = iter(make_loader(Pictures(9), GROUPS, batch_size=4, seed=0, workers=2, total_steps=50))  # type: ignore[arg-type]
+    batches = iter(make_loader(Pictures(9), GROUPS, batch_size=4, seed=0, workers=2, total_steps=50))
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     del batches
@@ -243,7 +247,7 @@ def test_sizes_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_dataset_and_batches_pickle() -> None:
-    dataset = pickle.loads(pickle.dumps(ViewDataset(Pictures(9), GROUPS)))  # type: ignore[arg-type]
+    dataset = pickle.loads(pickle.dumps(ViewDataset(Pictures(9), GROUPS)))
     key = EpochSampler(length=9, batch_size=4, seed=3, total_steps=1).at(0)
     batch = dataset[key]
     assert isinstance(batch, LoadedBatch)

@@ -37,7 +37,8 @@ def similarities(stored: StoredPatches, image: int, patch: int) -> np.ndarray:
     """What a click on the page shows, (images, patches): cosines of one patch with every patch, from the stored bytes."""
     values = stored.values.astype(np.int64)
     lengths = np.sqrt((values * values).sum(-1).astype(np.float64))
-    return values @ values[image, patch] / (lengths * lengths[image, patch])
+    cosines: np.ndarray = values @ values[image, patch] / (lengths * lengths[image, patch])
+    return cosines
 
 
 def test_similarities_equal_cosines_of_the_stored_bytes() -> None:

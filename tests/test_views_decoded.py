@@ -37,13 +37,7 @@ class Counted(Pictures):
 def _epochs(source: Pictures, workers: int, keep_bytes: int) -> list[LoadedBatch]:
     return list(
         make_loader(
-            source,  # type: ignore[arg-type]
-            GROUPS,
-            batch_size=4,
-            seed=3,
-            workers=workers,
-            total_steps=9,
-            keep_bytes=keep_bytes,
+            source, GROUPS, batch_size=4, seed=3, workers=workers, total_steps=9, keep_bytes=keep_bytes
         )
     )
 
@@ -59,13 +53,7 @@ def test_each_image_is_decoded_once_and_the_views_are_the_same(tmp_path: Path, w
 def test_workers_share_what_any_of_them_decoded(tmp_path: Path) -> None:
     source = Counted(tmp_path / "log", 12)
     loader = make_loader(
-        source,  # type: ignore[arg-type]
-        GROUPS,
-        batch_size=4,
-        seed=3,
-        workers=2,
-        total_steps=9,
-        keep_bytes=12 * 3 * PAGE,
+        source, GROUPS, batch_size=4, seed=3, workers=2, total_steps=9, keep_bytes=12 * 3 * PAGE
     )
     first = list(loader)
     # Two workers may both decode an image at an epoch's border; new workers of a second pass find all of them.
@@ -79,7 +67,7 @@ def test_an_image_larger_than_its_slot_is_decoded_each_time(tmp_path: Path) -> N
     source = Counted(tmp_path / "log", 9)
     fits = [source.array(i).size <= PAGE for i in range(9)]
     assert 0 < sum(fits) < 9
-    images = DecodedImages(source, keep_bytes=9 * PAGE + 100)  # type: ignore[arg-type]
+    images = DecodedImages(source, keep_bytes=9 * PAGE + 100)
     for _ in range(3):
         for index in range(9):
             assert np.array_equal(images.read(index), source.array(index))
@@ -89,7 +77,7 @@ def test_an_image_larger_than_its_slot_is_decoded_each_time(tmp_path: Path) -> N
 @pytest.mark.parametrize("keep_bytes", [0, 9 * PAGE - 1])
 def test_without_room_for_a_page_an_image_nothing_is_kept(tmp_path: Path, keep_bytes: int) -> None:
     source = Counted(tmp_path / "log", 9)
-    images = DecodedImages(source, keep_bytes=keep_bytes)  # type: ignore[arg-type]
+    images = DecodedImages(source, keep_bytes=keep_bytes)
     assert [images.read(4).shape for _ in range(2)] == [source.array(4).shape] * 2
     assert source.decoded() == [4, 4]
 
@@ -100,12 +88,12 @@ def test_memory_that_is_refused_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("glocal.views.decoded.mmap.mmap", refuse)
     source = Pictures(5)
-    assert np.array_equal(DecodedImages(source).read(2), source.array(2))  # type: ignore[arg-type]
+    assert np.array_equal(DecodedImages(source).read(2), source.array(2))
 
 
 def test_a_broken_image_stays_broken_and_a_copy_begins_empty(tmp_path: Path) -> None:
     source = Counted(tmp_path / "log", 5, broken=(3,))
-    images = DecodedImages(source)  # type: ignore[arg-type]
+    images = DecodedImages(source)
     for _ in range(2):
         with pytest.raises(UnreadableImageError, match="picture-3"):
             images.read(3)
@@ -132,7 +120,7 @@ def test_no_view_enlarges_what_the_decoder_reduced(at_least: int | None) -> None
         "flat": ViewGroup(count=4, size=(96, 32), area=(0.05, 0.3)),
     }
     key = EpochSampler(length=16, batch_size=16, seed=0, total_steps=1).at(0)
-    views = ViewDataset(Reducible(16), groups, at_least).render(key).views  # type: ignore[arg-type]
+    views = ViewDataset(Reducible(16), groups, at_least).render(key).views
     for name, group in groups.items():
         sides = torch.tensor(group.height_width)
         assert (views.groups[name].box[..., 2:] >= sides - 1).all(), "a side is rounded to a pixel"

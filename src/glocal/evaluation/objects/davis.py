@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from glocal.data.source import ImageSource
 from glocal.errors import ConfigError, DataError
 from glocal.evaluation.base import DataLike, ProtocolConfig
 from glocal.evaluation.intervals import Samples
@@ -129,8 +128,7 @@ class Davis(ProtocolConfig):
         by_object = {"J&F": (region + boundary) / 2, "J_mean": region, "F_mean": boundary}
         return self.result(
             encoder,
-            # The videos have what a result asks of a source: name, split, length, fingerprint, and frames to read.
-            {"videos": cast(ImageSource, videos)},
+            {"videos": videos},
             numbers,
             rows=rows,
             notes=[note for score in scores for note in score.notes],

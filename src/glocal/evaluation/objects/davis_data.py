@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from glocal.data.decoding import decode_image, decode_mask
-from glocal.data.source import short_hash
+from glocal.data.source import ImageSource, check_index, short_hash
 from glocal.errors import DataError, UnreadableImageError
 
 FRAMES, MASKS, LISTS = "JPEGImages/480p", "Annotations/480p", "ImageSets/2017"
@@ -28,8 +28,8 @@ class Place(NamedTuple):
     written: int
 
 
-class DavisVideos:
-    """The sequences of one split.
+class DavisVideos(ImageSource):
+    """The sequences of one split; as a source of images, all their frames.
 
     Args:
         path: a folder or an uncompressed tar that holds `JPEGImages/480p` and `Annotations/480p` at any depth, or a
@@ -67,10 +67,15 @@ class DavisVideos:
         """Names of a sequence's frames, in order."""
         return sorted(name for name in self._files if name.startswith(f"{self._root}{FRAMES}/{sequence}/"))
 
-    def read(self, index: int, at_least: int | None = None) -> Image.Image:
-        """Decode a frame by its number among those of all sequences, as image sources do; `at_least` is not asked."""
+    def key(self, index: int) -> str:
+        """The name of a frame, by its number among those of all sequences."""
+        check_index(index, len(self), self.name)
         frames = itertools.chain.from_iterable(map(self.frames, self.sequences))
-        return self.read_frame(next(itertools.islice(frames, index, None)))
+        return next(itertools.islice(frames, index, None))
+
+    def read(self, index: int, at_least: int | None = None) -> Image.Image:
+        """Decode a frame by its number; `at_least` is not asked."""
+        return self.read_frame(self.key(index))
 
     def read_frame(self, name: str) -> Image.Image:
         """Decode a frame as RGB.

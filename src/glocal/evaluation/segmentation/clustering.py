@@ -157,7 +157,7 @@ class OverClustering(DenseConfig):
     def _score_runs(
         self,
         points: Float[np.ndarray, "patches dim"],
-        masks: UInt8[np.ndarray, "images side side"],
+        masks: UInt8[np.ndarray, "images height width"],
         grid: tuple[int, int],
         classes: int,
         work: Work,
@@ -190,7 +190,7 @@ class OverClustering(DenseConfig):
 
 def image_confusions(
     found: Int64[np.ndarray, " patches"],
-    masks: UInt8[np.ndarray, "images side side"],
+    masks: UInt8[np.ndarray, "images height width"],
     grid: tuple[int, int],
     classes: int,
     clusters: int,
@@ -204,7 +204,7 @@ def image_confusions(
 
 def cluster_confusion(
     found: Int64[np.ndarray, " patches"],
-    masks: UInt8[np.ndarray, "images side side"],
+    masks: UInt8[np.ndarray, "images height width"],
     grid: tuple[int, int],
     classes: int,
     clusters: int,
@@ -224,7 +224,7 @@ def _mean_and_deviation(rows: list[dict[str, float]]) -> dict[str, float]:
     return numbers
 
 
-def _absent(masks: UInt8[np.ndarray, "images side side"], names: tuple[str, ...]) -> list[str]:
+def _absent(masks: UInt8[np.ndarray, "images height width"], names: tuple[str, ...]) -> list[str]:
     present = set(np.unique(masks).tolist())
     missing = [name for number, name in enumerate(names) if number not in present]
     return [f"{len(missing)} class(es) absent in the scored masks: {', '.join(missing)}"] if missing else []

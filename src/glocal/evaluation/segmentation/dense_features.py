@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Integer, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -185,7 +185,9 @@ def best_class(values: Float[Tensor, "classes h w"]) -> Int64[Tensor, "h w"]:
     return values.max(dim=0).indices
 
 
-def resize_mask(mask: UInt8[np.ndarray, "h w"], size: tuple[int, int]) -> UInt8[np.ndarray, "height width"]:
+def resize_mask(
+    mask: Integer[np.ndarray, "h w"], size: tuple[int, int]
+) -> Integer[np.ndarray, "height width"]:
     """Bring a mask to `size` by nearest neighbour, pixel centres aligned; values are never mixed."""
     rows, columns = (
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(np.int64), old - 1)

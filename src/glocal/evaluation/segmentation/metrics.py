@@ -120,7 +120,7 @@ def assign_by_precision(confusion: Int64[Tensor, "classes clusters"]) -> Int64[T
     return confusion.argmax(dim=0)
 
 
-def assign_by_hungarian(confusion: Int64[Tensor, "classes classes"]) -> Int64[Tensor, " classes"]:
+def assign_by_hungarian(confusion: Int64[Tensor, "classes clusters"]) -> Int64[Tensor, " clusters"]:
     """Match clusters to classes one to one so that the summed IoU is highest (Hungarian algorithm).
 
     Raises:
