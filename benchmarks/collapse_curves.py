@@ -19,16 +19,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.verdict_study import PATCH_HEAD, TINY, VARIANTS, first_rows
+from benchmarks.verdict_study import first_rows
 from glocal.recipes import configure
 from glocal.training.loop import pretrain
 from glocal.training.records import Records
 
 PLANNED, STOPPED = 2_000, 160
 SETTINGS = (
-    *(word for word in TINY if not word.startswith(("verdict.every", "probe.every", "training.log_every"))),
-    "training.log_every=4", f"training.steps={PLANNED}", "verdict.enabled=false", "probe.enabled=false",
-    "speed.precision=fp32",
+    "backbone.embed_dim=48", "backbone.depth=2", "backbone.image_size=24", "views.global.size=24", "optimiser.learning_rate=3e-3",
+    "objectives.image.head.hidden=128", "objectives.image.head.prototypes=256", "teacher.momentum=0.95", "optimiser.warmup_epochs=1",
+    "training.batch_size=64", "training.log_every=4", "training.checkpoint_every=100000", f"training.steps={PLANNED}",
+    "speed.workers=0", "speed.precision=fp32", "verdict.enabled=false", "probe.enabled=false",
 )  # fmt: skip
 ADAMW = (
     "optimiser.kind=adamw", "optimiser.learning_rate=5e-4", "teacher.momentum={start: 0.996, end: 1.0}",
@@ -37,6 +38,10 @@ ADAMW = (
 CENTRE = ("objectives.image.centring.method=centre",)
 STILL = ("objectives.image.centring.momentum=1.0",)
 BLUNT = ("objectives.image.teacher_temperature=1.0",)
+PATCHES = (
+    "objectives.patch.head.hidden=64", "objectives.patch.head.prototypes=128", "objectives.patch.centring.method=centre",
+    "objectives.patch.centring.momentum=1.0",
+)  # fmt: skip
 LARGE_HEAD = ("objectives.image.head.prototypes=4096", "objectives.image.head.init=trunc_normal")
 RUNS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
     "dino": (None, "dino", ()),
@@ -47,12 +52,14 @@ RUNS: dict[str, tuple[str | None, str, tuple[str, ...]]] = {
         None, "dino", (*ADAMW, *CENTRE, *LARGE_HEAD, "backbone.init=trunc_normal", "backbone.depth=4"),
     ),
     "ibot": (None, "ibot", ()),
-    "rate-too-low": (None, "dino", (*VARIANTS["rate-too-low"][2], "optimiser.muon_learning_rate=1e-5")),
+    "rate-too-low": (
+        None, "dino", ("optimiser.learning_rate=1e-6", "optimiser.final_learning_rate=1e-7", "optimiser.muon_learning_rate=1e-5")
+    ),
     "uniform-dino": ("uniform", "dino", (*CENTRE, *BLUNT)),
     "uniform-adamw": ("uniform", "dino", (*ADAMW, *CENTRE, *BLUNT)),
     "constant-dino": ("constant", "dino", (*CENTRE, *STILL)),
     "constant-adamw": ("constant", "dino", (*ADAMW, *CENTRE, *STILL)),
-    "constant-pw-self": ("constant", "pw-self", (*PATCH_HEAD, *VARIANTS["constant-collapse"][2])),
+    "constant-pw-self": ("constant", "pw-self", (*PATCHES, *CENTRE, *STILL)),
 }  # fmt: skip
 
 

@@ -36,59 +36,60 @@ from glocal.verdict.score import score
 
 FITTING, TESTING = ("cifar10", "tiny_imagenet_mini"), "caltech101"
 STEPS = 400
-WIDTH = 48
+WIDTH = 64
 TINY = (
-    f"backbone.embed_dim={WIDTH}", "backbone.depth=2", "backbone.image_size=24", "views.global.size=24", "optimiser.learning_rate=3e-3",
-    "objectives.image.head.hidden=128", "objectives.image.head.prototypes=256", "teacher.momentum=0.95", "optimiser.warmup_epochs=1",
-    "training.batch_size=64", "training.log_every=10", "training.checkpoint_every=100000", "speed.workers=0",
+    f"backbone.embed_dim={WIDTH}", "backbone.depth=2", "backbone.image_size=24", "views.global.size=24", "training.batch_size=128",
+    "training.log_every=10", "training.checkpoint_every=100000", "speed.workers=0", "speed.precision=bf16",
     "probe.bank=4000", "probe.queries=2000",
-    f"verdict.every={STEPS // 5}", f"probe.every={STEPS // 5}",
 )  # fmt: skip
-PATCH_HEAD = ("objectives.patch.head.hidden=64", "objectives.patch.head.prototypes=128")
+CONTRAST = ("objectives.image.head.hidden=128",)
+PROTOTYPES = (*CONTRAST, "objectives.image.head.prototypes=256", "teacher.momentum=0.95")
+PATCHES = (*PROTOTYPES, "objectives.patch.head.hidden=64", "objectives.patch.head.prototypes=128")
+DENSE = ("size=128", "neighbours=[10]", "distances=[cosine]", "every=4")
+HEADS = {
+    "glocal": CONTRAST,
+    "simclr": CONTRAST,
+    "dino": PROTOTYPES,
+    "local-global": PATCHES,
+    "pw-self": PATCHES,
+}
 CENTRE = ("objectives.image.centring.method=centre", "objectives.patch.centring.method=centre")
+STRONG = ("probability=1.0", "brightness=0.95", "contrast=0.95", "saturation=1.0", "hue=0.5")
 VARIANTS: dict[str, tuple[str, int, tuple[str, ...]]] = {
-    "dino": ("dino", STEPS, ()),
-    "dino-short": ("dino", STEPS // 4, ()),
-    "local-global": ("local-global", STEPS, ()),
-    "pw-self": ("pw-self", STEPS, ()),
-    "pw-self-short": ("pw-self", STEPS // 4, ()),
-    "pw-self-long": ("pw-self", 2 * STEPS, ()),
-    "constant-collapse": (
-        "pw-self",
-        STEPS,
-        (*CENTRE, "objectives.image.centring.momentum=1.0", "objectives.patch.centring.momentum=1.0"),
-    ),
+    "glocal": ("glocal", STEPS, ()),
     "uniform-collapse": (
         "pw-self",
         STEPS,
         (*CENTRE, "objectives.image.teacher_temperature=1.0", "objectives.patch.teacher_temperature=1.0"),
     ),
-    "rate-too-high": ("pw-self", STEPS, ("optimiser.learning_rate=0.1",)),
-    "rate-too-low": (
+    "dino": ("dino", STEPS, ()),
+    "constant-collapse": (
         "pw-self",
         STEPS,
-        ("optimiser.learning_rate=1e-6", "optimiser.final_learning_rate=1e-7"),
+        (*CENTRE, "objectives.image.centring.momentum=1.0", "objectives.patch.centring.momentum=1.0"),
     ),
-    "no-distortion": ("dino", STEPS, ("views.global.area=[0.95,1.0]", "views.global.photometric=[[]]")),
-    "crops-too-small": ("dino", STEPS, ("views.global.area=[0.01,0.03]",)),
+    "simclr": ("simclr", STEPS, ()),
+    "crops-too-small": ("glocal", STEPS, ("views.global.area=[0.01,0.03]",)),
+    "pw-self": ("pw-self", STEPS, ()),
+    "no-distortion": ("glocal", STEPS, ("views.global.area=[0.95,1.0]", "views.global.photometric=[[]]")),
+    "glocal-short": ("glocal", STEPS // 4, ()),
+    "rate-too-low": ("glocal", STEPS, ("optimiser.learning_rate=2e-6", "optimiser.muon_learning_rate=2e-5")),
+    "local-global": ("local-global", STEPS, ()),
+    "rate-too-high": ("glocal", STEPS, ("optimiser.learning_rate=0.1", "optimiser.muon_learning_rate=1.0")),
+    "glocal-long": ("glocal", 2 * STEPS, ()),
     "patch-colours-too-strong": (
         "pw-self",
         STEPS,
         tuple(
             f"views.global.photometric.{view}.{operation}.{setting}"
             for view, operation in ((0, 2), (1, 3))
-            for setting in (
-                "probability=1.0",
-                "brightness=0.95",
-                "contrast=0.95",
-                "saturation=1.0",
-                "hue=0.5",
-            )
+            for setting in STRONG
         ),
     ),
-    "too-long-on-500": ("dino", 2 * STEPS, ()),
+    "dino-short": ("dino", STEPS // 4, ()),
+    "too-long-on-500": ("glocal", 2 * STEPS, ()),
 }
-HEALTHY = ("dino", "dino-short", "local-global", "pw-self", "pw-self-short", "pw-self-long")
+"""Healthy and broken ones in turn, so that a study that is stopped has some of each."""
 
 
 def run_study(data: Path, out: Path, sets: list[str], only: list[str]) -> None:
@@ -117,20 +118,22 @@ def one_run(data: Path, out: Path, images: str, name: str) -> dict[str, Any]:
     )
     overrides = [
         *TINY,
+        *HEADS[recipe],
         f"training.steps={steps}",
+        f"verdict.every={max(1, steps // 5)}",
+        f"probe.every={max(1, steps // 5)}",
         f"probe.data={data / images}",
         f"verdict.data={data / images}:{held_out(images)}",
     ]
-    heads = () if recipe == "dino" else PATCH_HEAD
     config = configure(
-        recipe, data=str(source), out=str(out), preset="cifar", overrides=[*overrides, *heads, *settings]
+        recipe, data=str(source), out=str(out), preset="cifar", overrides=[*overrides, *settings]
     )
     try:
         pretrain(config)
         stopped = None
         dense = evaluate(
             "knn-seg", load(out), str(data / "camvid"), work=Work(progress=False),
-            overrides=["size=64", "neighbours=[10]", "distances=[cosine]", "every=4"],
+            overrides=DENSE,
         ).numbers["mIoU"]  # fmt: skip
     except GlocalError as error:
         stopped, dense = str(error), None

@@ -16,7 +16,7 @@ CURVES = [
     .read_text()
     .splitlines()
 ]
-"""The first 160 steps of runs planned for 2,000, a record every 4 (made by benchmarks.verdict_study's small settings)."""
+"""The first 160 steps of runs planned for 2,000, a record every 4 (made by benchmarks.collapse_curves)."""
 
 
 def named(run: dict[str, Any], planned: int | None = None) -> tuple[str, int] | None:
