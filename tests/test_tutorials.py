@@ -100,7 +100,6 @@ def test_every_bridge_runs_as_written(with_a_model: Path, page: Path) -> None:
     assert len(run_page(page)) >= 1
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of the kernel's own libraries
 @pytest.mark.parametrize(
     "book", sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")), ids=lambda book: book.stem
