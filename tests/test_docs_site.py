@@ -12,8 +12,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from dense_fakes import blocks, colour_encoder
+from evaluation_fakes import coloured, small_encoder
 
 import glocal
+from glocal.evaluation.base import PROTOCOLS, protocol_class
+from glocal.extraction.work import Work
 from glocal.objectives import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +47,33 @@ def test_every_term_has_its_equation_paper_departures_cost_and_effect() -> None:
         assert re.search(r"^    \S", text, flags=re.MULTILINE), f"{kind} has no equation"
         for word in ("Paper", "Departures", "Cost", "Measured"):
             assert f"**{word}**" in text, f"{kind}: {word}"
+
+
+def test_every_protocol_says_what_it_asks_needs_and_gives() -> None:
+    page = (ROOT / "docs" / "protocols.md").read_text()
+    sections = dict(re.findall(r"^## `([\w-]+)`\n(.*?)(?=^##|\Z)", page, flags=re.MULTILINE | re.DOTALL))
+    assert list(sections) == list(PROTOCOLS)
+    for name, text in sections.items():
+        kind = protocol_class(name)
+        assert f"::: {kind.__module__}.{kind.__name__}\n" in text and f"settings.md#protocol-{name})" in text
+        for word in ("Asks", "Needs", "Gives"):
+            assert f"**{word}** " in text, f"{name}: {word}"
+    labelled = {role: coloured(40, 8, seed=seed, name=role) for seed, role in enumerate(("train", "test"))}
+    masked = {role: blocks(8, seed=seed, name=role) for seed, role in enumerate(("train", "test"))}
+    for data, encoder, names in (
+        (labelled, small_encoder(), ("knn", "statistics", "retrieval", "correspondence")),
+        (masked, colour_encoder(), ("knn-seg", "discovery")),
+    ):
+        for name in names:
+            given = protocol_class(name).quick(encoder).run(encoder, data, Work(progress=False)).numbers
+            gives = re.findall(r"\*\*Gives\*\* (.*?) \*\*Settings", sections[name])
+            patterns = [
+                re.sub(r"\\{\w+\\}", r"\\w+", re.escape(n)) for n in re.findall("`([^`]+)`", gives[0])
+            ]
+            for figure in given:
+                assert any(re.fullmatch(p.replace(re.escape("..."), ".*"), figure) for p in patterns), (
+                    f"{name}: {figure}"
+                )
 
 
 def test_the_page_for_agents_names_what_exists() -> None:
