@@ -62,7 +62,7 @@ def all_gather_rows(x: Shaped[Tensor, rows * rest]) -> Shaped[Tensor, all_rows *
     padded[: x.shape[0]] = x
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return torch.cat([block[:size] for block, size in zip(parts, sizes, strict=True)])
 
 
 @contextlib.contextmanager

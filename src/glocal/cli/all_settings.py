@@ -12,14 +12,14 @@ def run(prefix: str, out: str | None) -> None:
     """Print the sections that have such settings or such a title, or write the page of all."""
     if out is None and prefix.startswith("out="):
         prefix, out = "", prefix
-    found = sections()
+    reference = sections()
     if out is not None:
         file = new_file(out.removeprefix("out="), "out", (".md",))
-        file.write_text(as_markdown(found), encoding="utf-8")
-        say(screen(), f"{sum(len(section.settings) for section in found)} settings in {file}")
+        file.write_text(as_markdown(reference), encoding="utf-8")
+        say(screen(), f"{sum(len(section.settings) for section in reference)} settings in {file}")
         return
     console, shown = screen(), 0
-    for section in found:
+    for section in reference:
         named = prefix.lower() in section.title.lower()
         rows = [row for row in section.settings if named or row.key.startswith(prefix)]
         if rows:
@@ -27,7 +27,7 @@ def run(prefix: str, out: str | None) -> None:
             console.print(settings_table(rows))
         shown += len(rows)
     if not shown:
-        keys = {row.key for section in found for row in section.settings}
+        keys = {row.key for section in reference for row in section.settings}
         raise ConfigError(
             f"No setting begins with '{prefix}'.{nearest_name(prefix, keys)} `glocal settings` lists all."
         )

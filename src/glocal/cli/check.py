@@ -23,10 +23,10 @@ def run(words: str, settings: Sequence[str]) -> None:
     Raises:
         ConfigError: naming how many promises are broken.
     """
-    own = read_words(CheckSettings, settings)
+    options = read_words(CheckSettings, settings)
     from glocal.conformance.subjects import find_suite
 
-    console, suite = screen(), find_suite(words, own.data)
+    console, suite = screen(), find_suite(words, options.data)
     say(console, f"{words}: {suite.what}", style="bold")
     broken = 0
     for outcome in suite.run():

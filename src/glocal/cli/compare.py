@@ -20,14 +20,14 @@ def run(runs: Sequence[str]) -> None:
     from glocal.outside import given_path
 
     files = [word.removeprefix("to=") for word in runs if word.startswith("to=")]
-    found = compare([given_path(run, "run") for run in runs if not run.startswith("to=")])
+    comparison = compare([given_path(run, "run") for run in runs if not run.startswith("to=")])
     if not files:
-        screen().print(*as_tables(found), sep="\n")
+        screen().print(*as_tables(comparison), sep="\n")
     for file in files:
         path = given_path(file, "to")
         if path.suffix not in FORMS:
             raise ConfigError(f"to={file}: the ending must be {', '.join(FORMS)}.")
-        content = as_text(found, FORMS[path.suffix]).encode()
+        content = as_text(comparison, FORMS[path.suffix]).encode()
         write_atomically(path, partial(_write, content))
         say(screen(), f"table in {path}")
 

@@ -29,10 +29,10 @@ def run(model: str, words: Sequence[str]) -> None:
     out = new_folder(settings.out, "out")
     from glocal.curation.clusters import CLUSTERS, curate
 
-    found = curate(model, settings.data, out, **settings.model_dump(exclude={"data", "out"}))
-    sizes = found.sizes()
+    clusters = curate(model, settings.data, out, **settings.model_dump(exclude={"data", "out"}))
+    sizes = clusters.sizes()
     say(
         screen(),
-        f"{len(found.keys)} images in {len(sizes)} clusters of {sizes.min()} to {sizes.max()} images: {out / CLUSTERS}",
+        f"{len(clusters.keys)} images in {len(sizes)} clusters of {sizes.min()} to {sizes.max()} images: {out / CLUSTERS}",
         f"Pretrain with every cluster seen alike: glocal pretrain RECIPE data={settings.data} balance={out} out=...",
     )

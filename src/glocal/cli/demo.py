@@ -26,8 +26,8 @@ def run(words: Sequence[str]) -> None:
     from glocal.training.loop import pretrain
 
     console = screen()
-    own, overrides = split_words(DemoSettings, words)
-    out = free_folder(new_folder(own.out, "out"))
+    options, overrides = split_words(DemoSettings, words)
+    out = free_folder(new_folder(options.out, "out"))
     config = demo_configuration(str(out), overrides)
     began = time.perf_counter()
     say(

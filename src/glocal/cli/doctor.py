@@ -46,16 +46,16 @@ def look_at_data(words: Sequence[str]) -> None:
     from glocal.recipes.plan import plan
 
     console, source = screen(), open_source(settings.data)
-    found = inspect(source, settings.look_at)
-    readable = found.looked_at - len(found.unreadable)
-    low, median, high = found.sides
-    say(console, f"readable: {readable:,} of {found.looked_at:,} looked at", *found.unreadable[:5])
-    say(console, f"shorter side: {low} to {high} pixels, half are below {median}; grey: {found.grey:,}")
+    inspection = inspect(source, settings.look_at)
+    readable = inspection.looked_at - len(inspection.unreadable)
+    low, median, high = inspection.sides
+    say(console, f"readable: {readable:,} of {inspection.looked_at:,} looked at", *inspection.unreadable[:5])
+    say(console, f"shorter side: {low} to {high} pixels, half are below {median}; grey: {inspection.grey:,}")
     say(
         console,
-        f"duplicates: {found.exact_duplicates:,} exact, {found.near_duplicates:,} near (among those looked at)",
+        f"duplicates: {inspection.exact_duplicates:,} exact, {inspection.near_duplicates:,} near (among those looked at)",
     )
-    say(console, f"decoding: {found.images_per_second:.0f} images a second and process")
+    say(console, f"decoding: {inspection.images_per_second:.0f} images a second and process")
     resolved = resolve(settings.recipe, data=settings.data, out="RUN")
     say(console, *settled_in_words(resolved), *plan(resolved.config, source))
     say(console, "proposed:")

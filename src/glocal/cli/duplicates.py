@@ -35,14 +35,14 @@ def run(model: str, words: Sequence[str]) -> None:
     from glocal.curation.duplicates import duplicates
     from glocal.report.search_page import duplicates_page
 
-    found = duplicates(model, settings.data, out, **settings.model_dump(exclude={"data", "out"}))
-    text = json.dumps(found.to_json(), indent=1)
+    copies = duplicates(model, settings.data, out, **settings.model_dump(exclude={"data", "out"}))
+    text = json.dumps(copies.to_json(), indent=1)
     write_atomically(out / "duplicates.json", lambda file: file.write(text.encode()))
-    page = duplicates_page(found)
+    page = duplicates_page(copies)
     write_atomically(out / "duplicates.html", lambda file: file.write(page.encode()))
     say(
         screen(),
-        f"{len(found.groups)} groups of copies among {len(found.index)} images, {len(found.surplus())} images too many.",
-        f"Score above {found.threshold:.3f}, which {found.rate:.2%} of images without a copy are expected to reach.",
+        f"{len(copies.groups)} groups of copies among {len(copies.index)} images, {len(copies.surplus())} images too many.",
+        f"Score above {copies.threshold:.3f}, which {copies.rate:.2%} of images without a copy are expected to reach.",
         f"{out / 'duplicates.json'} has the groups, {out / 'duplicates.html'} the evidence.",
     )

@@ -62,14 +62,14 @@ def run(protocol: str | None, words: Sequence[str], help: bool) -> None:
         return
     from glocal.distributed import joined, rank
 
-    own, overrides = split_words(EvaluateSettings, words)
+    options, overrides = split_words(EvaluateSettings, words)
     with joined() as together:
         console.quiet = console.quiet or rank() > 0
-        _evaluate(console, protocol, own, overrides, together)
+        _evaluate(console, protocol, options, overrides, together)
 
 
 def _evaluate(
-    console: Console, protocol: str, own: EvaluateSettings, overrides: list[str], together: bool
+    console: Console, protocol: str, options: EvaluateSettings, overrides: list[str], together: bool
 ) -> None:
     from glocal.evaluation.base import protocol_class
     from glocal.evaluation.beside import measure_beside
@@ -78,25 +78,27 @@ def _evaluate(
 
     if protocol != "all":
         protocol_class(protocol)  # an unknown name fails before the model is loaded
-    out = new_folder(own.out, "out") if own.out is not None else None
-    data = _data(own)
-    encoder = load_on(own.model, _device(own.device, together), own.precision)
+    out = new_folder(options.out, "out") if options.out is not None else None
+    data = _data(options)
+    encoder = load_on(options.model, _device(options.device, together), options.precision)
     if encoder.report is not None:
         say(console, encoder.report.summary())
-    work = Work(cache=out / "features" if out is not None else None, workers=own.workers, together=together)
-    quick = protocol == "all" if own.quick is None else own.quick
+    work = Work(
+        cache=out / "features" if out is not None else None, workers=options.workers, together=together
+    )
+    quick = protocol == "all" if options.quick is None else options.quick
     asked = [(encoder, overrides)]
-    if own.baselines:
+    if options.baselines:
         asked += _baselines(protocol, encoder, data, overrides)
-    beside = measure_beside if own.baselines is None else None
+    beside = measure_beside if options.baselines is None else None
     every = (_results(protocol, model, data, settings, out, work, quick, beside) for model, settings in asked)
-    for found in itertools.chain.from_iterable(every):
-        if isinstance(found, Skip):
-            what, colour = ("failed", "red") if found.failed else ("skipped", "yellow")
-            say(console, f"{found.protocol} {what}: {_reason(console, found)}", style=colour)
+    for outcome in itertools.chain.from_iterable(every):
+        if isinstance(outcome, Skip):
+            what, colour = ("failed", "red") if outcome.failed else ("skipped", "yellow")
+            say(console, f"{outcome.protocol} {what}: {_reason(console, outcome)}", style=colour)
             continue
-        console.print(found.table())
-        rows = found.rows_table()
+        console.print(outcome.table())
+        rows = outcome.rows_table()
         if rows is not None:
             console.print(rows)
     if out is not None:
@@ -154,18 +156,18 @@ def _baselines(
         yield baseline.encoder, [*overrides, *baseline.overrides_of(protocol)]
 
 
-def _data(own: EvaluateSettings) -> DataLike:
+def _data(settings: EvaluateSettings) -> DataLike:
     from glocal.data import open_role
 
-    given = {"train": own.train, "val": own.val, "test": own.test}
+    given = {"train": settings.train, "val": settings.val, "test": settings.test}
     splits = {role: open_role(spec, role) for role, spec in given.items() if spec is not None}
-    if splits and own.data is not None:
+    if splits and settings.data is not None:
         raise ConfigError(
             "Give either data= (whose splits are found by name) or train=/val=/test=, not both."
         )
-    if not splits and own.data is None:
+    if not splits and settings.data is None:
         raise ConfigError("Missing: data=... .")
-    return splits or str(own.data)
+    return splits or str(settings.data)
 
 
 def _print_help(console: Console, protocol: str | None) -> None:

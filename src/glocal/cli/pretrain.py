@@ -43,22 +43,28 @@ def run(recipe: str | None, words: Sequence[str], help: bool) -> None:
     if help or recipe is None:
         _print_help()
         return
-    own, overrides = split_words(PretrainSettings, words)
+    options, overrides = split_words(PretrainSettings, words)
     from glocal.recipes import resolve
     from glocal.report.views import draw_start
     from glocal.training.loop import pretrain
 
-    out = str(new_folder(own.out, "out"))
-    data = f"{own.data}:labels=false" if own.data is not None and not own.labels else own.data
-    if own.resume:
-        _continue(recipe, own.model_copy(update={"data": data, "out": out}), overrides)
+    out = str(new_folder(options.out, "out"))
+    data = f"{options.data}:labels=false" if options.data is not None and not options.labels else options.data
+    if options.resume:
+        _continue(recipe, options.model_copy(update={"data": data, "out": out}), overrides)
         return
     resolved = resolve(
-        recipe, data=data, out=out, preset=own.preset, init=own.init, file=own.config, overrides=overrides
+        recipe,
+        data=data,
+        out=out,
+        preset=options.preset,
+        init=options.init,
+        file=options.config,
+        overrides=overrides,
     )
     _say_plan(resolved)
     pretrain(resolved.config, at_start=draw_start)
-    if own.report:
+    if options.report:
         write_page(out)
 
 
@@ -89,21 +95,21 @@ def settled_in_words(resolved: Resolved) -> list[str]:
     return [f"{first}; preset= names another", *(f"  {choice}" for choice in resolved.reasons)]
 
 
-def _continue(recipe: str, own: PretrainSettings, overrides: Sequence[str]) -> None:
+def _continue(recipe: str, options: PretrainSettings, overrides: Sequence[str]) -> None:
     from glocal.recipes import continue_run
     from glocal.training.loop import pretrain
 
     for name in ("preset", "config", "init"):
-        if getattr(own, name) != PretrainSettings.model_fields[name].default:
+        if getattr(options, name) != PretrainSettings.model_fields[name].default:
             raise ConfigError(
                 f"{name}= can't go with resume=true: a continued run keeps the configuration it was started with."
             )
-    if isinstance(own.resume, str) and not given_path(own.resume, "resume").is_file():
-        raise ConfigError(f"resume: got '{own.resume}'. Give true, false or the path of a checkpoint.")
-    data = [] if own.data is None else [f"data={own.data}"]
-    pretrain(continue_run(own.out, [*overrides, *data], recipe), resume=own.resume)
-    if own.report:
-        write_page(own.out)
+    if isinstance(options.resume, str) and not given_path(options.resume, "resume").is_file():
+        raise ConfigError(f"resume: got '{options.resume}'. Give true, false or the path of a checkpoint.")
+    data = [] if options.data is None else [f"data={options.data}"]
+    pretrain(continue_run(options.out, [*overrides, *data], recipe), resume=options.resume)
+    if options.report:
+        write_page(options.out)
 
 
 def write_page(folder: str) -> None:

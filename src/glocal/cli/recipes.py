@@ -32,8 +32,13 @@ def run(recipe: str | None, words: Sequence[str]) -> None:
         say(console, "\nglocal recipes RECIPE [preset=...] prints one, resolved.")
         say(console, "glocal pretrain RECIPE data=... out=... runs it.")
         return
-    own, overrides = split_words(RecipesSettings, words)
+    options, overrides = split_words(RecipesSettings, words)
     resolved = resolve(
-        recipe, data=own.data or UNNAMED, out="RUN", preset=own.preset, file=own.config, overrides=overrides
+        recipe,
+        data=options.data or UNNAMED,
+        out="RUN",
+        preset=options.preset,
+        file=options.config,
+        overrides=overrides,
     )
     say(console, find_recipe(recipe).documentation, *settled_in_words(resolved), "", to_yaml(resolved.config))

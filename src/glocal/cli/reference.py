@@ -53,17 +53,17 @@ def sections() -> list[Section]:
     from glocal.views.groups import ViewGroup
     from glocal.views.photometric import Operation
 
-    found = [_section(f"glocal {name}", kind) for name, kind in _verbs()]
-    found.append(_section("A run", RunConfig))
-    found.append(_section("A group of views", ViewGroup, "views.NAME."))
+    reference = [_section(f"glocal {name}", kind) for name, kind in _verbs()]
+    reference.append(_section("A run", RunConfig))
+    reference.append(_section("A group of views", ViewGroup, "views.NAME."))
     for kind in _configs(AnyObjective):
-        found.append(_section(f"Objective {_tag(kind, 'kind')}", kind, "objectives.NAME."))
+        reference.append(_section(f"Objective {_tag(kind, 'kind')}", kind, "objectives.NAME."))
     for kind in _configs(Operation):
-        found.append(_section(f"Photometric operation {_tag(kind, 'op')}", kind))
-    found.append(_section("A schedule, wherever a number may be one", Schedule))
+        reference.append(_section(f"Photometric operation {_tag(kind, 'op')}", kind))
+    reference.append(_section("A schedule, wherever a number may be one", Schedule))
     for name in PROTOCOLS:
-        found.append(_section(f"Protocol {name}", protocol_class(name), f"{name}."))
-    return found
+        reference.append(_section(f"Protocol {name}", protocol_class(name), f"{name}."))
+    return reference
 
 
 def describe(kind: type[Config], prefix: str = "") -> list[Setting]:
@@ -83,10 +83,10 @@ def describe(kind: type[Config], prefix: str = "") -> list[Setting]:
     return rows
 
 
-def as_markdown(found: list[Section]) -> str:
+def as_markdown(reference: list[Section]) -> str:
     """The page of all settings."""
     lines = [INTRODUCTION]
-    for section in found:
+    for section in reference:
         lines += [
             f"## {section.title}\n",
             f"{section.about}\n",

@@ -55,25 +55,25 @@ def run(index: str, words: Sequence[str]) -> None:
     from glocal.lookup.index import Index
 
     opened = Index(index)
-    found = search(
+    result = search(
         opened, images, box=corners, patch=None if patch is None else (int(patch[0]), int(patch[1])),
         **settings.model_dump(exclude={"box", "patch", "out"}),
     )  # fmt: skip
     rows = (
         [str(n), f"{a.score:.3f}", f"{a.cosine:.3f}", str(len(a.matches)), a.key]
-        for n, a in enumerate(found.answers, 1)
+        for n, a in enumerate(result.answers, 1)
     )
     screen().print(plain_table("", "score", "cosine", "matches", "image", rows=rows))
     if out is None:
         return
     if out.suffix.lower() == ".json":
         text = json.dumps(
-            {"index": index, "images": images, "answers": [a.to_json() for a in found.answers]}, indent=1
+            {"index": index, "images": images, "answers": [a.to_json() for a in result.answers]}, indent=1
         )
     else:
         from glocal.report.search_page import search_page
 
-        text = search_page(opened, found, images)
+        text = search_page(opened, result, images)
     write_atomically(out, lambda file: file.write(text.encode()))
     say(screen(), f"wrote {out}")
 

@@ -47,22 +47,24 @@ def split_words(kind: type[KindT], words: Sequence[str]) -> tuple[KindT, list[st
     >>> split_words(Own, ["data=x", "training.epochs=3"])
     (Own(data='x'), ['training.epochs=3'])
     """
-    own: dict[str, str] = {}
+    options: dict[str, str] = {}
     rest = []
     for word in words:
         key, separator, value = word.partition("=")
         if not separator or not key:
             raise ConfigError(f"'{word}' is no setting. Write key=value, for example data=photos/.")
-        if key in own:
-            raise ConfigError(f"{key} is given twice, as '{own[key]}' and '{value}'. Give it once.")
+        if key in options:
+            raise ConfigError(f"{key} is given twice, as '{options[key]}' and '{value}'. Give it once.")
         if key in kind.model_fields:
-            own[key] = value
+            options[key] = value
         else:
             rest.append(word)
-    missing = [name for name, field in kind.model_fields.items() if field.is_required() and name not in own]
+    missing = [
+        name for name, field in kind.model_fields.items() if field.is_required() and name not in options
+    ]
     if missing:
         raise ConfigError(f"Missing: {', '.join(f'{name}=...' for name in missing)}.")
-    return set_words(kind, own), rest
+    return set_words(kind, options), rest
 
 
 def read_words(kind: type[KindT], words: Sequence[str]) -> KindT:

@@ -56,34 +56,36 @@ SEEN = ("views", "matches")
 
 def run(what: str, image: str, words: Sequence[str]) -> None:
     """Draw one picture to a file."""
-    own, overrides = split_words(ShowSettings, words)
-    out = new_file(own.out or f"{what}.png", "out", _PICTURES)
+    options, overrides = split_words(ShowSettings, words)
+    out = new_file(options.out or f"{what}.png", "out", _PICTURES)
     picture = (
-        _draw_seen(what, image, own, overrides) if what in SEEN else _draw_model(what, image, own, overrides)
+        _draw_seen(what, image, options, overrides)
+        if what in SEEN
+        else _draw_model(what, image, options, overrides)
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(out)
     say(screen(), f"wrote {out} ({picture.width}x{picture.height})")
 
 
-def _draw_seen(what: str, image: str, own: ShowSettings, overrides: Sequence[str]) -> Image:
+def _draw_seen(what: str, image: str, options: ShowSettings, overrides: Sequence[str]) -> Image:
     """What training sees of an image, or of several on a contact sheet."""
     from glocal.recipes import choose_preset, configure
     from glocal.report.views import contact_sheet, draw_matches, draw_views
 
     source = _open(image)
-    preset = own.preset or choose_preset(own.recipe, source)
-    config = configure(own.recipe, data=image, out="unused", preset=preset, overrides=overrides)
-    if own.index >= len(source):
-        raise ConfigError(f"index={own.index}: {image} has images 0 to {len(source) - 1}.")
-    if own.images is not None:
-        return contact_sheet(source, config, own.images, own.seed)
+    preset = options.preset or choose_preset(options.recipe, source)
+    config = configure(options.recipe, data=image, out="unused", preset=preset, overrides=overrides)
+    if options.index >= len(source):
+        raise ConfigError(f"index={options.index}: {image} has images 0 to {len(source) - 1}.")
+    if options.images is not None:
+        return contact_sheet(source, config, options.images, options.seed)
     if what == "views":
-        return draw_views(source, own.index, config, own.seed)
-    return draw_matches(source, own.index, config, own.seed, own.rule)
+        return draw_views(source, options.index, config, options.seed)
+    return draw_matches(source, options.index, config, options.seed, options.rule)
 
 
-def _draw_model(what: str, image: str, own: ShowSettings, overrides: Sequence[str]) -> Image:
+def _draw_model(what: str, image: str, options: ShowSettings, overrides: Sequence[str]) -> Image:
     """What a model makes of an image, a pair or a collection."""
     from glocal.models.loading import load
     from glocal.report.collection import collect
@@ -96,12 +98,12 @@ def _draw_model(what: str, image: str, own: ShowSettings, overrides: Sequence[st
         )
     if overrides:
         raise ConfigError(f"{overrides[0]}: views and matches take settings of a run; {what} does not.")
-    if own.model is None:
+    if options.model is None:
         raise ConfigError(f"glocal show {what} shows what a model makes of images: add model=RUN.")
-    images = collect(_open(image), own.images or SHOWN_IMAGES[what])
-    if own.other is not None:
-        images = images.pick([0]).beside(collect(_open(own.other), SHOWN_IMAGES[what] - 1))
-    return MODEL_PICTURES[what](load(own.model), images, own.size)
+    images = collect(_open(image), options.images or SHOWN_IMAGES[what])
+    if options.other is not None:
+        images = images.pick([0]).beside(collect(_open(options.other), SHOWN_IMAGES[what] - 1))
+    return MODEL_PICTURES[what](load(options.model), images, options.size)
 
 
 def _open(image: str) -> ImageSource:

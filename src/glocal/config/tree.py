@@ -31,9 +31,9 @@ class Text:
             ConfigError: when it is no YAML.
         """
         options = _options(kind)
-        own = _own_kinds(kind)
-        if own is not None and (words := own.words(self.text)) is not None:
-            return own.settings(words)
+        own_kinds = _own_kinds(kind)
+        if own_kinds is not None and (words := own_kinds.words(self.text)) is not None:
+            return own_kinds.settings(words)
         if self.text in [
             value for o in options if typing.get_origin(o) is Literal for value in typing.get_args(o)
         ]:
@@ -120,7 +120,7 @@ def _options(kind: Any) -> list[Any]:
     if origin is typing.Annotated:
         return _options(typing.get_args(kind)[0])
     if origin in (typing.Union, types.UnionType):
-        return [option for part in typing.get_args(kind) for option in _options(part)]
+        return [option for member in typing.get_args(kind) for option in _options(member)]
     return [kind]
 
 

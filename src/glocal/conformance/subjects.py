@@ -94,10 +94,10 @@ def _settings(union: Any, words: str) -> Any:
     Raises:
         ConfigError: when it lacks what every such kind must have, or has settings without a default.
     """
-    own = next(note for note in union.__metadata__ if hasattr(note, "settings"))
-    settings = own.settings(words)
+    own_kinds = next(note for note in union.__metadata__ if hasattr(note, "settings"))
+    settings = own_kinds.settings(words)
     if isinstance(settings, dict):
-        required = [name for name, field in own.kind(words).model_fields.items() if field.is_required()]
+        required = [name for name, field in own_kinds.kind(words).model_fields.items() if field.is_required()]
         raise ConfigError(
             f"check: {words} needs defaults for {', '.join(required)}, so that it can be tried."
         )

@@ -179,12 +179,12 @@ class TileSource(ImageSource):
 
 def _package_folder(package: str) -> Path:
     """Find an installed package without importing it (scikit-learn takes a second)."""
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise DataError(
             f"The bundled photographs need {package}, which is not installed. Run: pip install 'glocal[photos]'."
         )
-    return Path(next(iter(found.submodule_search_locations)))
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 DIGITS = NamedSet("digits", open_digits, splits=("train", "test"))

@@ -195,9 +195,11 @@ def _find_unpacked(archive: _Archive, folders: list[Path], verify: bool) -> Path
 
 def _no_copy(name: str, archive: _Archive, folders: list[Path]) -> str:
     pickled = archive.file.replace("-binary", "-python")
-    found = [f / pickled for f in folders if (f / pickled).exists()]
+    pickles = [f / pickled for f in folders if (f / pickled).exists()]
     hint = (
-        f" ('{found[0]}' is the pickled version, which is not read: pickles can run code.)" if found else ""
+        f" ('{pickles[0]}' is the pickled version, which is not read: pickles can run code.)"
+        if pickles
+        else ""
     )
     return (
         f"{name}: no local copy. Looked for {archive.file}, or {archive.folder}/ unpacked, in "
@@ -210,26 +212,26 @@ def _download(archive: _Archive, folder: Path) -> Path:
     """Fetch the archive; it gets its name only when it is complete."""
     address, target = _ADDRESS + archive.file, folder / archive.file
     _LOG.info("downloading %s to %s", address, folder)
-    part: Path | None = None
+    partial: Path | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             dir=folder, prefix=archive.file, suffix=".part", delete=False
         ) as file:
-            part = Path(file.name)
+            partial = Path(file.name)
             with urllib.request.urlopen(address, timeout=60) as response:
                 while block := response.read(1 << 20):
                     file.write(block)
-        _check_md5(part, archive, source=address)
-        part.replace(target)
+        _check_md5(partial, archive, source=address)
+        partial.replace(target)
     except OSError as error:
         raise DataError(
             f"{address} can't be fetched to '{folder}': {error}. Check the network and the free space (350 MB), or "
             f"fetch it by other means and put it into that folder."
         ) from error
     finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        if partial is not None:
+            partial.unlink(missing_ok=True)
     return target
 
 
@@ -275,9 +277,9 @@ def _unpack(archive: _Archive, packed: Path, verify: bool) -> Path:
         raise DataError(
             f"'{packed}' can't be unpacked to '{home}': {error}. Needed: 180 MB and a whole file."
         ) from error
-    found = _find_unpacked(archive, [home], verify)
-    assert found is not None
-    return found
+    unpacked = _find_unpacked(archive, [home], verify)
+    assert unpacked is not None
+    return unpacked
 
 
 CIFAR10, CIFAR100 = (

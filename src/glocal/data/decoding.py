@@ -15,13 +15,13 @@ from glocal.errors import UnreadableImageError
 
 def _further_suffixes() -> tuple[str, ...]:
     """Endings of formats that only some installations read: AVIF by Pillow from 11.3 on, HEIC by pillow-heif."""
-    found: tuple[str, ...] = ("avif",) if features.check("avif") else ()
+    suffixes: tuple[str, ...] = ("avif",) if features.check("avif") else ()
     if importlib.util.find_spec("pillow_heif") is not None:
         from pillow_heif import register_heif_opener
 
         register_heif_opener()
-        found += ("heic", "heif")
-    return found
+        suffixes += ("heic", "heif")
+    return suffixes
 
 
 IMAGE_SUFFIXES = (

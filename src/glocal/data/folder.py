@@ -69,10 +69,10 @@ class FileSource(ImageSource):
     def stamp(self, index: int) -> str:
         """The file's size and when it was last written; empty for a file that is gone."""
         try:
-            found = os.stat(self._absolute(index))  # noqa: PTH116 (bytes)
+            status = os.stat(self._absolute(index))  # noqa: PTH116 (bytes)
         except OSError:
             return ""
-        return f"{found.st_size} {found.st_mtime_ns}"
+        return f"{status.st_size} {status.st_mtime_ns}"
 
     def _prints(self) -> tuple[str, str]:
         if self._fingerprints is None:
@@ -132,11 +132,13 @@ def split_folders(folder: Path) -> dict[str, str]:
     nothing else.
     """
     names = [entry.name for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir()]
-    found = {split: name for name in reversed(sorted(names)) if (split := split_of_folder(name)) is not None}
-    complete = "train" in found and len(found) > 1
+    folders = {
+        split: name for name in reversed(sorted(names)) if (split := split_of_folder(name)) is not None
+    }
+    complete = "train" in folders and len(folders) > 1
     return (
-        {s: found[s] for s in ("train", "val", "test") if s in found}
-        if complete or len(found) == len(names)
+        {s: folders[s] for s in ("train", "val", "test") if s in folders}
+        if complete or len(folders) == len(names)
         else {}
     )
 
@@ -231,14 +233,14 @@ def _shared_classes(root: Path, folders: Sequence[str]) -> list[str]:
 
     A split that shares no folder name with the largest one (say `test/images`) adds none.
     """
-    found: dict[str, set[str]] = {}
+    classes: dict[str, set[str]] = {}
     for folder in folders:
         entries = [
             entry for entry in _entries(root / folder) if not entry.name.startswith(".") and entry.is_dir()
         ]
-        found[folder] = {os.fsencode(entry.name).decode("utf-8", "backslashreplace") for entry in entries}
-    base = max(found.values(), key=len, default=set())
-    return sorted(set().union(*(names for names in found.values() if names & base)))
+        classes[folder] = {os.fsencode(entry.name).decode("utf-8", "backslashreplace") for entry in entries}
+    base = max(classes.values(), key=len, default=set())
+    return sorted(set().union(*(names for names in classes.values() if names & base)))
 
 
 def _entries(folder: Path | bytes) -> list[os.DirEntry]:  # type: ignore[type-arg]

@@ -205,7 +205,7 @@ def check_index(index: int, length: int, name: str) -> int:
 def short_hash(*parts: bytes) -> str:
     """Hash parts (lengths included, so that boundaries count) to 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
+    for content in parts:
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
     return digest.hexdigest()[:16]

@@ -41,8 +41,17 @@ def _alike(config: RunConfig, recorded: RunConfig) -> bool:
     """Whether both learn the same way: everything but data, length and what only watches."""
     return (
         all(
-            getattr(config, part) == getattr(recorded, part)
-            for part in ("views", "backbone", "objectives", "optimiser", "teacher", "crops", "init", "adapt")
+            getattr(config, setting) == getattr(recorded, setting)
+            for setting in (
+                "views",
+                "backbone",
+                "objectives",
+                "optimiser",
+                "teacher",
+                "crops",
+                "init",
+                "adapt",
+            )
         )
         and config.training.batch_size == recorded.training.batch_size
     )

@@ -51,20 +51,20 @@ class ClassAttentionBlock(nn.Module):
 
     def forward(self, query: Float[Tensor, "batch dim"], context: KeysValues) -> Float[Tensor, "batch dim"]:
         """One query an image, over all its patches."""
-        own = self.norm1(query)
-        own_key, own_value = self.attn.keys_values(own)
+        normed = self.norm1(query)
+        own_key, own_value = self.attn.keys_values(normed)
         key = torch.cat([own_key[:, None], context.key], dim=1).transpose(1, 2)
         value = torch.cat([own_value[:, None], context.value], dim=1).transpose(1, 2)
-        gathered = attend(self.attn.split(self.attn.q(own))[:, :, None], key, value)
+        gathered = attend(self.attn.split(self.attn.q(normed))[:, :, None], key, value)
         return self._finish(query, gathered.flatten(1))
 
     def weights(
         self, query: Float[Tensor, "batch dim"], context: KeysValues
     ) -> Float[Tensor, "batch heads patches"]:
         """Attention of the image's query to its patches (the share of the query slot itself is left out)."""
-        own = self.norm1(query)
-        key = torch.cat([self.attn.split(self.attn.k(own))[:, None], context.key], dim=1).transpose(1, 2)
-        return attention_weights(self.attn.split(self.attn.q(own))[:, :, None], key)[:, :, 0, 1:]
+        normed = self.norm1(query)
+        key = torch.cat([self.attn.split(self.attn.k(normed))[:, None], context.key], dim=1).transpose(1, 2)
+        return attention_weights(self.attn.split(self.attn.q(normed))[:, :, None], key)[:, :, 0, 1:]
 
     def local(
         self,
@@ -74,9 +74,9 @@ class ClassAttentionBlock(nn.Module):
         valid: Bool[Tensor, "batch patches k"],
     ) -> Float[Tensor, "batch patches dim"]:
         """One query a patch, over itself and the patches at `index`."""
-        own = self.norm1(query)
-        own_key, own_value = self.attn.keys_values(own)
-        q = self.attn.split(self.attn.q(own))
+        normed = self.norm1(query)
+        own_key, own_value = self.attn.keys_values(normed)
+        q = self.attn.split(self.attn.q(normed))
         image = torch.arange(index.shape[0], device=index.device)[:, None, None]
         key, value = (
             context.key[image, index],

@@ -133,29 +133,31 @@ class Encoder:
 
     def features(self, pixels: Float[Tensor, "batch channels height width"]) -> Features:
         """Features of normalised pixels."""
-        found: Features = self._run(self.backbone, pixels)
-        return found
+        features: Features = self._run(self.backbone, pixels)
+        return features
 
     def intermediate(
         self, pixels: Float[Tensor, "batch channels height width"], layers: Sequence[int]
     ) -> list[Features]:
         """Features of several layers through the final norm, counted from the end: -1 is the last."""
-        found: list[Features] = self._run(self._method("intermediate", "intermediate layers"), pixels, layers)
-        return found
+        outputs: list[Features] = self._run(
+            self._method("intermediate", "intermediate layers"), pixels, layers
+        )
+        return outputs
 
     def last_keys(
         self, pixels: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch patches dim"]:
         """Keys of the last block's attention, patches only."""
-        found: Tensor = self._run(self._method("last_keys", "attention keys"), pixels)
-        return found
+        keys: Tensor = self._run(self._method("last_keys", "attention keys"), pixels)
+        return keys
 
     def attention(
         self, pixels: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch heads patches"]:
         """The last block's attention from the class token to the patches."""
-        found: Tensor = self._run(self._method("last_attention", "attention maps"), pixels)
-        return found
+        maps: Tensor = self._run(self._method("last_attention", "attention maps"), pixels)
+        return maps
 
     def to(self, device: torch.device | str) -> Encoder:
         """Move the backbone; returns this encoder."""
@@ -165,8 +167,8 @@ class Encoder:
     @property
     def depth(self) -> int | None:
         """Number of blocks; None where the backbone doesn't say."""
-        found: int | None = getattr(self.backbone, "depth", None)
-        return found
+        depth: int | None = getattr(self.backbone, "depth", None)
+        return depth
 
     @property
     def device(self) -> torch.device:

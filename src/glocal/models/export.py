@@ -47,7 +47,7 @@ def export_backbone(
     """
     folder = Path(folder)
     size = image_size or backbone.config.image_size
-    own = {
+    fields = {
         "format": 1,
         "backbone": backbone.config.model_dump(mode="json"),
         "mean": list(mean),
@@ -55,7 +55,7 @@ def export_backbone(
         "image_size": size,
         "extra": dict(extra or {}),
     }
-    text = json.dumps({"glocal": own, **_timm_fields(backbone.config, own)}, indent=2) + "\n"
+    text = json.dumps({"glocal": fields, **_timm_fields(backbone.config, fields)}, indent=2) + "\n"
     ordinary = merge_adapters(backbone)
     # Under timm's own names, which a wrapped model has behind `model.`.
     within = "model." if backbone.config.timm is not None else ""
@@ -105,7 +105,7 @@ def _verify(backbone: Backbone, folder: Path, size: int) -> None:
         )
 
 
-def _timm_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+def _timm_fields(config: BackboneConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What timm reads to rebuild the model; nothing for models that timm has no class for."""
     if config.timm is not None:
         return {
@@ -113,7 +113,7 @@ def _timm_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, An
             "num_classes": 0,
             "num_features": config.embed_dim,
             "model_args": config.timm_arguments,
-            "pretrained_cfg": _pretrained_fields(config, own),
+            "pretrained_cfg": _pretrained_fields(config, fields),
         }
     if (
         not config.is_ours
@@ -143,18 +143,18 @@ def _timm_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, An
         "num_features": dim,
         "global_pool": "token",
         "model_args": arguments,
-        "pretrained_cfg": _pretrained_fields(config, own)
+        "pretrained_cfg": _pretrained_fields(config, fields)
         | {"first_conv": "patch_embed.proj", "classifier": "head"},
     }
 
 
-def _pretrained_fields(config: BackboneConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+def _pretrained_fields(config: BackboneConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "num_classes": 0,
         "input_size": [config.channels, config.image_size, config.image_size],
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 0.875,
-        "mean": own["mean"],
-        "std": own["std"],
+        "mean": fields["mean"],
+        "std": fields["std"],
     }

@@ -179,7 +179,7 @@ def _place_aggregator(state: State) -> State:
         else:
             placed[name] = tensor
     if "norm.weight" in placed and "aggregator.norm.weight" not in placed:
-        placed |= {f"aggregator.norm.{part}": placed.pop(f"norm.{part}") for part in ("weight", "bias")}
+        placed |= {f"aggregator.norm.{kind}": placed.pop(f"norm.{kind}") for kind in ("weight", "bias")}
     return placed
 
 
@@ -189,8 +189,8 @@ def _merge_projections(state: State) -> State:
     for name in [n for n in state if n.endswith(".attn.query.weight")]:
         prefix = name.removesuffix("query.weight")
         parts = ("query", "key", "value")
-        weights = [merged.pop(f"{prefix}{part}.weight") for part in parts]
-        biases = [merged.pop(f"{prefix}{part}.bias", None) for part in parts]
+        weights = [merged.pop(f"{prefix}{letter}.weight") for letter in parts]
+        biases = [merged.pop(f"{prefix}{letter}.bias", None) for letter in parts]
         merged[f"{prefix}qkv.weight"] = torch.cat(weights)
         if any(bias is not None for bias in biases):
             zeros = torch.zeros(weights[0].shape[0])
@@ -213,7 +213,7 @@ def _infer(state: State, convention: Convention) -> dict[str, Any]:
     try:
         projection = state["patch_embed.proj.weight"]
         dim, channels, side, _ = projection.shape
-        numbers = [int(found.group(1)) for name in state if (found := re.match(r"blocks\.(\d+)\.", name))]
+        numbers = [int(match.group(1)) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))]
         depth = max(numbers) + 1
         fc1, fc2 = state["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc2.weight"]
     except (KeyError, ValueError) as error:
@@ -249,15 +249,15 @@ def _infer(state: State, convention: Convention) -> dict[str, Any]:
 
 def _infer_rotary(periods: Tensor | None, inferred: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary settings; the periods base**(2 i / (head_dim / 2)) also show the width of a head."""
-    found: dict[str, Any] = {"position": "rope", "image_size": 14 * inferred["patch_size"]}
+    settings: dict[str, Any] = {"position": "rope", "image_size": 14 * inferred["patch_size"]}
     if periods is None or periods.shape[0] < 2:
-        return found
+        return settings
     quarter = periods.shape[0]
     base = float(periods[-1].double() ** (quarter / (quarter - 1)))
-    found["rope_base"] = float(round(base)) if abs(base - round(base)) < 0.02 * base else base
+    settings["rope_base"] = float(round(base)) if abs(base - round(base)) < 0.02 * base else base
     dim = inferred["embed_dim"] or SIZES[inferred["size"]].embed_dim
-    found["num_heads"] = dim // (4 * quarter)
-    return found
+    settings["num_heads"] = dim // (4 * quarter)
+    return settings
 
 
 def _prefix_rows(rows: int, class_tokens: int, registers: int) -> int:

@@ -68,8 +68,12 @@ def load_into(backbone: Backbone, encoder: Encoder) -> None:
     state = encoder.backbone.state_dict()
     if backbone.config.is_ours and backbone.config.position == "table" and "pos_embed" in state:
         state["pos_embed"] = _fit_table(state["pos_embed"], encoder.backbone.config, backbone.config)
-    own = backbone.state_dict()
-    wrong = [n for n in {**own, **state} if n not in own or n not in state or own[n].shape != state[n].shape]
+    expected = backbone.state_dict()
+    wrong = [
+        n
+        for n in {**expected, **state}
+        if n not in expected or n not in state or expected[n].shape != state[n].shape
+    ]
     if wrong:
         raise ModelError(
             f"'{encoder.name}' has another architecture than this run's backbone; they differ in "

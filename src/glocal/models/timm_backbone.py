@@ -118,7 +118,9 @@ def create_timm(name: str, pretrained: bool, arguments: Mapping[str, Any]) -> An
 
 
 def _is_transformer(model: Any) -> bool:
-    return all(hasattr(model, part) for part in ("blocks", "norm", "patch_embed", "num_prefix_tokens"))
+    return all(
+        hasattr(model, attribute) for attribute in ("blocks", "norm", "patch_embed", "num_prefix_tokens")
+    )
 
 
 def _stages(model: Any) -> list[nn.Module]:

@@ -99,8 +99,8 @@ def _state(state: State, config: BackboneConfig, kind: str) -> State:
     dim, depth, _ = config.dimensions
     blocks, last = ("model.layer", "norm") if kind == "DINOv3ViT" else ("encoder.layer", "layernorm")
     patches = "embeddings.patch_embeddings" + ("" if kind == "DINOv3ViT" else ".projection")
-    renamed = {f"{patches}.{part}": state[f"patch_embed.proj.{part}"] for part in ("weight", "bias")}
-    renamed |= {f"{last}.{part}": state[f"norm.{part}"] for part in ("weight", "bias")}
+    renamed = {f"{patches}.{name}": state[f"patch_embed.proj.{name}"] for name in ("weight", "bias")}
+    renamed |= {f"{last}.{name}": state[f"norm.{name}"] for name in ("weight", "bias")}
     renamed["embeddings.cls_token"] = state["cls_token"]
     if kind != "Dinov2":
         renamed["embeddings.register_tokens"] = state.get("reg_token", torch.zeros(1, 0, dim))
@@ -115,21 +115,21 @@ def _state(state: State, config: BackboneConfig, kind: str) -> State:
 
 def _block(state: State, ours: str, theirs: str, gated: bool) -> State:
     renamed: State = {}
-    for part in ("weight", "bias"):
+    for kind in ("weight", "bias"):
         for norm in ("norm1", "norm2"):
-            renamed[f"{theirs}{norm}.{part}"] = state[f"{ours}{norm}.{part}"]
-        if f"{ours}attn.qkv.{part}" in state:
-            for name, chunk in zip("qkv", state[f"{ours}attn.qkv.{part}"].chunk(3), strict=True):
-                renamed[f"{theirs}attention.{name}_proj.{part}"] = chunk.contiguous()
-        renamed[f"{theirs}attention.o_proj.{part}"] = state[f"{ours}attn.proj.{part}"]
-        first, second = state[f"{ours}mlp.fc1.{part}"], state[f"{ours}mlp.fc2.{part}"]
+            renamed[f"{theirs}{norm}.{kind}"] = state[f"{ours}{norm}.{kind}"]
+        if f"{ours}attn.qkv.{kind}" in state:
+            for name, chunk in zip("qkv", state[f"{ours}attn.qkv.{kind}"].chunk(3), strict=True):
+                renamed[f"{theirs}attention.{name}_proj.{kind}"] = chunk.contiguous()
+        renamed[f"{theirs}attention.o_proj.{kind}"] = state[f"{ours}attn.proj.{kind}"]
+        first, second = state[f"{ours}mlp.fc1.{kind}"], state[f"{ours}mlp.fc2.{kind}"]
         if gated:
             gate, up = first.chunk(2)
             names = {"gate_proj": gate.contiguous(), "up_proj": up.contiguous(), "down_proj": second}
         else:
             rope = theirs.startswith("model.")
             names = {"up_proj" if rope else "fc1": first, "down_proj" if rope else "fc2": second}
-        renamed |= {f"{theirs}mlp.{name}.{part}": tensor for name, tensor in names.items()}
+        renamed |= {f"{theirs}mlp.{name}.{kind}": tensor for name, tensor in names.items()}
     for number in (1, 2):
         ones = torch.ones_like(state[f"{ours}norm1.weight"])
         renamed[f"{theirs}layer_scale{number}.lambda1"] = state.get(f"{ours}ls{number}.gamma", ones)

@@ -130,12 +130,12 @@ class VisionTransformer(Backbone):
         wanted = [layer_number(layer, self.depth) for layer in layers]
         grid = self.grid(pixels)
         x, rotary = self._embed(pixels, grid)
-        found: dict[int, Features] = {}
+        outputs: dict[int, Features] = {}
         for number, block in enumerate(self.blocks[: max(wanted) + 1]):
             x = self._run(block, x, rotary)
             if number in wanted:
-                found[number] = self._features(x, grid)
-        return [found[number] for number in wanted]
+                outputs[number] = self._features(x, grid)
+        return [outputs[number] for number in wanted]
 
     def last_attention(
         self, pixels: Float[Tensor, "batch channels height width"]

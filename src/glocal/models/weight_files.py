@@ -60,23 +60,23 @@ def build_encoder(converted: Converted, name: str, network: str) -> Encoder:
     return Encoder(name, backbone, backbone.embed_dim, backbone.patch_size, size, report=report)
 
 
-def build_own(own: OwnModel, name: str, layout: str, place: Path) -> Encoder:
+def build_own(saved: OwnModel, name: str, layout: str, place: Path) -> Encoder:
     """An encoder of what glocal itself wrote at `place`.
 
     Raises:
         ModelError: when it asks for code that lies there, too.
     """
-    refuse_code_beside(own.config.own, place)
-    within = "model." if own.config.timm is not None else ""
+    refuse_code_beside(saved.config.own, place)
+    within = "model." if saved.config.timm is not None else ""
     state = {
         key if key.startswith(within) else within + key: tensor.float()
         if tensor.is_floating_point()
         else tensor
-        for key, tensor in own.state.items()
+        for key, tensor in saved.state.items()
     }
-    encoder = build_encoder(Converted(layout, own.config, state), name, "")
-    encoder.mean, encoder.std, encoder.image_size = own.mean, own.std, own.image_size
-    encoder.provenance = dict(own.extra)
+    encoder = build_encoder(Converted(layout, saved.config, state), name, "")
+    encoder.mean, encoder.std, encoder.image_size = saved.mean, saved.std, saved.image_size
+    encoder.provenance = dict(saved.extra)
     return encoder
 
 

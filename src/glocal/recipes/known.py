@@ -73,7 +73,7 @@ class _Asked(Config):
 
 def _asked(layers: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> _Asked:
     parts = tuple(_Asked.model_fields)
-    chosen = [{part: layer[part] for part in parts if part in layer} for layer in layers]
+    chosen = [{room: layer[room] for room in parts if room in layer} for layer in layers]
     named = [word for word in overrides if word.partition("=")[0].split(".")[0] in parts]
     return apply_settings(_Asked(), *chosen, overrides=named)
 

@@ -95,7 +95,7 @@ def measure(config: RunConfig) -> Answers:
         "random weights": by_encoder(untrained),
         "trained": by_encoder(trained),
     }
-    found = {name: retrieve(embed, queries, tiles, source.labels) for name, embed in embeds.items()}
+    retrievals = {name: retrieve(embed, queries, tiles, source.labels) for name, embed in embeds.items()}
     patch_embeds = {
         "raw pixels": raw_patches(config.backbone.patch_size),
         "random weights": patches_by_encoder(untrained),
@@ -107,11 +107,11 @@ def measure(config: RunConfig) -> Answers:
     rows = [
         (
             "global: which of 18 photographs is this distorted crop from?",
-            [100 * r.accuracy for r in found.values()],
+            [100 * r.accuracy for r in retrievals.values()],
         ),
         ("local: which of 18 photographs is this one patch of the crop from?", one_patch),
     ]
-    return Answers(tuple(embeds), rows, queries, tiles, found, trained)
+    return Answers(tuple(embeds), rows, queries, tiles, retrievals, trained)
 
 
 TITLE = "What was learnt (per cent right)"
@@ -178,7 +178,7 @@ def retrieve_patches(
     )
     asked = ours[torch.arange(len(ours))[:, None], chosen].flatten(0, 1)
     table = theirs.flatten(0, 1).T
-    nearest = torch.cat([(part @ table).argmax(dim=1) for part in torch.split(asked, 256)]) // patches
+    nearest = torch.cat([(portion @ table).argmax(dim=1) for portion in torch.split(asked, 256)]) // patches
     labels = torch.from_numpy(photographs)
     return float((labels[nearest] == labels.repeat_interleave(each)).float().mean())
 
@@ -199,8 +199,8 @@ def patches_by_encoder(encoder: Encoder, batch: int = 256) -> Embed:
     def embed(pixels: Pixels) -> Float[Tensor, "images patches dim"]:
         return torch.cat(
             [
-                encoder.features(encoder.normalise(part.to(encoder.device))).patches.float().cpu()
-                for part in torch.split(pixels, batch)
+                encoder.features(encoder.normalise(portion.to(encoder.device))).patches.float().cpu()
+                for portion in torch.split(pixels, batch)
             ]
         )
 
@@ -219,8 +219,8 @@ def by_encoder(encoder: Encoder, batch: int = 256) -> Embed:
     def embed(pixels: Pixels) -> Float[Tensor, "images dim"]:
         return torch.cat(
             [
-                encoder.features(encoder.normalise(part.to(encoder.device))).cls.float().cpu()
-                for part in torch.split(pixels, batch)
+                encoder.features(encoder.normalise(portion.to(encoder.device))).cls.float().cpu()
+                for portion in torch.split(pixels, batch)
             ]
         )
 

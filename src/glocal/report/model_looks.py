@@ -55,7 +55,7 @@ def embed_images(encoder: Encoder, collection: Collection) -> Float[Tensor, "ima
     """Class embeddings of the whole collection at the model's own size."""
     size = encoder.image_size // encoder.patch_size * encoder.patch_size
     parts = _portions(encoder, pixels_of(collection.squares, size))
-    return torch.cat([encoder.features(part).cls.float().cpu() for part in parts])
+    return torch.cat([encoder.features(portion).cls.float().cpu() for portion in parts])
 
 
 def choose_samples(embeddings: Float[Tensor, "images dim"], count: int) -> list[int]:
@@ -135,19 +135,19 @@ def pixels_of(squares: Sequence[Image.Image], size: int) -> UInt8[Tensor, "image
 def _portions(encoder: Encoder, pixels: UInt8[Tensor, "images 3 size size"]) -> list[Tensor]:
     """Normalised pixels in portions that bound memory."""
     images = max(1, PORTION_PATCHES * encoder.patch_size**2 // pixels.shape[-1] ** 2)
-    return [encoder.normalise(part.to(encoder.device)) for part in torch.split(pixels, images)]
+    return [encoder.normalise(portion.to(encoder.device)) for portion in torch.split(pixels, images)]
 
 
 def _sample_features(
     encoder: Encoder, squares: Sequence[Image.Image], side: int
 ) -> tuple[Float[Tensor, "images patches dim"], tuple[int, int], list[str] | None]:
     portions = _portions(encoder, pixels_of(squares, side))
-    features = [encoder.features(part) for part in portions]
+    features = [encoder.features(portion) for portion in portions]
     if features[0].patches.shape[1] == 0:
         raise ModelError(f"{encoder.name} gives no patch embeddings, which the page is about.")
     grid = features[0].grid
     try:
-        maps = torch.cat([encoder.attention(part).float().mean(1).cpu() for part in portions])
+        maps = torch.cat([encoder.attention(portion).float().mean(1).cpu() for portion in portions])
         attention = [map_uri(heat_colours(m.view(grid).numpy())) for m in maps]
     except ModelError:
         attention = None
@@ -180,7 +180,7 @@ def _clusters(encoder: Encoder, samples: Collection, collection: Collection, sid
     shown = samples.beside(collection.pick([int(i) for i in spread]))
     names, squares = shown.names, shown.squares
     portions = _portions(encoder, pixels_of(squares, side))
-    features = [encoder.features(part) for part in portions]
+    features = [encoder.features(portion) for portion in portions]
     grid = features[0].grid
     groups = cluster_patches(torch.cat([f.patches.float().cpu() for f in features]))
     crops = [

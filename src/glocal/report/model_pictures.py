@@ -85,12 +85,14 @@ def draw_correspondences(
     if len(pair.squares) != 2:
         raise DataError(f"Correspondences are drawn between two images; got {len(pair.squares)}.")
     features = encoder.features(_input(encoder, pair, size or shown_size(encoder, pair)))
-    found = mutual_nearest(features)[:most]
+    matches = mutual_nearest(features)[:most]
     pictures = [square.resize((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS) for square in pair.squares]
     columns = features.grid[1]
-    for number, match in enumerate(found):
+    for number, match in enumerate(matches):
         for picture, patch in zip(pictures, match, strict=True):
-            mark_patch(picture, patch, columns, 2 * SIDE // columns, hue(number, len(found)), str(number + 1))
+            mark_patch(
+                picture, patch, columns, 2 * SIDE // columns, hue(number, len(matches)), str(number + 1)
+            )
     return with_margin(
         captioned(row(pictures), "patches that find each other, by the model's patch embeddings alone")
     )
@@ -98,8 +100,8 @@ def draw_correspondences(
 
 def mutual_nearest(features: Features) -> list[tuple[int, int]]:
     """Pairs of patches of two images that are each other's nearest by cosine, the most alike first."""
-    found = mutual_patches(*F.normalize(features.patches.float(), dim=-1).cpu())
-    return list(zip(found.first.tolist(), found.second.tolist(), strict=True))
+    pairs = mutual_patches(*F.normalize(features.patches.float(), dim=-1).cpu())
+    return list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
 
 
 def draw_map(encoder: Encoder, images: Collection) -> Image.Image:

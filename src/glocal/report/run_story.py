@@ -47,13 +47,13 @@ class RunStory(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         """Verdict, cards, charts and settings, as the page reads them."""
-        found = self.diagnosis
+        diagnosis = self.diagnosis
         return {
             "verdict": {
-                "status": found.status,
-                "sentence": found.sentence,
-                "findings": [finding._asdict() for finding in found.findings],
-                "best": found.best,
+                "status": diagnosis.status,
+                "sentence": diagnosis.sentence,
+                "findings": [finding._asdict() for finding in diagnosis.findings],
+                "best": diagnosis.best,
             },
             "cards": cards(self),
             "charts": charts(self.records, list(self.config.objectives)),

@@ -22,18 +22,18 @@ _STYLE = (
 )
 
 
-def search_page(index: Index, found: Answers, images: Sequence[str]) -> str:
+def search_page(index: Index, answers: Answers, images: Sequence[str]) -> str:
     """One page: the query above, then every answer beside the view of the query that it matches, evidence drawn.
 
     Equal numbers mark patches that choose each other. Names stand in it escaped.
     """
-    query = found.query
+    query = answers.query
     shown = (
         [_marked(query.pictures[0], [query.box])] if query.box else [fit(p, SIDE) for p in query.pictures[:8]]
     )
     names = images if len(images) == len(shown) else [*images[:1]] + [""] * (len(shown) - 1)
     sections = [_section(zip(shown, names, strict=True))]
-    for number, answer in enumerate(found.answers, 1):
+    for number, answer in enumerate(answers.answers, 1):
         picture = read_row(index, answer.row)
         text = f"{number}. {answer.key} · score {answer.score:.3f}, cosine {answer.cosine:.3f}"
         asked, given = _evidence(query.pictures[answer.view], picture, answer.matches)
@@ -88,29 +88,29 @@ def _marked(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     return shown
 
 
-def duplicates_page(found: Duplicates, most: int = 100) -> str:
+def duplicates_page(copies: Duplicates, most: int = 100) -> str:
     """One page: the most certain pair of each group, the patches that agree marked alike, and all names of the group."""
-    shown = [(group, next(p for p in found.pairs if p.first in group)) for group in found.groups[:most]]
-    grid, sections = found.index.about.grid, []
+    shown = [(group, next(p for p in copies.pairs if p.first in group)) for group in copies.groups[:most]]
+    grid, sections = copies.index.about.grid, []
     for group, pair in shown:
         matches = [
             MatchedPatch(patch_box(one, grid), patch_box(other, grid), 0.0)
             for one, other in pair.patches[:EVIDENCE]
         ]
         figures = [
-            (None if picture is None else _marked(picture, boxes), found.index.key(row))
+            (None if picture is None else _marked(picture, boxes), copies.index.key(row))
             for row, boxes in (
                 (pair.first, [match.query for match in matches]),
                 (pair.second, [match.answer for match in matches]),
             )
-            for picture in [read_row(found.index, row)]
+            for picture in [read_row(copies.index, row)]
         ]
-        others = [found.index.key(row) for row in group if row not in (pair.first, pair.second)]
+        others = [copies.index.key(row) for row in group if row not in (pair.first, pair.second)]
         text = f"score {pair.score:.3f}, {len(pair.patches)} patches agree on one placement"
         rest = f"<p>{html.escape(text)}{html.escape('; also ' + ', '.join(others) if others else '')}</p>"
         sections.append(_section(figures) + rest)
     lead = (
-        f"{len(found.groups)} groups of copies among {len(found.index)} images; the first {len(shown)} are shown. "
-        f"Score above {found.threshold:.3f}, which {found.rate:.2%} of images without a copy are expected to reach."
+        f"{len(copies.groups)} groups of copies among {len(copies.index)} images; the first {len(shown)} are shown. "
+        f"Score above {copies.threshold:.3f}, which {copies.rate:.2%} of images without a copy are expected to reach."
     )
     return page("Duplicates", lead, sections)

@@ -111,8 +111,8 @@ def written_config(state: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     with reading(path, "a training state of glocal", TrainingError, f"Start a new run with init={path}."):
         plain: dict[str, Any] = json.loads(state["config"])
-        for part in ("backbone", "optimiser"):
-            dict(plain[part])
+        for section in ("backbone", "optimiser"):
+            dict(plain[section])
     return plain
 
 

@@ -247,8 +247,8 @@ def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
 
 
-def seeded(config: RunConfig, part: str, build):  # type: ignore[no-untyped-def]
+def seeded(config: RunConfig, purpose: str, build):  # type: ignore[no-untyped-def]
     """Build under the seed of this part, leaving the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(hash_seed(config.seed, *part.encode()) & (2**63 - 1))
+        torch.manual_seed(hash_seed(config.seed, *purpose.encode()) & (2**63 - 1))
         return build()

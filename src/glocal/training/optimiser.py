@@ -45,9 +45,9 @@ def _matrices(module: nn.Module) -> dict[Tensor, int]:
 
     Patch embedding (a convolution), positions, tokens and prototypes are none: their rows are a table, not a map.
     """
-    found = {part.weight: 1 for part in module.modules() if isinstance(part, nn.Linear)}
-    found |= {part.qkv.weight: 3 for part in module.modules() if isinstance(part, Attention)}
-    return found | {part.fc1.weight: 2 for part in module.modules() if isinstance(part, SwiGlu)}
+    counts = {layer.weight: 1 for layer in module.modules() if isinstance(layer, nn.Linear)}
+    counts |= {layer.qkv.weight: 3 for layer in module.modules() if isinstance(layer, Attention)}
+    return counts | {layer.fc1.weight: 2 for layer in module.modules() if isinstance(layer, SwiGlu)}
 
 
 def _rate_factor(name: str, depth: int, config: OptimiserConfig) -> float:

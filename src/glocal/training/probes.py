@@ -88,7 +88,7 @@ def label_purity(model: SelfDistillation, source: ImageSource) -> dict[str, floa
     """Share of the neighbours that a memory gave whose label is the asking image's, where there are labels. A monitor:
     no loss sees a label. Empty before anything was retrieved.
     """
-    found = {
+    purities = {
         name: t.found
         for name, t in model.terms().items()
         if isinstance(t, LocalGroup) and t.found is not None
@@ -98,6 +98,6 @@ def label_purity(model: SelfDistillation, source: ImageSource) -> dict[str, floa
     labels = torch.from_numpy(np.asarray(source.labels))
     return {
         f"{name}.neighbour_purity": neighbour_purity(f, labels)
-        for name, f in found.items()
+        for name, f in purities.items()
         if bool(f.valid.any())
     }

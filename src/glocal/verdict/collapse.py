@@ -46,7 +46,7 @@ class CollapseMonitor:
         """Return the collapses that this record, at a share of the run, shows for the third time in a row at least."""
         rank = record.get("effective_rank", self._highest_rank)
         self._highest_rank = max(self._highest_rank, rank)
-        found = []
+        collapses = []
         for key, target in record.items():
             term, _, statistic = key.rpartition(".")
             if statistic != "target_entropy":
@@ -57,8 +57,8 @@ class CollapseMonitor:
                 self._streak[term, kind] = streak
                 if streak >= PATIENCE and share >= EARLIEST and (term, kind) not in self._said:
                     self._said.add((term, kind))
-                    found.append(Collapse(term, kind, _explain(term, kind, target, marginal, rank)))
-        return found
+                    collapses.append(Collapse(term, kind, _explain(term, kind, target, marginal, rank)))
+        return collapses
 
 
 def _signs(target: float, marginal: float, rank_kept: float, share: float) -> dict[Kind, bool]:

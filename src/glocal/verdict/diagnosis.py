@@ -86,9 +86,9 @@ def _collapsed(records: Sequence[Record], planned: int) -> list[Finding]:
 def _cut(text: str) -> tuple[str, str]:
     """What happened, and from the imperative on what to change."""
     for verb in (". Lower ", ". Set "):
-        what, found, rest = text.partition(verb)
-        if found:
-            return what + ".", found.removeprefix(". ") + rest
+        what, separator, rest = text.partition(verb)
+        if separator:
+            return what + ".", separator.removeprefix(". ") + rest
     return text, ""
 
 
@@ -182,7 +182,7 @@ def _sentence(
         return "There are no label-free figures of this run, so nothing can be said of what it learnt."
     examined = _examined(records)
     at_best, first = next(r for r in examined if r["step"] == best), examined[0]
-    found, place = at_best["verdict.retrieval"], at_best["verdict.correspondence"]
+    retrieval, place = at_best["verdict.retrieval"], at_best["verdict.correspondence"]
     done = max(r["step"] for r in records)
     going_on = "" if done >= planned else f"; the run is at {done:,} of {planned:,}"
     where = f"at step {best:,}{going_on}"
@@ -198,7 +198,7 @@ def _sentence(
         ago = [f" ({first[f'verdict.{n}']:.0f} before training)" for n in ("retrieval", "correspondence")]
     end = " " + findings[0].what if findings and findings[0].severity == "warning" else ""
     return (
-        f"It is learning: of 100 distorted crops {found:.0f} find their image{ago[0]}, and of 100 patches {place:.0f} find "
+        f"It is learning: of 100 distorted crops {retrieval:.0f} find their image{ago[0]}, and of 100 patches {place:.0f} find "
         f"their place{ago[1]}, {where}.{end}"
     )
 

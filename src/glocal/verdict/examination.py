@@ -168,7 +168,7 @@ def _features(encoder: Encoder, pixels: UInt8[Tensor, "images 3 side side"]) -> 
     portion = max(1, PORTION_TOKENS * encoder.patch_size**2 // (pixels.shape[2] * pixels.shape[3]))
     parts = [encoder.features(encoder.normalise(p.to(encoder.device))) for p in torch.split(pixels, portion)]
     cls, patches, tokens = (
-        torch.cat([getattr(part, name).float().cpu() for part in parts])
+        torch.cat([getattr(seen, name).float().cpu() for seen in parts])
         for name in ("cls", "patches", "tokens_before_norm")
     )
     return Features(cls, patches, parts[0].grid, tokens)

@@ -156,11 +156,13 @@ class MatchedContrast(Objective):
         else:
             first = 0
             anchors, keys = (_in_chunks(side, self.config.images) for side in (anchors, keys))
-        own = slice(first, first + anchors.patch.shape[1])
-        same = keys.patch[:, own, None] == keys.patch[:, None, :]
+        anchor_rows = slice(first, first + anchors.patch.shape[1])
+        same = keys.patch[:, anchor_rows, None] == keys.patch[:, None, :]
         with torch.autocast(anchors.vectors.device.type, enabled=False):
             logits = anchors.vectors @ keys.vectors.transpose(1, 2) / temperature
-            positive = (anchors.vectors * keys.vectors[:, own]).sum(dim=-1, keepdim=True) / temperature
+            positive = (anchors.vectors * keys.vectors[:, anchor_rows]).sum(
+                dim=-1, keepdim=True
+            ) / temperature
             no_negative = same | (keys.patch < 0)[:, None]
             terms = step_info_nce(logits, no_negative, positive)[..., 0]
             hits = is_nearest(logits, no_negative, positive)[..., 0]

@@ -154,9 +154,9 @@ def mean_targets(
     total = targets.new_zeros(count, targets.shape[1])
     weight = targets.new_zeros(count)
     for start in range(0, pairs.student.numel(), _PORTION):
-        part = slice(start, start + _PORTION)
-        index: Int64[Tensor, " portion"] = pairs.student[part]
-        share = pairs.weight[part].to(targets.dtype)
-        total.index_add_(0, index, targets[pairs.teacher[part]] * share[:, None])
+        rows = slice(start, start + _PORTION)
+        index: Int64[Tensor, " portion"] = pairs.student[rows]
+        share = pairs.weight[rows].to(targets.dtype)
+        total.index_add_(0, index, targets[pairs.teacher[rows]] * share[:, None])
         weight.index_add_(0, index, share)
     return total / weight.clamp_min(1e-6)[:, None], weight
