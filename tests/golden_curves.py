@@ -10,6 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -108,7 +109,7 @@ def _small_term(term: ObjectiveConfig) -> ObjectiveConfig:
 def coloured_views(groups: Mapping[str, ViewGroup], step: int) -> Views:
     """Bytes, as they come from the loader: waves of another length and colour in every image."""
     views = make_views(BATCH, dict(groups), seed=step)
-    return views.with_groups({name: _waves(batch, step) for name, batch in views.groups.items()})
+    return replace(views, groups={name: _waves(batch, step) for name, batch in views.groups.items()})
 
 
 def _waves(batch: ViewBatch, step: int) -> ViewBatch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Container
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def test_a_bad_step_changes_nothing_bit_for_bit(name: str, kind: str) -> None:
     poisoned = views.groups["global"].pixels.clone()
     poisoned[0, 0, 0, 3, 3] = float("nan")
     group = views.groups["global"]
-    views = views.with_groups(
-        views.groups | {"global": type(group)(poisoned, group.box, group.flip, group.strong)}
+    views = replace(
+        views, groups=views.groups | {"global": type(group)(poisoned, group.box, group.flip, group.strong)}
     )
     assert take_step(model, optimiser, config, guard, views)
     after = [model.student.state_dict(), optimiser.state_dict()["state"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -72,7 +73,7 @@ def test_no_part_of_a_step_waits(recipe: str) -> None:
             name: type(g)(on_device(g.pixels), g.box, g.flip, g.strong) for name, g in views.groups.items()
         }
         scalars = training.step(
-            views.with_groups(groups), Progress(number, 2, 1), bool(number), gradients_on_device
+            replace(views, groups=groups), Progress(number, 2, 1), bool(number), gradients_on_device
         )
         assert isinstance(scalars["loss"], OnDevice)
     assert OnDevice.waits == []

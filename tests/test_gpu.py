@@ -7,6 +7,7 @@ DEVICE=cpu pytest -m gpu    # the same code elsewhere, so that it does not rot
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_views_are_the_cpus(device: torch.device) -> None:
         name: type(group)((group.pixels.abs() * 80).clamp(0, 255).byte(), group.box, group.flip, group.strong)
         for name, group in views.groups.items()
     }
-    views = views.with_groups(groups)
+    views = replace(views, groups=groups)
     there = augment(views.to(device), config.views, config.backbone.patch_size)
     here = augment(views, config.views, config.backbone.patch_size)
     for name, group in here.groups.items():

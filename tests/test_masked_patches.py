@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,8 +99,8 @@ def test_what_is_hidden_does_not_reach_the_student() -> None:
     hidden = masked.view(4, 2, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)[:, :, None]
     group = views.groups["global"]
     pixels = torch.where(hidden, torch.rand_like(group.pixels), group.pixels)
-    other = views.with_groups(
-        views.groups | {"global": type(group)(pixels, group.box, group.flip, group.strong)}
+    other = replace(
+        views, groups=views.groups | {"global": type(group)(pixels, group.box, group.flip, group.strong)}
     )
     assert masked.any() and not masked.all()
     ours, theirs = (model.student_features(v, PROGRESS)["global"] for v in (views, other))

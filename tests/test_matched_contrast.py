@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -132,7 +134,7 @@ def test_without_any_match_the_loss_is_zero_and_differentiable() -> None:
     box = torch.tensor([[0.0, 0, 16, 16], [32, 32, 16, 16]]).expand(2, 2, 4)
     groups = {"global": type(apart)(apart.pixels, box, apart.flip, apart.strong)}
     model = build({"global": GROUPS["global"]})
-    loss, scalars = model(StepInput(views.with_groups(groups), PROGRESS, True))
+    loss, scalars = model(StepInput(replace(views, groups=groups), PROGRESS, True))
     loss.backward()
     assert loss.item() == 0.0 and scalars["pixel.pairs_an_image"].item() == 0.0
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.student.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_reference_loss_does_not_depend_on_how_teacher_views_are_grouped() -> No
     losses = []
     for groups, batch in (
         ({"global": GROUPS["global"]}, views),
-        ({"a": one, "b": one}, views.with_groups(apart)),
+        ({"a": one, "b": one}, replace(views, groups=apart)),
     ):
         config = small_config(views=groups, objectives={"all": LocalGlobalReferenceConfig(head=SMALL_HEAD)})
         model = build_distillation(config)
@@ -181,7 +182,7 @@ def test_bilinear_targets_equal_the_mixture_of_four_teachers() -> None:
         )
         for b in (False, True)
     ]
-    losses = [m(StepInput(views.with_groups(same), PROGRESS, False))[0] for m in pair]
+    losses = [m(StepInput(replace(views, groups=same), PROGRESS, False))[0] for m in pair]
     torch.testing.assert_close(*losses)
 
 

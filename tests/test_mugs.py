@@ -26,7 +26,7 @@ from glocal.objectives.by_contrast.local_group import LocalGroup, LocalGroupHead
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHead, ContrastiveHeadConfig
 from glocal.objectives.by_contrast.queue_info_nce import Queue, info_nce
 from glocal.objectives.by_contrast.relation_block import ImageToken, RelationBlock
-from glocal.objectives.pairs import Pairs
+from glocal.objectives.view_pairs import Pairs
 from glocal.training.network import Network
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_contrast.queue_contrast import ContrastiveHeadConfig
 from glocal.objectives.by_contrast.relation_block import ImageToken
 from glocal.objectives.masks import MaskConfig
-from glocal.objectives.over_prototypes.centring import CentringConfig
+from glocal.objectives.over_prototypes.prototype_term import CentringConfig
 from glocal.training.network import SelfDistillation, build_distillation
 
 TERMS = {
@@ -153,7 +154,7 @@ def test_batch_without_any_match(name: str) -> None:
     apart["local"][..., 1] = 32.0
     groups = {n: type(g)(g.pixels, apart[n], g.flip, g.strong) for n, g in views.groups.items()}
     model = build(name)
-    loss, _ = step(model, views.with_groups(groups))
+    loss, _ = step(model, replace(views, groups=groups))
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.student.parameters())

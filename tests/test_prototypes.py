@@ -9,14 +9,14 @@ from narrowing import present
 from torch.nn import functional as F
 
 from glocal.objectives.over_prototypes import cross_entropy as module
-from glocal.objectives.over_prototypes.centring import CentringConfig, TeacherCentre
 from glocal.objectives.over_prototypes.cross_entropy import (
     Prototypes,
     prototype_cross_entropy,
     sinkhorn_centre,
     target_statistics,
 )
-from glocal.objectives.pairs import Pairs
+from glocal.objectives.over_prototypes.prototype_term import CentringConfig, TeacherCentre
+from glocal.objectives.view_pairs import Pairs
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

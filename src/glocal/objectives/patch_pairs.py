@@ -16,7 +16,7 @@ from torch import Tensor
 from glocal.errors import ConfigError
 from glocal.matching.geometric import Rule, Weight, bilinear_targets, teacher_index
 from glocal.models.features import Features
-from glocal.objectives.pairs import Pairs
+from glocal.objectives.view_pairs import Pairs
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 from glocal.views.randomness import fold_in, uniforms

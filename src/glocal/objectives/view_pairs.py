@@ -1,10 +1,10 @@
-"""Which student view is compared with which teacher view: the pairs of image-level terms, and their class embeddings."""
+"""Who is compared with whom: pairs of tokens, what every term sums over, and of the views of image-level terms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -12,11 +12,22 @@ from torch import Tensor
 
 from glocal.errors import ConfigError
 from glocal.objectives.base import Branch, Role
-from glocal.objectives.pairs import Pairs
 from glocal.views.groups import ViewGroup
 
 View = tuple[str, int]
 """A view group's name and a number within it."""
+
+
+class Pairs(NamedTuple):
+    """Which student token learns from which teacher token, and with what weight. Weights need not sum to one."""
+
+    student: Int64[Tensor, " pairs"]
+    teacher: Int64[Tensor, " pairs"]
+    weight: Float[Tensor, " pairs"]
+
+    def to(self, device: torch.device) -> Pairs:
+        """The pairs on the device of the features, copied without waiting for it."""
+        return Pairs(*(t.to(device, non_blocking=True) for t in self))
 
 
 def views_seen_by(role: Role, groups: Mapping[str, ViewGroup]) -> list[View]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from glocal.models.backbone import BackboneConfig
-from glocal.objectives.over_prototypes.centring import CentringConfig
-from glocal.objectives.over_prototypes.prototype_term import HeadConfig
+from glocal.objectives.over_prototypes.prototype_term import CentringConfig, HeadConfig
 from glocal.schedules import Schedule
 from glocal.training.config import OptimiserConfig, TeacherConfig, TrainingConfig
 from glocal.views.groups import Pipeline, ViewGroup

@@ -16,8 +16,8 @@ from glocal.objectives.by_contrast.projection import ProjectionConfig
 from glocal.objectives.by_spread.coding_rate import CodingRateConfig
 from glocal.objectives.by_spread.masked_alignment import MaskedAlignmentConfig
 from glocal.objectives.by_spread.spread import SpreadConfig
-from glocal.objectives.over_prototypes.centring import CentringConfig
 from glocal.objectives.over_prototypes.masked_patches import MaskedPatchesConfig
+from glocal.objectives.over_prototypes.prototype_term import CentringConfig
 from glocal.recipes.dino import dino, image_term
 from glocal.recipes.scales import Scale
 from glocal.training.config import RunConfig

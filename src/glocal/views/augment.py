@@ -45,7 +45,7 @@ def augment(
     for number, (name, group) in enumerate(groups.items()):
         seeds = view_seeds(views.seed, number, group.count).to(views.device, non_blocking=True)
         augmented[name] = _augment_group(views.groups[name], group, seeds.flatten(), patch_size, normalise)
-    return views.with_groups(augmented)
+    return replace(views, groups=augmented)
 
 
 def view_seeds(seed: Int64[Tensor, " batch"], group: int, views: int) -> Int64[Tensor, "batch views"]:

@@ -30,14 +30,6 @@ class ViewBatch:
         """What a teacher sees: the views without what is meant for the student only."""
         return self.pixels if self.teacher_pixels is None else self.teacher_pixels
 
-    def to(self, device: torch.device) -> ViewBatch:
-        """Move the pixels, asynchronously from pinned memory.
-
-        Geometry stays on the CPU: matching runs there in milliseconds and so knows its counts without waiting for the
-        device.
-        """
-        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
-
 
 @dataclass(frozen=True)
 class Views:
@@ -58,10 +50,14 @@ class Views:
         return int(self.index.shape[0])
 
     def to(self, device: torch.device) -> Views:
-        """Move pixels, asynchronously from pinned memory; geometry and seeds stay on the CPU, where what is drawn from
-        them for matching is needed without waiting (see `ViewBatch.to`).
+        """Move pixels, asynchronously from pinned memory. Geometry and seeds stay on the CPU: matching runs there in
+        milliseconds and so knows its counts without waiting for the device.
         """
-        return replace(self, groups={name: group.to(device) for name, group in self.groups.items()})
+        groups = {
+            name: replace(group, pixels=group.pixels.to(device, non_blocking=True))
+            for name, group in self.groups.items()
+        }
+        return replace(self, groups=groups)
 
     def pin_memory(self) -> Views:
         """Pin what `to` moves; called by the data loader."""
@@ -74,10 +70,6 @@ class Views:
     def device(self) -> torch.device:
         """Where the pixels are."""
         return next(iter(self.groups.values())).pixels.device
-
-    def with_groups(self, groups: dict[str, ViewBatch]) -> Views:
-        """The same images with other views."""
-        return replace(self, groups=groups)
 
     def split(self, parts: int) -> list[Views]:
         """Cut the batch into equal parts of consecutive images (micro-batches), without copying."""

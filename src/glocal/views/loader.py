@@ -101,7 +101,8 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
         for start in range(0, images, PIECE):
             rows = slice(start, start + PIECE)
             index[rows], sources = zip(
-                *(self._read(i, unreadable) for i in index[rows].tolist()), strict=True
+                *(first_readable(self.source, i, self._decode, unreadable) for i in index[rows].tolist()),
+                strict=True,
             )
             size[rows] = [source.shape[:2] for source in sources]
             boxes = self.law.place(draws, size[rows], start)
@@ -135,10 +136,6 @@ class ViewDataset(Dataset[LoadedBatch | GlocalError]):
             ):
                 for slot, box, flip in zip(slots, placed[of_group], mirrored[of_group], strict=True):
                     slot.copy_(crop_and_resize(source, box, size, flip))
-
-    def _read(self, index: int, unreadable: list[tuple[str, str]]) -> tuple[int, Tensor]:
-        """Return the first readable image from `index` on, wrapping round, and its position."""
-        return first_readable(self.source, index, self._decode, unreadable)
 
     def _decode(self, position: int) -> Tensor:
         if position in self.left_out:

@@ -27,7 +27,7 @@ def resized(views: Views, sizes: Mapping[str, tuple[int, int]]) -> Views:
         else replace(batch, pixels=_shrunk(batch.pixels, sizes[name]))
         for name, batch in views.groups.items()
     }
-    return views.with_groups(groups)
+    return replace(views, groups=groups)
 
 
 def _shrunk(

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from glocal.objectives.pairs import Pairs
+from glocal.objectives.view_pairs import Pairs
 
 # Elements of one chunk of logits (see prototypes.py): cache-sized on a CPU, large enough to fill a GPU.
 _CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}

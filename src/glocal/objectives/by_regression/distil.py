@@ -15,8 +15,8 @@ from glocal.distributed import all_reduce_sum, world_size
 from glocal.errors import ConfigError
 from glocal.models.heads import unit_length
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
-from glocal.objectives.pairs import Pairs
 from glocal.objectives.patch_pairs import gather_patches, match_view_groups, refuse_moved_pixels
+from glocal.objectives.view_pairs import Pairs
 from glocal.schedules import Progress
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup

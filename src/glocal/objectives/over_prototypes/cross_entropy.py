@@ -21,18 +21,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from glocal.distributed import all_reduce_sum
-from glocal.objectives.pairs import Pairs
+from glocal.objectives.view_pairs import Pairs
 
 # Elements of one chunk of logits. On a CPU a chunk should stay in the last-level cache (2**22 floats are 16 MiB); on a
 # GPU a chunk must be large enough to fill the card (2**26 floats are 256 MiB).
 _CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**26}
-
-
-class TargetStatistics(NamedTuple):
-    """What the teacher's distributions look like: mean entropy in nats, and the mean distribution over prototypes."""
-
-    entropy: Float[Tensor, ""]
-    marginal: Float[Tensor, " prototypes"]
 
 
 class Prototypes(NamedTuple):
@@ -130,7 +123,7 @@ def _loss_and_gradients(
         )
         expected[rows] = _product(unnormalised, w_s) / total
         if grad_w is not None:
-            _accumulate(grad_w, unnormalised, audience[rows] / total, -1.0 / temperature_s)
+            grad_w.addmm_(unnormalised.T, audience[rows] / total, alpha=-1.0 / temperature_s)
 
     target = torch.zeros_like(x_s, dtype=torch.float32)
     target.index_add_(0, pairs.student, weight[:, None] * expected[pairs.teacher])
@@ -142,7 +135,7 @@ def _loss_and_gradients(
         loss += (share * (total.log() + shift)).sum()
         grad_x[rows] += _product(unnormalised, w_s) * (share / total)
         if grad_w is not None:
-            _accumulate(grad_w, unnormalised, x_s[rows].float() * (share / total), 1.0 / temperature_s)
+            grad_w.addmm_(unnormalised.T, x_s[rows].float() * (share / total), alpha=1.0 / temperature_s)
     return loss, grad_x.div_(temperature_s), grad_w
 
 
@@ -174,19 +167,16 @@ def _exact_product(x: Tensor, w: Tensor) -> Tensor:
         return x @ w.T
 
 
-def _accumulate(grad_w: Tensor, distribution: Tensor, x: Tensor, factor: float) -> None:
-    """grad_w += factor * distribution^T x, in place."""
-    grad_w.addmm_(distribution.T, x, alpha=factor)
-
-
 def _chunks(x: Tensor, w: Tensor) -> list[slice]:
     rows = max(16, _CHUNK_ELEMENTS.get(x.device.type, 2**26) // w.shape[0])
     return [slice(start, min(start + rows, x.shape[0])) for start in range(0, x.shape[0], rows)]
 
 
 @torch.no_grad()
-def target_statistics(teacher: Prototypes, centre: Float[Tensor, " prototypes"]) -> TargetStatistics:
-    """Mean entropy and mean distribution of the teacher's targets over this process's tokens.
+def target_statistics(
+    teacher: Prototypes, centre: Float[Tensor, " prototypes"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " prototypes"]]:
+    """Mean entropy in nats and mean distribution of the teacher's targets over this process's tokens.
 
     A mean entropy near ln K with a marginal entropy near ln K is the uniform collapse; a marginal entropy near 0 is
     the constant one.
@@ -199,7 +189,7 @@ def target_statistics(teacher: Prototypes, centre: Float[Tensor, " prototypes"])
         marginal += p.sum(dim=0)
         entropy -= torch.special.xlogy(p, p).sum()
     tokens = max(1, x.shape[0])
-    return TargetStatistics(entropy / tokens, marginal / tokens)
+    return entropy / tokens, marginal / tokens
 
 
 @torch.no_grad()

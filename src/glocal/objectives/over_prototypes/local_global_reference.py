@@ -17,7 +17,6 @@ from glocal.models.heads import PrototypeHead
 from glocal.objectives.base import Branch, Objective, ObjectiveConfig, Role, Term
 from glocal.objectives.over_prototypes.cross_entropy import Prototypes, prototype_cross_entropy
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig
-from glocal.objectives.pairs import Pairs
 from glocal.objectives.patch_pairs import (
     MatchedTokens,
     gather_patches,
@@ -25,7 +24,7 @@ from glocal.objectives.patch_pairs import (
     refuse_dropped_patches,
     refuse_moved_pixels,
 )
-from glocal.objectives.view_pairs import stack_cls, views_seen_by
+from glocal.objectives.view_pairs import Pairs, stack_cls, views_seen_by
 from glocal.schedules import Progress, Schedule, value_at
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup

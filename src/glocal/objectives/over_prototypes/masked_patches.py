@@ -19,8 +19,8 @@ from glocal.objectives.over_prototypes.prototype_term import (
     PrototypeTermConfig,
     watch_targets,
 )
-from glocal.objectives.pairs import Pairs
 from glocal.objectives.patch_pairs import gather_patches
+from glocal.objectives.view_pairs import Pairs
 from glocal.schedules import Progress
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup

@@ -18,18 +18,17 @@ from glocal.models.features import Features
 from glocal.models.heads import PrototypeHead
 from glocal.models.initialisation import initialise
 from glocal.objectives.base import Branch, Role, Term
-from glocal.objectives.over_prototypes.centring import TeacherCentre
 from glocal.objectives.over_prototypes.cross_entropy import Prototypes, prototype_cross_entropy
 from glocal.objectives.over_prototypes.prototype_term import (
     HeadConfig,
     PrototypeTerm,
     PrototypeTermConfig,
+    TeacherCentre,
     watch_targets,
 )
 from glocal.objectives.over_prototypes.self_patch_positives import taking_part, weighted_mean, wrapped
-from glocal.objectives.pairs import Pairs
 from glocal.objectives.patch_pairs import refuse_dropped_patches, refuse_moved_student
-from glocal.objectives.view_pairs import pair_table, repeat_over_batch
+from glocal.objectives.view_pairs import Pairs, pair_table, repeat_over_batch
 from glocal.schedules import Progress, Schedule
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup

@@ -46,11 +46,6 @@ def gaussian_taps(
     return weight / (2 * weight.sum(1, keepdim=True) - weight[:, :1])
 
 
-def blur_radius(sigma: float) -> int:
-    """Pixels on each side that a kernel of this standard deviation reads."""
-    return max(1, math.ceil(sigma * REACH))
-
-
 def gaussian_blur(pixels: Pixels, sigma: Float[Tensor, " units"], largest: float) -> Pixels:
     """Blur every unit with its own standard deviation, reflecting at the border.
 
@@ -63,12 +58,13 @@ def gaussian_blur(pixels: Pixels, sigma: Float[Tensor, " units"], largest: float
     True
     """
     height, width = pixels.shape[-2:]
+    radius = max(1, math.ceil(largest * REACH))
     if max(height, width) <= SMALL:
-        taps = gaussian_taps(sigma, blur_radius(largest))
+        taps = gaussian_taps(sigma, radius)
         return filter_cells(pixels, taps, taps)
     if pixels.device.type == "cpu":
         return _blur_by_radius(pixels.clone(), sigma, torch.ones_like(sigma, dtype=torch.bool))
-    taps = gaussian_taps(sigma, min(blur_radius(largest), height - 1, width - 1))
+    taps = gaussian_taps(sigma, min(radius, height - 1, width - 1))
     return filter_views(pixels, taps, taps)
 
 

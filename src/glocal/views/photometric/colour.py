@@ -81,12 +81,6 @@ def jitter_map(brightness: Factor, contrast: Factor, saturation: Factor, hue: Fa
     return ColourMap(gain, brightness - gain, chroma * angle.cos(), chroma * angle.sin())
 
 
-def grayscale_map(like: Factor) -> ColourMap:
-    """Luma in all three channels."""
-    zero = torch.zeros_like(like)
-    return ColourMap(torch.ones_like(like), zero, zero, zero)
-
-
 def apply_colour_map(pixels: Pixels, colours: ColourMap, out: Pixels | None = None) -> Pixels:
     """Apply one map to every unit and clip once at the end; `out` may be `pixels`.
 
@@ -248,7 +242,8 @@ class Grayscale(OperationBase):
 
     def colour_map(self, draws: Float[Tensor, "units draws"]) -> ColourMap:
         """The map that a neighbouring `ColorJitter` fuses with."""
-        return grayscale_map(draws.new_zeros(draws.shape[0]))
+        zero = draws.new_zeros(draws.shape[0])
+        return ColourMap(torch.ones_like(zero), zero, zero, zero)
 
     def transform(self, pixels: Pixels, draws: Float[Tensor, "units draws"]) -> Pixels:
         """See `grayscale`."""
