@@ -1,3 +1,5 @@
+"""Balanced sampling: how often each image comes, in which order, and that a run goes on with it."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -275,3 +275,10 @@ def test_protocols_run_during_training_and_leave_the_weights_alone(photos: Path,
     records = [json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()]
     assert any(key.startswith("logistic.") for key in records[-1])
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_python_m_glocal_and_completion() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "glocal", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "pretrain" in said and "--install-completion" in said

@@ -1,3 +1,5 @@
+"""Copies and clusters: placements and thresholds against loops, planted copies, the commands."""
+
 from __future__ import annotations
 
 import itertools

@@ -113,3 +113,12 @@ def test_wheel_and_sdist_hold_what_belongs(tmp_path: Path) -> None:
     } <= packed
     assert not [name for name in packed if name.startswith((".", "runs", "build")) and name != ".gitignore"]
     assert not [name for name in packed if name.endswith((".pt", ".safetensors", ".parquet", ".pyc"))]
+
+
+def test_what_stands_beside_the_code_agrees_with_it() -> None:
+    assert (ROOT / "src" / "glocal" / "py.typed").exists()
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert version is not None and f"version: {version[1]}" in (ROOT / "CITATION.cff").read_text()
+    assert not re.findall(r"\]\((?!https?://)", (ROOT / "README.md").read_text()), (
+        "a relative link is dead on PyPI"
+    )

@@ -1,3 +1,5 @@
+"""The embedding store: what is stored is what the model gives, within the stated error, and a killed one goes on."""
+
 from __future__ import annotations
 
 import os

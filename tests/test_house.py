@@ -115,6 +115,10 @@ def test_files_stay_readable() -> None:
     assert long == {}
 
 
+def test_every_file_says_what_it_holds() -> None:
+    assert [p.name for p in python_files() if not ast.get_docstring(ast.parse(p.read_text()))] == []
+
+
 def test_functions_stay_readable() -> None:
     """At most 60 lines of code; the training loop, which is read from top to bottom, is the longest."""
     for path in python_files():

@@ -48,7 +48,7 @@ def check(file: Path, pixels: Tensor, expected: Tensor, layout: str, prefix: int
 
 
 @sizes
-def test_dino(pixels: Tensor, tmp_path: Path) -> None:
+def test_dino_equals_its_forward_pass(pixels: Tensor, tmp_path: Path) -> None:
     state = random_state(vit_shapes())
     torch.save(state, tmp_path / "dino.pth")
     check(tmp_path / "dino.pth", pixels, dino_forward(state, pixels), "dino")
@@ -101,7 +101,7 @@ def test_timm_states_are_resized_with_antialiasing(pixels: Tensor, tmp_path: Pat
 
 @sizes
 @pytest.mark.parametrize("swiglu", [False, True])
-def test_dinov2(pixels: Tensor, swiglu: bool, tmp_path: Path) -> None:
+def test_dinov2_equals_its_forward_pass(pixels: Tensor, swiglu: bool, tmp_path: Path) -> None:
     def chunked(i: int) -> str:
         return f"blocks.{i // 2}.{i}"
 
@@ -118,7 +118,7 @@ def test_dinov2(pixels: Tensor, swiglu: bool, tmp_path: Path) -> None:
 
 
 @sizes
-def test_dinov2_with_registers(pixels: Tensor, tmp_path: Path) -> None:
+def test_dinov2_with_registers_equals_its_forward_pass(pixels: Tensor, tmp_path: Path) -> None:
     state = random_state(vit_shapes(scale=True) | {"register_tokens": (1, 4, DIM)})
     torch.save(state | {"mask_token": torch.zeros(1, DIM)}, tmp_path / "reg.pth")
     grid = (pixels.shape[2] // PATCH, pixels.shape[3] // PATCH)
@@ -133,7 +133,7 @@ def test_dinov2_with_registers(pixels: Tensor, tmp_path: Path) -> None:
 
 @sizes
 @pytest.mark.parametrize("swiglu", [False, True])
-def test_dinov3(pixels: Tensor, swiglu: bool, tmp_path: Path) -> None:
+def test_dinov3_equals_its_forward_pass(pixels: Tensor, swiglu: bool, tmp_path: Path) -> None:
     shapes = vit_shapes(rows=None, scale=True) | {"storage_tokens": (1, 4, DIM)}
     if swiglu:
         for name in [n for n in shapes if ".mlp." in n]:
@@ -178,7 +178,7 @@ def test_dinov3(pixels: Tensor, swiglu: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "blocks"), [("head.cls_token", "head.blocks_token_only"), ("head.query", "head.ca.blocks")]
 )
-def test_selfpatch(pixels: Tensor, query: str, blocks: str, tmp_path: Path) -> None:
+def test_selfpatch_equals_its_forward_pass(pixels: Tensor, query: str, blocks: str, tmp_path: Path) -> None:
     parent = blocks.rpartition(".")[0]
     query = f"{parent}.{query.rpartition('.')[2]}"
     shapes = vit_shapes(class_token=False, rows=SIDE**2, final_norm=False)
@@ -246,7 +246,7 @@ def test_partial_and_unknown_files_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_files_that_run_code_or_are_no_weights_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
-    torch.save({"model": {}, "callback": Path("x"), "f": test_dino}, file)
+    torch.save({"model": {}, "callback": Path("x"), "f": test_dino_equals_its_forward_pass}, file)
     with pytest.raises(ModelError, match="holds Python objects beside weights"):
         load(file)
     file.write_bytes(b"not a checkpoint")

@@ -1,3 +1,5 @@
+"""Search: exact and approximate answers against loops, queries of every kind, an index that follows its collection."""
+
 from __future__ import annotations
 
 import json

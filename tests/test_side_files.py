@@ -116,7 +116,7 @@ def check(file: Path, mutants: Iterator[bytes], read: Callable[[], object]) -> N
 @pytest.mark.parametrize(
     "text", ["a.png\nb.png\n", "a.png,1\nb.png,2\n", "path,label,split\na.png,x,train\nb.png,y,test\n"]
 )
-def test_lists(tmp_path: Path, text: str) -> None:
+def test_damaged_lists_are_read_or_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.png").write_bytes(png())
     file = tmp_path / "list.csv"
     extra = [
@@ -138,7 +138,7 @@ def test_lists(tmp_path: Path, text: str) -> None:
     check(file, iter([*damaged(text.encode()), *(e.encode() for e in extra)]), read)
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_a_damaged_parquet_is_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     cells = pa.array([{"bytes": png(i), "path": "p"} for i in range(4)])
     table = pa.table({"image": cells, "label": pa.array([0, 1, 0, 1]), "domain": pa.array(["x"] * 4)})
@@ -163,13 +163,13 @@ def test_parquet(tmp_path: Path) -> None:
     check(file, (written(plain) for plain in rewritten(features)), read)
 
 
-def test_run_configuration(tmp_path: Path) -> None:
+def test_a_damaged_run_configuration_is_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     text = to_yaml(configure("pw-self", data="digits", out="x", preset="cifar"))
     check(file, damaged(text.encode()), lambda: read_run_config(tmp_path))
 
 
-def test_results(tmp_path: Path) -> None:
+def test_damaged_results_are_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     result = {
         "protocol": "knn", "version": 1, "settings": {"k": 1}, "numbers": {"top1": 5.0}, "rows": [{"a": 1}], "notes": ["n"],
@@ -189,7 +189,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_model_configuration(model: Path) -> None:
+def test_a_damaged_model_configuration_is_read_or_refused(model: Path) -> None:
     file = model / "config.json"
     content = file.read_bytes()
     plain = json.loads(content)
@@ -200,7 +200,7 @@ def test_model_configuration(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "weights.pth"])
-def test_weights(model: Path, tmp_path: Path, name: str) -> None:
+def test_damaged_weights_are_read_or_refused(model: Path, tmp_path: Path, name: str) -> None:
     good = tmp_path / name
     if name.endswith(".pth"):
         torch.save(VisionTransformer(TINY).state_dict(), good)
@@ -212,12 +212,12 @@ def test_weights(model: Path, tmp_path: Path, name: str) -> None:
     check(good, heads, lambda: load(good, {"num_heads": 2}))
 
 
-def test_ground_truth(tmp_path: Path) -> None:
+def test_a_damaged_ground_truth_is_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "ground_truth.csv"
     check(file, damaged(b"query,reference\nq1,r1\nq2,r2\nq3,\n"), lambda: read_ground_truth(file))
 
 
-def test_revisited_pickle(tmp_path: Path) -> None:
+def test_a_damaged_revisited_pickle_is_read_or_refused(tmp_path: Path) -> None:
     import pickle
 
     (tmp_path / "jpg").mkdir()
@@ -233,7 +233,7 @@ def test_revisited_pickle(tmp_path: Path) -> None:
     check(file, (pickle.dumps(p) for p in rewritten(truth)), lambda: open_revisited(tmp_path))
 
 
-def test_spair_pairs(tmp_path: Path) -> None:
+def test_damaged_spair_pairs_are_read_or_refused(tmp_path: Path) -> None:
     folder = tmp_path / "PairAnnotation" / "test"
     folder.mkdir(parents=True)
     file = folder / "0.json"
@@ -245,7 +245,7 @@ def test_spair_pairs(tmp_path: Path) -> None:
     check(file, (json.dumps(p).encode() for p in rewritten(pair)), lambda: read_pairs(tmp_path, "test"))
 
 
-def test_davis_archive(tmp_path: Path) -> None:
+def test_a_damaged_davis_archive_is_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "davis.tar"
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -261,7 +261,7 @@ def test_davis_archive(tmp_path: Path) -> None:
     check(file, damaged(buffer.getvalue()), lambda: DavisVideos(file).read_masks("s"))
 
 
-def test_cifar_batches(tmp_path: Path) -> None:
+def test_damaged_cifar_batches_are_read_or_refused(tmp_path: Path) -> None:
     file = tmp_path / "data_batch_1.bin"
     check(
         file, damaged(os.urandom(0) + bytes(3073 * 2)), lambda: CifarSource("cifar10", [file], 1, ["a"] * 10)
