@@ -90,6 +90,19 @@ def test_embed_writes_one_row_an_image(trained: Path, photos: Path, tmp_path: Pa
     assert len(table["cls"][0].as_py()) == 32
 
 
+def test_embed_counts_what_is_no_image(trained: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number, picture in enumerate(sorted(photos.rglob("*.png"))[:3]):
+        (folder / f"{number}.png").write_bytes(picture.read_bytes())
+    (folder / "film.mov").write_bytes(b"x")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    told = run("embed", f"model={trained}", f"data={folder}", f"out={tmp_path / 'e'}").output
+    assert "left out: 1 .mov." in told and "broken.jpg" in told
+    manifest = json.loads((tmp_path / "e/manifest.json").read_text())
+    assert manifest["left_out"] == {".mov": 1} and list(manifest["unreadable"]) == ["broken.jpg"]
+
+
 @pytest.mark.parametrize("what", ["views", "matches"])
 def test_show_draws_a_picture(photos: Path, tmp_path: Path, what: str) -> None:
     out = tmp_path / f"{what}.png"

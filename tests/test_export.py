@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,12 @@ def test_what_a_backbone_cannot_give_is_named() -> None:
     encoder = Encoder("plain", torch.nn.Linear(3, 3), 3, 8, 32)
     with pytest.raises(ModelError, match=r"plain \(Linear\) gives no attention maps"):
         encoder.attention(torch.zeros(1, 3, 8, 8))
+
+
+def test_everyone_whom_the_system_allows_may_read_an_export(tmp_path: Path) -> None:
+    former = os.umask(0o022)
+    try:
+        folder = export_backbone(backbone(), tmp_path / "export")
+    finally:
+        os.umask(former)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}

@@ -188,6 +188,22 @@ def test_low_shot_equals_scikit_learn_on_its_draw() -> None:
     assert np.isclose(scores[1], 100 * expected)
 
 
+def test_fits_that_stopped_early_are_counted() -> None:
+    data = {"train": coloured(120, 4), "test": coloured(40, 4, seed=1)}
+    few, enough = (
+        LowShot(shares=(1.0,), per_class=(5,), seeds=2, strengths=(10.0,), iterations=most)
+        for most in (1, 1000)
+    )
+    result = few.run(small_encoder(), data, QUIET)
+    assert "4 of 4 fits stopped before the gradient fell to 0.0001" in result.notes
+    assert not any(row["converged"] for row in result.rows)
+    result = enough.run(small_encoder(), data, QUIET)
+    assert all(row["converged"] for row in result.rows) and not result.notes
+    everything = [row for row in result.rows if row["shots"] == "100_percent"]
+    assert everything[0] == {**everything[1], "seed": 0}  # the same images, fitted once
+    assert result.numbers["100_percent_top1_std"] == 0
+
+
 def test_low_shot_of_pairs_of_images() -> None:
     train = coloured(2, 2)
     with pytest.raises(DataError, match="held out"):

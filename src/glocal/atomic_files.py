@@ -43,6 +43,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object], *, keep: 
         ) from error
 
 
+def allow_readers(path: Path) -> None:
+    """Give a file the mode that the user's umask gives any: what the safetensors library writes is its owner's alone."""
+    ordinary = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    ordinary.touch()
+    path.chmod(ordinary.stat().st_mode & 0o777)
+    ordinary.unlink()
+
+
 def link_or_copy(path: Path, other: Path) -> None:
     """Give a file a second name, in place of whatever has that name; a copy where the file system has no links."""
     temporary = other.with_name(f".{other.name}.writing")

@@ -43,6 +43,7 @@ def run(words: Sequence[str]) -> None:
     check = new_file if ending == "parquet" else new_folder
     out = check(settings.out, "out")
     from glocal.extraction.embedding_file import embed
+    from glocal.recipes.plan import left_out_in_words
 
     store = embed(
         settings.model, settings.data, out, what=settings.what.split(","),
@@ -58,5 +59,7 @@ def run(words: Sequence[str]) -> None:
     if manifest.unreadable:
         say(console, f"{len(manifest.unreadable)} unreadable, named in the manifest:")
         say(console, *list(manifest.unreadable.values())[:5])
+    if manifest.left_out:
+        say(console, left_out_in_words(manifest.left_out))
     if not len(store):
         raise DataError(f"{settings.data}: none of its {manifest.images} images could be read.")

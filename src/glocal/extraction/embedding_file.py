@@ -96,6 +96,7 @@ def embed(
         model=encoder.name, fingerprint=encoder.fingerprint(), precision=encoder.precision,
         device=encoder.device.type, data=source.name, data_fingerprint=source.fingerprint(), images=len(source), transform=transform,
         grid=(transform.size // encoder.patch_size,) * 2, what=tuple(asked), stored=stored, unit=unit, form="parquet" if single else form,
+        left_out=dict(source.left_out),
     )  # fmt: skip
     if _is_done(path, manifest):
         return EmbeddingStore(path)

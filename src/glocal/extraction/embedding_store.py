@@ -66,11 +66,14 @@ class Manifest(Config):
     """|stored - computed| / |computed| over all rows: root mean square and largest, by readout."""
     unreadable: dict[str, str] = Field(default_factory=dict)
     """Images left out, and why."""
+    left_out: dict[str, int] = Field(default_factory=dict)
+    """Files of the source that are no images to this installation, counted by ending."""
 
     def deciding(self) -> dict[str, Any]:
         """What must agree for work to go on in the same place."""
         return self.model_dump(
-            mode="json", exclude={"complete", "parts", "error", "unreadable", "grid", "model", "data"}
+            mode="json",
+            exclude={"complete", "parts", "error", "unreadable", "left_out", "grid", "model", "data"},
         )
 
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from glocal.atomic_files import allow_readers
 from glocal.errors import ModelError
 from glocal.models.adaptation import adapters, low_rank_update, weights_digest
 from glocal.models.encoder import Encoder, shorten
@@ -31,6 +32,7 @@ def save_adapter(path: Path, backbone: nn.Module, base: str) -> None:
     scale = next(iter(layers.values())).scale
     digest = weights_digest(backbone, list(layers))
     save_file(tensors, path, {"kind": _KIND, "base": base, "scale": repr(scale), "digest": digest})
+    allow_readers(path)
 
 
 def is_adapter(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from glocal.atomic_files import allow_readers
 from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.errors import ModelError
 from glocal.models.adaptation import merge_adapters
@@ -76,6 +77,7 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
+        allow_readers(partial)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)

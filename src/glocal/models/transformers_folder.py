@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from glocal.atomic_files import allow_readers
 from glocal.errors import ModelError
 from glocal.models.adaptation import merge_adapters
 from glocal.models.backbone import Backbone, BackboneConfig
@@ -49,6 +50,8 @@ def save_transformers(encoder: Encoder, folder: Path) -> Callable[[Tensor], Embe
         model.load_state_dict(state | mask)
         model.save_pretrained(folder)
         _processor(transformers, encoder).save_pretrained(folder)
+        for path in folder.iterdir():
+            allow_readers(path)
         reloaded = transformers.AutoModel.from_pretrained(folder).eval()
     prefix = 1 + backbone.config.registers
 

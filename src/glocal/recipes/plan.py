@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ def plan(config: RunConfig, source: ImageSource) -> list[str]:
     """The plan of a run, a sentence a line; what can't be estimated is said."""
     lines = [f"data: {len(source):,} images in {source.name}. {labels_in_words(source)}"]
     if source.left_out:
-        lines.append(left_out_in_words(source))
+        lines.append(left_out_in_words(source.left_out))
     try:
         rehearsal = rehearse(config, source)
     except GlocalError as error:
@@ -94,8 +95,8 @@ def labels_in_words(source: ImageSource) -> str:
     return f"Labels: {len(names)} classes ({name_some(names)}), read by probes only; labels=false leaves them alone."
 
 
-def left_out_in_words(source: ImageSource) -> str:
+def left_out_in_words(left_out: Mapping[str, int]) -> str:
     """Files that are no images to this installation, counted by ending."""
-    counted = name_some((f"{count:,} {ending}" for ending, count in source.left_out.items()), 6)
-    heic = {".heic", ".heif"} & {ending.lower() for ending in source.left_out}
+    counted = name_some((f"{count:,} {ending}" for ending, count in left_out.items()), 6)
+    heic = {".heic", ".heif"} & {ending.lower() for ending in left_out}
     return f"left out: {counted}." + (" pip install 'glocal[heic]' reads HEIC." if heic else "")

@@ -34,8 +34,6 @@ INPUTS: dict[str, tuple[str, ...]] = {
 """Choices of layers: class tokens of the last 1 or 4 blocks, with or without the last block's mean patch."""
 InputName = Literal["cls", "cls+mean", "4cls", "4cls+mean"]
 EVALUATION_CHUNK = 4096
-RELEASED_EVERY = 16
-"""Steps after which pages of mapped features go back: each row read brings 64 KiB along."""
 
 
 class Heads(NamedTuple):
@@ -106,8 +104,7 @@ def train_heads(
                     learner.step(_columns(x, choice), y, factor)
                 step += 1
                 advance(1)
-                if step % RELEASED_EVERY == 0:
-                    release(inputs)
+                release(inputs)  # of mapped features each row that was read brought a MB along
     return [learner.heads() for learner in learners]
 
 
