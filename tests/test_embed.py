@@ -16,15 +16,14 @@ import pytest
 import torch
 from evaluation_fakes import coloured, small_encoder
 
+import glocal
 from glocal.errors import ConfigError, DataError
 from glocal.extraction import embedding_file
 from glocal.extraction.embedding_file import embed, images_a_part
 from glocal.extraction.embedding_shards import Form
 from glocal.extraction.embedding_store import EmbeddingStore
 from glocal.extraction.embedding_stream import iterate_embeddings
-from glocal.extraction.image_embeddings import extract_embeddings
 from glocal.extraction.stored_numbers import CodingError, Stored, coded
-from glocal.extraction.work import Work
 from glocal.models.preprocessing import FeatureTransform
 
 WHAT = ["cls", "patches", "mean_patches@-2"]
@@ -102,9 +101,8 @@ def test_one_parquet_file_reads_anywhere(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_features_that_an_evaluation_kept_are_not_computed_again(tmp_path: Path) -> None:
     encoder, source = small_encoder(), coloured(30, 3, bad=(5,))
-    extract_embeddings(
-        encoder, source, what=["cls"], work=Work(cache=tmp_path / "e" / "features", progress=False)
-    )
+    given = {"train": coloured(12, 3, seed=1), "test": source}
+    glocal.evaluate("knn", encoder, given, out=tmp_path / "e", ks=[3], baselines=False)
     source.reads = 0
     kept = embed(
         encoder,
