@@ -45,7 +45,7 @@ TINY = (
 CONTRAST = ("objectives.image.head.hidden=128",)
 PROTOTYPES = (*CONTRAST, "objectives.image.head.prototypes=256", "teacher.momentum=0.95")
 PATCHES = (*PROTOTYPES, "objectives.patch.head.hidden=64", "objectives.patch.head.prototypes=128")
-DENSE = ("size=128", "neighbours=[10]", "distances=[cosine]", "every=4")
+DENSE = ("size=96", "neighbours=[10]", "distances=[cosine]", "every=8")
 HEADS = {
     "glocal": CONTRAST,
     "simclr": CONTRAST,
