@@ -28,18 +28,15 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, DIM, PATCH, PATCH)
-        self.mix = nn.Sequential(
-            nn.GELU(), nn.Conv2d(DIM, DIM, 3, padding=1), nn.GELU(), nn.Conv2d(DIM, DIM, 1)
-        )
+        self.mix = nn.Sequential(nn.GELU(), nn.Conv2d(DIM, DIM, 3, padding=1), nn.GELU())
         self.project = ProjectionHead(DIM, hidden=64, out_dim=16, fan_in=True)
 
     def forward(self, pixels: torch.Tensor) -> Features:
         """(batch, views, 3, height, width) to the embeddings of views and patches."""
         maps = self.mix(self.embed(pixels.flatten(0, 1)))
         patches = maps.flatten(2).transpose(1, 2)
-        return Features(patches.mean(dim=1), patches, tuple(maps.shape[2:]), patches).unflatten(
-            pixels.shape[1]
-        )
+        features = Features(patches.mean(dim=1), patches, tuple(maps.shape[2:]), patches)
+        return features.unflatten(pixels.shape[1])
 
 
 torch.manual_seed(0)
@@ -57,11 +54,9 @@ for step, batch in enumerate(loader):
     views = augment(batch.views, groups, PATCH)  # boxes, flips and seeds travel with the pixels
     large = views.groups["large"]
     seen, target = student(large.pixels), teacher(large.pixels)
-
     # A term of glocal's on features of anybody's: images told apart.
     branches = (Branch(student, heads, {"large": seen}), Branch(teacher, heads, {"large": target}))
     image_loss = contrast(*branches, views, Progress(step, steps, 28), watch=False).loss
-
     # The matcher alone: patches that show the same place in both views agree.
     (box, other_box), (flip, other_flip) = large.box.unbind(1), large.flip.unbind(1)
     pairs = match_patches(box, flip, seen.grid, other_box, other_flip, seen.grid)
@@ -74,6 +69,4 @@ for step, batch in enumerate(loader):
     optimiser.step()
     average.update(0.99)
     if step % 20 == 0 or step == steps - 1:
-        print(
-            f"step {step}: image {image_loss.detach():.3f}, patch {patch_loss.detach():.3f}, {len(pairs.image)} pairs"
-        )
+        print(f"step {step}: image {image_loss.detach():.3f}, patch {patch_loss.detach():.3f}")

@@ -190,9 +190,9 @@ def test_settings_of_an_own_class_from_python_are_recorded_by_its_file(at_home: 
 
 def test_the_pieces_work_in_somebody_elses_loop(tmp_path: Path) -> None:
     script = EXAMPLES / "own_loop.py"
-    assert len([line for line in script.read_text().splitlines() if line.strip()]) <= 66
+    assert len([line for line in script.read_text().splitlines() if line.strip()]) <= 60
     said = subprocess.run(
         [sys.executable, str(script), "40"], capture_output=True, text=True, check=True
     ).stdout
     first, last = said.splitlines()[0], said.splitlines()[-1]
-    assert float(last.split("patch ")[1].split(",")[0]) < float(first.split("patch ")[1].split(",")[0])
+    assert float(last.split("patch ")[1]) < float(first.split("patch ")[1])
