@@ -86,6 +86,7 @@ def test_a_program_takes_any_size_and_number(settings: dict[str, object], tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")  # a traced side is a symbol, no int
 @pytest.mark.parametrize("size", [None, 40])
 @pytest.mark.parametrize("settings", [{}, {"position": "rope", "registers": 2, "ffn": "swiglu"}], ids=str)
 def test_onnx_takes_any_size_or_one(settings: dict[str, object], size: int | None, tmp_path: Path) -> None:
