@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pictures import largest_difference, levels, picture, to_tensor
 from PIL import Image, ImageEnhance, ImageOps
 
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.views.photometric import apply_pipeline, blur, colour, erasing, histogram, tone, warping
 from glocal.views.photometric.composite import RAND_AUGMENT_STEPS, RandAugment
 from glocal.views.photometric.operation import OperationBase
@@ -260,8 +261,8 @@ def test_erasing_fills_the_box_and_nothing_else() -> None:
 
 def test_noise_has_imagenets_statistics() -> None:
     noise = erasing._noise(torch.arange(20000), "valid")
-    torch.testing.assert_close(noise.mean(0), torch.tensor(erasing.NOISE_MEAN), atol=0.01, rtol=0)
-    torch.testing.assert_close(noise.std(0), torch.tensor(erasing.NOISE_STD), atol=0.012, rtol=0)
+    torch.testing.assert_close(noise.mean(0), torch.tensor(IMAGENET_MEAN), atol=0.01, rtol=0)
+    torch.testing.assert_close(noise.std(0), torch.tensor(IMAGENET_STD), atol=0.012, rtol=0)
 
 
 @pytest.mark.parametrize(("noise", "deviation"), [("valid", 0.97), ("unit", 4.42)])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,12 +19,14 @@ from glocal.models.frozen_teacher import FrozenTeacher, load_frozen
 from glocal.models.position import make_tables_constant
 from glocal.models.teacher import freeze
 from glocal.objectives.base import Branch, Objective, Role
-from glocal.schedules import Progress, value_at
+from glocal.schedules import Progress, Schedule, value_at
 from glocal.training.config import RunConfig
 from glocal.views.batch import Views
 from glocal.views.groups import ViewGroup
 from glocal.views.keeping import kept_patches
 from glocal.views.randomness import hash_seed
+
+Built = TypeVar("Built")
 
 
 class Network(nn.Module):
@@ -95,7 +98,7 @@ class SelfDistillation(nn.Module):
         teacher: Network,
         objectives: Mapping[str, Objective],
         groups: Mapping[str, ViewGroup],
-        weights: Mapping[str, object],
+        weights: Mapping[str, float | Schedule],
         autocast: torch.dtype | None = None,
         frozen_teacher: FrozenTeacher | None = None,
     ) -> None:
@@ -125,7 +128,7 @@ class SelfDistillation(nn.Module):
         """What the student's backbone makes of the groups that it sees, with the masks of all terms that count now."""
         masks: dict[str, Tensor] = {}
         for name, objective in self.terms().items():
-            if objective.hides_patches and value_at(self.weights[name], progress) != 0:  # type: ignore[arg-type]
+            if objective.hides_patches and value_at(self.weights[name], progress) != 0:
                 for group, mask in objective.student_masks(views).items():
                     masks[group] = masks[group] | mask if group in masks else mask
         with self._precision(views):
@@ -172,7 +175,7 @@ class SelfDistillation(nn.Module):
                 targets = (frozen_features or {}) if objective.needs_frozen else teacher_features
                 teacher = Branch(self.teacher.backbone, self.teacher.heads[name], targets)
                 term = objective(student, teacher, given.views, given.progress, given.watch)
-                weighted = value_at(self.weights[name], given.progress) * term.loss  # type: ignore[arg-type]
+                weighted = value_at(self.weights[name], given.progress) * term.loss
                 total = total + weighted
                 scalars[name] = term.loss.detach()
                 if given.watch and weighted.requires_grad:
@@ -225,7 +228,9 @@ def build_distillation(config: RunConfig, autocast: torch.dtype | None = None) -
                 f"objectives.{name}.head_of is '{shared}'; it must name a term that comes before it: {', '.join(students) or 'none'}."
             )
         students[name] = (
-            students[shared] if shared else seeded(config, name, lambda o=objective: o.build_heads("student"))
+            students[shared]
+            if shared
+            else seeded(config, name, functools.partial(objective.build_heads, "student"))
         )
         teachers[name] = teachers[shared] if shared else objective.build_heads("teacher")
     hides_patches = any(objective.hides_patches for objective in objectives.values())
@@ -247,8 +252,8 @@ def _gradient_norm(loss: Tensor, features: Mapping[str, Features]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros_like(loss)
 
 
-def seeded(config: RunConfig, purpose: str, build):  # type: ignore[no-untyped-def]
-    """Build under the seed of this part, leaving the global generator as it was."""
+def seeded(config: RunConfig, purpose: str, build: Callable[[], Built]) -> Built:
+    """Build under the seed of this purpose, leaving the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash_seed(config.seed, *purpose.encode()) & (2**63 - 1))
         return build()

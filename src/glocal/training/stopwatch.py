@@ -6,6 +6,7 @@ import contextlib
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ class Stopwatch:
         self.waiting, self.images, self.start = 0.0, 0, time.perf_counter()
 
     @contextlib.contextmanager
-    def wait(self):  # type: ignore[no-untyped-def]
+    def wait(self) -> Iterator[None]:
         """Count the body as waiting for data."""
         before = time.perf_counter()
         yield

@@ -325,9 +325,8 @@ def _flat(features: Features) -> Features:
 
 
 def _run_teacher(teacher: Branch, views: Views, name: str) -> Features:
-    batch = views.groups[name]
-    pixels = batch.pixels if batch.teacher_pixels is None else batch.teacher_pixels
-    return teacher.backbone(pixels.flatten(0, 1))  # type: ignore[no-any-return]
+    features: Features = teacher.backbone(views.groups[name].for_teacher.flatten(0, 1))
+    return features
 
 
 def _raw_patches(features: Features) -> Float[Tensor, "views patches dim"]:

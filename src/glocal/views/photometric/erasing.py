@@ -10,13 +10,12 @@ from jaxtyping import Bool, Float, Int64
 from pydantic import model_validator
 from torch import Tensor
 
+from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.views.photometric.operation import OperationBase, Pixels, Probability, between
 from glocal.views.randomness import fold_in, uniforms
 
 ATTEMPTS = 10
 Noise = Literal["valid", "unit"]
-NOISE_MEAN = (0.485, 0.456, 0.406)
-NOISE_STD = (0.229, 0.224, 0.225)
 
 
 def draw_boxes(
@@ -72,7 +71,7 @@ def _noise(seeds: Int64[Tensor, " values"], noise: Noise) -> Float[Tensor, "valu
     normal = torch.erfinv(uniforms(seeds, 3).mul_(2).sub_(1 - 2.0**-24)).mul_(math.sqrt(2))
     if noise == "unit":
         return normal
-    mean, std = normal.new_tensor(NOISE_MEAN), normal.new_tensor(NOISE_STD)
+    mean, std = normal.new_tensor(IMAGENET_MEAN), normal.new_tensor(IMAGENET_STD)
     return torch.addcmul(mean, normal, std).clamp_(0.0, 1.0)
 
 
