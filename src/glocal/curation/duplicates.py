@@ -206,7 +206,7 @@ def groups_of(pairs: list[Pair]) -> list[list[int]]:
 
 def _scored(
     made: Index, pairs: Int64[np.ndarray, "pairs 2"], grey: Thumbnails, progress: bool
-) -> tuple[Int64[np.ndarray, "pairs 2"], Float[np.ndarray, " pairs"]]:
+) -> tuple[Int64[np.ndarray, "kept 2"], Float[np.ndarray, " kept"]]:
     """The pairs that were aligned, and the mean of how well patches and pictures agree."""
     by_patches = [placed.score.numpy() for placed in _placed(made, pairs, "comparing patches", progress)]
     aligned = pairs[worth_aligning(pairs, np.concatenate([np.empty(0, np.float32), *by_patches]))]

@@ -11,6 +11,7 @@ from glocal.data.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from glocal.models.adaptation import AdaptConfig
 from glocal.models.backbone import BackboneConfig
 from glocal.objectives import AnyObjective
+from glocal.objectives.base import ObjectiveConfig
 from glocal.schedules import Schedule
 from glocal.training.recorders import RecorderName
 from glocal.verdict.config import VerdictConfig
@@ -251,6 +252,6 @@ class RunConfig(Config):
                 f"backbone's depth, {depth}"
             )
 
-    def active_objectives(self) -> dict[str, AnyObjective]:
+    def active_objectives(self) -> dict[str, ObjectiveConfig]:
         """The terms that count: a constant weight of 0 leaves a term out altogether, heads and cost included."""
         return {name: term for name, term in self.objectives.items() if term.weight != 0}
