@@ -16,9 +16,8 @@ import torch
 from hypothesis import settings
 
 # All annotations are checked at every call: types, and shapes by name. Before anything of the package is imported.
-jaxtyping.install_import_hook(
-    ["glocal.views", "glocal.matching", "glocal.objectives", "glocal.models"], "checked_annotations.check"
-)
+ROOMS = "cli conformance config curation data distributed evaluation extraction ladder lookup matching models objectives recipes schedules training verdict views"
+jaxtyping.install_import_hook([f"glocal.{room}" for room in ROOMS.split()], "checked_annotations.check")
 
 from glocal.conformance.small_runs import GROUPS as GROUPS
 from glocal.conformance.small_runs import SMALL_HEAD as SMALL_HEAD
