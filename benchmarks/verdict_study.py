@@ -35,12 +35,12 @@ from glocal.verdict.diagnosis import diagnose
 from glocal.verdict.score import score
 
 FITTING, TESTING = ("cifar10", "tiny_imagenet_mini"), "caltech101"
-STEPS = 400
+STEPS = 240
 WIDTH = 64
 TINY = (
     f"backbone.embed_dim={WIDTH}", "backbone.depth=2", "backbone.image_size=24", "views.global.size=24", "training.batch_size=128",
     "training.log_every=10", "training.checkpoint_every=100000", "speed.workers=0", "speed.precision=bf16",
-    "probe.bank=4000", "probe.queries=2000",
+    "probe.bank=2000", "probe.queries=1000",
 )  # fmt: skip
 CONTRAST = ("objectives.image.head.hidden=128",)
 PROTOTYPES = (*CONTRAST, "objectives.image.head.prototypes=256", "teacher.momentum=0.95")
