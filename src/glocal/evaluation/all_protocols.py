@@ -83,17 +83,17 @@ def evaluate_all(
 
 def _configure(encoder: Encoder, overrides: Sequence[str], quick: bool) -> dict[str, ProtocolConfig]:
     """Settings of every protocol; an override goes to the protocol named before its first dot."""
-    own: dict[str, list[str]] = {name: [] for name in PROTOCOLS}
+    groups: dict[str, list[str]] = {name: [] for name in PROTOCOLS}
     for override in overrides:
         name, dot, rest = override.partition(".")
-        if not dot or name not in own:
-            hint = nearest_name(name, own)
+        if not dot or name not in groups:
+            hint = nearest_name(name, groups)
             raise ConfigError(
                 f"'{override}' names no protocol.{hint} With `all` write PROTOCOL.key=value, for example knn.ks=[20]."
             )
-        own[name].append(rest)
-    kinds = {name: protocol_class(name) for name in own}
+        groups[name].append(rest)
+    kinds = {name: protocol_class(name) for name in groups}
     return {
-        name: apply_overrides(kind.quick(encoder) if quick else kind(), own[name])
+        name: apply_overrides(kind.quick(encoder) if quick else kind(), groups[name])
         for name, kind in kinds.items()
     }

@@ -139,20 +139,20 @@ def protocol_class(name: str) -> type[ProtocolConfig]:
         ConfigError: for a name that isn't in `PROTOCOLS`.
     """
     if is_own(name):
-        own: type[ProtocolConfig] = load_class(name, ProtocolConfig, "protocol")  # type: ignore[type-abstract]
-        if not isinstance(getattr(own, "protocol", None), str):
+        plugin: type[ProtocolConfig] = load_class(name, ProtocolConfig, "protocol")  # type: ignore[type-abstract]
+        if not isinstance(getattr(plugin, "protocol", None), str):
             raise ConfigError(
                 f"protocol: {name} lacks protocol, its name in results.json: a class variable of text."
             )
-        return own
+        return plugin
     if name not in PROTOCOLS:
         names = ", ".join(PROTOCOLS)
         raise ConfigError(
             f"There is no protocol '{name}'.{nearest_name(name, PROTOCOLS)} Allowed: {names}, or file.py:NAME."
         )
     module, _, kind = PROTOCOLS[name].partition(":")
-    found: type[ProtocolConfig] = getattr(importlib.import_module(f"glocal.evaluation.{module}"), kind)
-    return found
+    builtin: type[ProtocolConfig] = getattr(importlib.import_module(f"glocal.evaluation.{module}"), kind)
+    return builtin
 
 
 def evaluate(

@@ -185,7 +185,7 @@ def _sampled_patches(source: ImageSource, side: int, seed: int) -> Float[Tensor,
     rng = np.random.default_rng(seed)
     images = np.unique(np.linspace(0, len(source) - 1, min(len(source), 10_000)).round().astype(np.int64))
     each = max(1, SAMPLED // len(images))
-    found: list[Tensor] = []
+    patches: list[Tensor] = []
     for index in images.tolist():
         try:
             image = source.read(index).resize((side, side))
@@ -193,10 +193,10 @@ def _sampled_patches(source: ImageSource, side: int, seed: int) -> Float[Tensor,
             continue
         unit = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
         every = F.unfold(unit, WINDOW)[0].T
-        found.append(every[torch.from_numpy(rng.choice(len(every), min(each, len(every)), replace=False))])
-    if not found:
+        patches.append(every[torch.from_numpy(rng.choice(len(every), min(each, len(every)), replace=False))])
+    if not patches:
         raise DataError(f"{source.name}: none of its images could be read.")
-    return torch.cat(found)
+    return torch.cat(patches)
 
 
 def _side(like: Encoder) -> int:

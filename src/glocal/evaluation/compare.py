@@ -60,12 +60,12 @@ def compare(runs: Sequence[str | Path]) -> Comparison:
         results = read_results(path)
         models = list(dict.fromkeys(result.model.get("fingerprint", "") for result in results))
         for model in models:
-            own = [result for result in results if result.model.get("fingerprint", "") == model]
-            name = str(run) if len(models) == 1 else f"{run} · {own[0].model.get('name', model)}"
+            group = [result for result in results if result.model.get("fingerprint", "") == model]
+            name = str(run) if len(models) == 1 else f"{run} · {group[0].model.get('name', model)}"
             while name in columns:
                 name += " '"
             folders[name] = str(run)
-            columns[name], repeated = _latest(own)
+            columns[name], repeated = _latest(group)
             warnings += [
                 f"! {name}: several {protocol} results of different settings; the latest is shown"
                 for protocol in repeated
@@ -119,60 +119,63 @@ class _ItemReader:
         return verdicts
 
 
-def as_tables(found: Comparison) -> list[Table]:
+def as_tables(comparison: Comparison) -> list[Table]:
     """A table a protocol and data set: a row a measure, a column a run. No number is called best: for some, lower is.
 
     Settings that differ within a protocol are named below the last one, since such numbers can't be compared.
     """
     tables: dict[tuple[str, str], Table] = {}
-    for measure in found.numbers:
+    for measure in comparison.numbers:
         head = (measure.protocol, measure.data)
         if head not in tables:
             table = Table(title=escape(f"{measure.protocol} on {measure.data}"), title_justify="left")
             table.add_column("measure", no_wrap=True)
-            for name in found.columns:
+            for name in comparison.columns:
                 table.add_column(escape(name), justify="right", overflow="fold")
             tables[head] = table
-        tables[head].add_row(escape(measure.name), *cells_of(found, measure))
+        tables[head].add_row(escape(measure.name), *cells_of(comparison, measure))
     shown = list(tables.values())
     if not shown:
         raise DataError(
-            f"No figures in {name_some(found.columns)}. Run `glocal evaluate all` with out=FOLDER first."
+            f"No figures in {name_some(comparison.columns)}. Run `glocal evaluate all` with out=FOLDER first."
         )
-    told = [LEGEND] if any(any(alike) for alike in found.alike.values()) else []
-    if told or found.warnings:
-        shown[-1].caption, shown[-1].caption_justify = escape("\n".join([*told, *found.warnings])), "left"
+    told = [LEGEND] if any(any(alike) for alike in comparison.alike.values()) else []
+    if told or comparison.warnings:
+        shown[-1].caption, shown[-1].caption_justify = (
+            escape("\n".join([*told, *comparison.warnings])),
+            "left",
+        )
     return shown
 
 
-def cells_of(found: Comparison, measure: Measure) -> list[str]:
+def cells_of(comparison: Comparison, measure: Measure) -> list[str]:
     """One cell a column: the figure, its half interval, and = where it does not differ from the first."""
     cells = []
     for value, interval, alike in zip(
-        found.numbers[measure], found.intervals[measure], found.alike[measure], strict=True
+        comparison.numbers[measure], comparison.intervals[measure], comparison.alike[measure], strict=True
     ):
         half = f" ±{format_number((interval[1] - interval[0]) / 2)}" if len(interval) == 2 else ""
         cells.append("-" if value is None else format_number(value) + half + (" =" if alike else ""))
     return cells
 
 
-def as_text(found: Comparison, form: Literal["csv", "markdown", "latex"]) -> str:
+def as_text(comparison: Comparison, form: Literal["csv", "markdown", "latex"]) -> str:
     """A comparison for a spreadsheet (numbers and ends of intervals in full), a web page or a paper.
 
     >>> print(as_text(compare(["runs/a", "runs/b"]), "markdown"))  # doctest: +SKIP
     """
     if form == "csv":
-        return _csv(found)
-    head = ["protocol", "data", "measure", *found.columns]
-    rows = [[*measure, *cells_of(found, measure)] for measure in found.numbers]
+        return _csv(comparison)
+    head = ["protocol", "data", "measure", *comparison.columns]
+    rows = [[*measure, *cells_of(comparison, measure)] for measure in comparison.numbers]
     if form == "markdown":
         lines = [head, ["---"] * len(head), *rows]
         body = "\n".join(
             "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
         )
-        return "\n\n".join([body, *found.warnings]) + "\n"
+        return "\n\n".join([body, *comparison.warnings]) + "\n"
     typeset = [" & ".join(map(_latex, line)) + r" \\" for line in [head, *rows]]
-    columns = "lll" + "r" * len(found.columns)
+    columns = "lll" + "r" * len(comparison.columns)
     rules = [
         r"\begin{tabular}{" + columns + "}",
         r"\toprule",
@@ -181,20 +184,22 @@ def as_text(found: Comparison, form: Literal["csv", "markdown", "latex"]) -> str
         *typeset[1:],
         r"\bottomrule",
     ]
-    comments = [f"% {line}" for line in found.warnings]
+    comments = [f"% {line}" for line in comparison.warnings]
     return "\n".join([*comments, *rules, r"\end{tabular}"]) + "\n"
 
 
-def _csv(found: Comparison) -> str:
+def _csv(comparison: Comparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["protocol", "data", "measure", "model", "value", "low", "high", "differs_from_first"])
-    for measure, values in found.numbers.items():
+    for measure, values in comparison.numbers.items():
         for place, value in enumerate(values):
             if value is not None:
-                ends = found.intervals[measure][place] or ("", "")
-                told = "" if not place or ends == ("", "") else str(not found.alike[measure][place]).lower()
-                writer.writerow([*measure, found.columns[place], value, *ends, told])
+                ends = comparison.intervals[measure][place] or ("", "")
+                told = (
+                    "" if not place or ends == ("", "") else str(not comparison.alike[measure][place]).lower()
+                )
+                writer.writerow([*measure, comparison.columns[place], value, *ends, told])
     return text.getvalue()
 
 
@@ -206,13 +211,13 @@ def _latex(text: str) -> str:
 def results_path(run: Path) -> Path:
     """Where a run keeps its results: the file itself, `results.json` in the folder, or in its `evaluation` folder."""
     options = [run] if run.suffix == ".json" else [run / "results.json", run / "evaluation" / "results.json"]
-    found = next((path for path in options if path.is_file()), None)
-    if found is None:
+    file = next((path for path in options if path.is_file()), None)
+    if file is None:
         looked = " or ".join(str(path) for path in options)
         raise DataError(
             f"{run} has no results ({looked}). Run `glocal evaluate all model={run} data=... out={run}`."
         )
-    return found
+    return file
 
 
 def _latest(results: Sequence[Result]) -> tuple[list[Result], list[str]]:

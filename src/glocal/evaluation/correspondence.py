@@ -188,10 +188,10 @@ def judge(
         raise ModelError("The model gives patch features that aren't finite; check its weights.")
     asked = right >= 0
     cosine = F.normalize(first[asked], dim=-1) @ F.normalize(second, dim=-1).T
-    found, right = cosine.argmax(dim=1), right[asked]
-    rows = (found // grid[1] - right // grid[1]).abs()
-    columns = (found % grid[1] - right % grid[1]).abs()
-    return Verdicts(found == right, (rows <= 1) & (columns <= 1))
+    matches, right = cosine.argmax(dim=1), right[asked]
+    rows = (matches // grid[1] - right // grid[1]).abs()
+    columns = (matches % grid[1] - right % grid[1]).abs()
+    return Verdicts(matches == right, (rows <= 1) & (columns <= 1))
 
 
 class _ViewSource(ChangedSource):

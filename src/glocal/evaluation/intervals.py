@@ -124,12 +124,12 @@ def intervals(samples: Mapping[str, Samples]) -> dict[str, Interval]:
     >>> intervals({"top1": Samples(np.array([[0.0], [100.0]] * 50))})["top1"].low < 50
     True
     """
-    found: dict[str, Interval] = {}
+    bounds: dict[str, Interval] = {}
     for items in {len(s.values) for s in samples.values()} - {0, 1}:
         group = {name: s for name, s in samples.items() if len(s.values) == items}
         for name, drawn in _drawn(group, items).items():
-            found[name] = _interval(drawn)
-    return {name: found[name] for name in samples if name in found}
+            bounds[name] = _interval(drawn)
+    return {name: bounds[name] for name in samples if name in bounds}
 
 
 def difference(one: Samples, other: Samples) -> Interval:
@@ -161,7 +161,7 @@ def _drawn(samples: Mapping[str, Samples], items: int) -> dict[str, NDArray[np.f
     for weights in _weights(items):
         for name, (values, statistic) in samples.items():
             parts[name].append(STATISTICS[statistic](weights, np.asarray(values, np.float32)))
-    return {name: np.concatenate(part) for name, part in parts.items()}
+    return {name: np.concatenate(pieces) for name, pieces in parts.items()}
 
 
 def _weights(items: int) -> Iterator[NDArray[np.float32]]:

@@ -99,12 +99,12 @@ class KeypointTransfer(ProtocolConfig):
             "keypoint transfer", sum(map(len, kept.values())), work.progress, unit="pairs"
         ) as advance:
             for category, chosen in kept.items():
-                found = self._features(encoder, padded, chosen, places, transform, work, skipped)
+                features = self._features(encoder, padded, chosen, places, transform, work, skipped)
                 errors = [
-                    _errors(pair, found[a], found[b], transform.size)
+                    _errors(pair, features[a], features[b], transform.size)
                     for pair in chosen
-                    if (a := places[category, pair.source]) in found
-                    and (b := places[category, pair.target]) in found
+                    if (a := places[category, pair.source]) in features
+                    and (b := places[category, pair.target]) in features
                 ]
                 advance(len(chosen))
                 if errors:
@@ -138,11 +138,11 @@ class KeypointTransfer(ProtocolConfig):
         wanted = np.array(
             sorted({places[p.category, name] for p in pairs for name in (p.source, p.target)}), np.int64
         )
-        found: dict[int, tuple[Tensor, tuple[int, int]]] = {}
+        features: dict[int, tuple[Tensor, tuple[int, int]]] = {}
         for batch in iterate_patches(encoder, padded, transform, self.layer, work, skipped, wanted):
             for index, patches in zip(batch.indices.tolist(), batch.patches, strict=True):
-                found[index] = F.normalize(patches, dim=-1), batch.grid
-        return found
+                features[index] = F.normalize(patches, dim=-1), batch.grid
+        return features
 
 
 class SquareSource(ChangedSource):
@@ -188,8 +188,8 @@ def transfer(
     # A point on the far edge belongs to the last patch.
     column_row = np.clip(np.floor(points / cell), 0, [columns - 1, rows - 1]).astype(np.int64)
     index = torch.from_numpy(column_row[:, 1] * columns + column_row[:, 0]).to(source.device)
-    found = (source[index] @ target.T).argmax(dim=1).cpu().numpy()
-    centres: NDArray[np.float64] = (np.stack([found % columns, found // columns], axis=1) + 0.5) * cell
+    matches = (source[index] @ target.T).argmax(dim=1).cpu().numpy()
+    centres: NDArray[np.float64] = (np.stack([matches % columns, matches // columns], axis=1) + 0.5) * cell
     return centres
 
 
@@ -265,7 +265,7 @@ def _read_pair(path: Path) -> Pair:
 def _places(images: ImageSource) -> dict[tuple[str, str], int]:
     """Position of each image by (category, file name): several categories hold images of one name."""
     parts = [PurePosixPath(images.key(index).replace("\\", "/")).parts[-2:] for index in range(len(images))]
-    return {(part[0], part[1]): index for index, part in enumerate(parts) if len(part) == 2}
+    return {(tail[0], tail[1]): index for index, tail in enumerate(parts) if len(tail) == 2}
 
 
 def _with_images(pairs: Sequence[Pair], images: ImageSource) -> tuple[list[Pair], list[str]]:
@@ -306,8 +306,8 @@ def _errors(
     to_scale, to_offset, _ = square_placement(pair.target_size, side)
     asked = pair.source_points * from_scale + from_offset
     wanted = pair.target_points * to_scale + to_offset
-    found = transfer(asked, source[0], target[0], source[1], side)
+    estimates = transfer(asked, source[0], target[0], source[1], side)
     left, top, right, bottom = pair.target_box
     longer = max((right - left) * to_scale[0], (bottom - top) * to_scale[1])
-    distances: NDArray[np.float64] = np.linalg.norm(found - wanted, axis=1) / longer
+    distances: NDArray[np.float64] = np.linalg.norm(estimates - wanted, axis=1) / longer
     return distances

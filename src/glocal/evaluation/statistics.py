@@ -61,8 +61,8 @@ class Statistics(ProtocolConfig):
         )
         source = source if len(chosen) == len(source) else source.subset(chosen)
         transform = self.transform.resolve(encoder)
-        found = extract_embeddings(encoder, source, transform, ["cls"], work)
-        cls = found.first
+        embeddings = extract_embeddings(encoder, source, transform, ["cls"], work)
+        cls = embeddings.first
         if len(cls) < 2:
             raise DataError(f"{source.name} has {len(cls)} readable image; statistics need 2 or more.")
         one, other = self._crops(encoder, source, transform, work)
@@ -74,7 +74,7 @@ class Statistics(ProtocolConfig):
         }
         numbers = {name: figure(np.arange(len(cls))) for name, figure in figures.items()}
         numbers["dimension_std_min"] = float(dimension_std(cls).min())
-        notes, samples = found.skipped.notes(), {}
+        notes, samples = embeddings.skipped.notes(), {}
         try:
             of_patches = _patch_statistics(encoder, source, transform, work)
             numbers |= {name: float(values.mean()) for name, values in of_patches.items()}
@@ -125,9 +125,12 @@ def _patch_statistics(
             encoder, source, transform, LARGEST_TILE, work.workers, skipped=Skipped()
         ):
             advance(batch.seen)
-            for found in batch.features:
-                check_patches(encoder, found.patches, found.grid)
-                pair = patch_class_similarity(found.patches, found.cls), patch_similarity(found.patches)
+            for features in batch.features:
+                check_patches(encoder, features.patches, features.grid)
+                pair = (
+                    patch_class_similarity(features.patches, features.cls),
+                    patch_similarity(features.patches),
+                )
                 values.append(torch.stack(pair, dim=1).double().cpu())
     to_class, among = torch.unbind(torch.cat(values), dim=1)
     return {"patch_cls_similarity": to_class, "patch_similarity": among}

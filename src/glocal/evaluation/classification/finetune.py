@@ -234,5 +234,5 @@ def _classify(
                 seen.append(batch.indices)
     if not seen:
         raise DataError(f"{source.name}: none of its labelled images could be read.")
-    found = np.concatenate(seen)
-    return Answers({"": torch.cat(ranked)}, torch.from_numpy(labels.test[found])), found
+    indices = np.concatenate(seen)
+    return Answers({"": torch.cat(ranked)}, torch.from_numpy(labels.test[indices])), indices

@@ -81,7 +81,7 @@ def knn_classify(
         for k, ranked in _vote(weights, bank_labels[near.rows], sorted(set(ks)), classes):
             parts[k].append(ranked)
     empty = torch.empty(0, min(TOP, classes), dtype=torch.int64, device=bank.device)
-    return {k: torch.cat(part) if part else empty for k, part in parts.items()}
+    return {k: torch.cat(pieces) if pieces else empty for k, pieces in parts.items()}
 
 
 class KnnConfig(LabelledConfig):

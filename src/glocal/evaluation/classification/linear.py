@@ -88,7 +88,7 @@ def train_heads(
     buffer = inputs.new_empty(min(batch_size, len(chosen)), inputs.shape[1])
     start = buffer.to(torch.promote_types(inputs.dtype, torch.float32))
     rates = start.new_tensor(learning_rates)
-    widths = [sum(part.stop - part.start for part in choice) for choice in choices]
+    widths = [sum(span.stop - span.start for span in choice) for choice in choices]
     learners = [_Learner(_start(width, num_classes, seed, start), rates, momentum) for width in widths]
     generator = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(chosen) // batch_size)
@@ -249,8 +249,8 @@ class LinearProbe(LabelledConfig):
         for name, heads, choice in zip(self.inputs, grid, columns, strict=True):
             ranked = rank_classes(heads, _columns(x, choice), classes, held)
             finite = heads.weight.isfinite().all(0).view(-1, classes).all(1)
-            for rate, own, sound in zip(self.learning_rates, ranked, finite.tolist(), strict=True):
-                accuracy = 100.0 * (own[:, 0] == truth).double().mean().item() if sound else -np.inf
+            for rate, ranking, sound in zip(self.learning_rates, ranked, finite.tolist(), strict=True):
+                accuracy = 100.0 * (ranking[:, 0] == truth).double().mean().item() if sound else -np.inf
                 rows.append({"input": name, "learning_rate": rate, "held_out_top1": accuracy})
         return rows
 
@@ -312,14 +312,14 @@ class _Learner:
 def _slices(places: Sequence[int], embeddings: Embeddings) -> list[slice]:
     """Columns of some readouts within all of them side by side; adjacent ones are joined: such a choice is a view."""
     ends: NDArray[np.int64] = np.cumsum([v.shape[1] for v in embeddings.vectors.values()])
-    found: list[slice] = []
+    slices: list[slice] = []
     for place in sorted(places):
         start, stop = int(ends[place - 1]) if place else 0, int(ends[place])
-        if found and found[-1].stop == start:
-            found[-1] = slice(found[-1].start, stop)
+        if slices and slices[-1].stop == start:
+            slices[-1] = slice(slices[-1].start, stop)
         else:
-            found.append(slice(start, stop))
-    return found
+            slices.append(slice(start, stop))
+    return slices
 
 
 def _columns(x: Float[Tensor, "rows dim"], choice: Sequence[slice]) -> Float[Tensor, "rows chosen"]:

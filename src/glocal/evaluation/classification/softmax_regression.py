@@ -29,12 +29,12 @@ class Classifier(NamedTuple):
 
     def predict(self, x: Float[Tensor, "rows dim"]) -> Int64[Tensor, " rows"]:
         """The label of the largest logit, a portion of rows at a time."""
-        found = []
+        labels = []
         for rows in chunks(len(x)):
             best = (at_least_float32(x[rows]).to(self.weight.dtype) @ self.weight + self.bias).argmax(1)
-            found.append(self.classes[best])
+            labels.append(self.classes[best])
             release(x[rows])
-        return torch.cat(found)
+        return torch.cat(labels)
 
 
 class WhitenedRows(NamedTuple):
@@ -137,16 +137,16 @@ def fit_softmax(
     first = np.zeros((data.rows.shape[1] + 1) * classes)
     if start is not None:
         first = packed(data.axes.T @ start.weight / scale, start.bias + data.mean @ start.weight)
-    found = minimize(
+    solution = minimize(
         loss_and_gradient,
         first,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": iterations, "maxfun": 4 * iterations, "gtol": tolerance, "ftol": 0.0},
     )
-    along_axes, bias = unpacked(found.x)
+    along_axes, bias = unpacked(solution.x)
     weight = data.axes @ along_axes
-    return Classifier(weight, bias - data.mean @ weight, data.classes, float(np.abs(found.jac).max()))
+    return Classifier(weight, bias - data.mean @ weight, data.classes, float(np.abs(solution.jac).max()))
 
 
 def cross_entropy(

@@ -44,13 +44,13 @@ class DavisVideos(ImageSource):
         self.path = Path(path)
         self._files, self._tar = _open_files(self.path)
         self.name, self.split = f"{self.path.name}/{split}", split
-        found = {str(PurePosixPath(name).parent) for name in self._files if f"{FRAMES}/" in name}
-        if not found:
+        folders = {str(PurePosixPath(name).parent) for name in self._files if f"{FRAMES}/" in name}
+        if not folders:
             raise DataError(
                 f"{self.path} holds no {FRAMES}/SEQUENCE/*.jpg. Give DAVIS' own folder, or a tar of it."
             )
-        self._root = min(found).split(FRAMES)[0]
-        everything = sorted(PurePosixPath(folder).name for folder in found)
+        self._root = min(folders).split(FRAMES)[0]
+        everything = sorted(PurePosixPath(folder).name for folder in folders)
         listed = f"{self._root}{LISTS}/{split}.txt"
         self.sequences = self._read_list(listed) if listed in self._files else everything
         missing = [name for name in self.sequences if name not in everything]

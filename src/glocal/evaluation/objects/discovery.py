@@ -277,10 +277,10 @@ class Discovery(ProtocolConfig):
         keys, grid = padded_keys(encoder, image)
         best: dict[str, float] = {}
         for method in self.methods:
-            found = (
+            region = (
                 lost(keys, grid, self.expansion) if method == "lost" else tokencut(keys, grid, self.threshold)
             )
-            best[method] = float(box_overlap(region_box(found, encoder.patch_size, size), true).max())
+            best[method] = float(box_overlap(region_box(region, encoder.patch_size, size), true).max())
         return best
 
 

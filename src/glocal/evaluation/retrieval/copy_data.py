@@ -86,12 +86,12 @@ def open_pairs(
         DataError: when no query with a reference remains, or ids aren't unique.
     """
     asked = find_ids(queries, truth.references)
-    found = find_ids(references, {name for names in truth.references.values() for name in names})
+    places = find_ids(references, {name for names in truth.references.values() for name in names})
     without_image = [name for name in truth.references if name not in asked]
     without_reference = [
         name
         for name, names in truth.references.items()
-        if name in asked and not all(n in found for n in names)
+        if name in asked and not all(n in places for n in names)
     ]
     dropped = {*without_image, *without_reference}
     kept = [name for name in truth.references if name not in dropped]
@@ -111,7 +111,7 @@ def open_pairs(
     if len(queries) > len(asked):
         notes.append(f"{len(queries) - len(asked)} query images aren't in the ground truth, left out.")
     names = {**truth.attack, **(attack or {})}
-    positives = [np.array([found[r] for r in truth.references[name]], np.int64) for name in kept]
+    positives = [np.array([places[r] for r in truth.references[name]], np.int64) for name in kept]
     chosen = queries.subset([asked[name] for name in kept])
     return CopyData(chosen, references, positives, [names.get(name, "") for name in kept], notes)
 

@@ -70,20 +70,20 @@ class CopyDetection(RankingConfig):
         roles: dict[str, ImageSource] = {"queries": opened.queries, "references": opened.references, **extra}
         # DINO whitens descriptors as they are, and brings them to length 1 afterwards.
         unit = "whitening" not in roles
-        found = {
+        descriptors = {
             role: describe(encoder, source, self.descriptor, work, unit) for role, source in roles.items()
         }
-        vectors = {role: embeddings.first for role, embeddings in found.items()}
+        vectors = {role: embeddings.first for role, embeddings in descriptors.items()}
         if "whitening" in vectors:
             learnt = learn_whitening(vectors.pop("whitening"), self.whitening_dim)
             vectors = {role: whiten(v, learnt) for role, v in vectors.items()}
         elif self.whitening_dim is not None:
             raise ConfigError(f"whitening_dim={self.whitening_dim} needs whitening=, images to learn it on.")
         database = torch.cat([vectors["references"], vectors.get("distractors", vectors["references"][:0])])
-        rows = rows_of(found["references"], len(opened.references))
-        kept, positives, unreadable = _readable(opened, found["queries"].indices, rows)
+        rows = rows_of(descriptors["references"], len(opened.references))
+        kept, positives, unreadable = _readable(opened, descriptors["queries"].indices, rows)
         attacks = [opened.attack[i] for i in kept]
-        query_rows = torch.from_numpy(rows_of(found["queries"], len(opened.queries))[kept])
+        query_rows = torch.from_numpy(rows_of(descriptors["queries"], len(opened.queries))[kept])
         device = encoder.device
         figures = measure(
             vectors["queries"][query_rows].to(device),
@@ -93,7 +93,7 @@ class CopyDetection(RankingConfig):
             self.candidates,
         )
         return self.ranked(
-            encoder, roles, found.values(), figures, [*opened.notes, *unreadable], len(database)
+            encoder, roles, descriptors.values(), figures, [*opened.notes, *unreadable], len(database)
         )
 
     def _open(self, data: DataLike) -> tuple[CopyData, dict[str, ImageSource]]:

@@ -94,8 +94,8 @@ def describe(
     total: Tensor | None = None
     for size in config.sizes(encoder):
         resized, transform = at_size(source, config, size)
-        found = extract_embeddings(encoder, resized, transform, _READOUTS[config.readout], work)
-        joined = torch.cat(list(found.vectors.values()), dim=1)
+        embeddings = extract_embeddings(encoder, resized, transform, _READOUTS[config.readout], work)
+        joined = torch.cat(list(embeddings.vectors.values()), dim=1)
         total = joined if total is None else total + joined
     assert total is not None
     bad = int((~torch.isfinite(total).all(dim=1)).sum())
@@ -104,7 +104,7 @@ def describe(
             f"{bad} of {len(total)} descriptors of {source.name} by {encoder.name} aren't finite."
         )
     vectors = F.normalize(total, dim=1) if unit else total
-    return Embeddings({"descriptor": vectors}, found.indices, found.labels, found.skipped)
+    return Embeddings({"descriptor": vectors}, embeddings.indices, embeddings.labels, embeddings.skipped)
 
 
 def learn_whitening(
@@ -145,10 +145,10 @@ def whiten(
     return F.normalize(descriptors @ projection, dim=1)
 
 
-def rows_of(found: Embeddings, size: int) -> NDArray[np.int64]:
+def rows_of(embeddings: Embeddings, size: int) -> NDArray[np.int64]:
     """For each image of a source of `size` images the row of its descriptor, -1 where it couldn't be read."""
     rows = np.full(size, -1, np.int64)
-    rows[found.indices] = np.arange(len(found.indices))
+    rows[embeddings.indices] = np.arange(len(embeddings.indices))
     return rows
 
 

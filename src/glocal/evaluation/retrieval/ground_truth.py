@@ -31,7 +31,7 @@ class GroundTruth:
     @property
     def pairs(self) -> int:
         """Number of (query, reference) pairs."""
-        return sum(len(found) for found in self.references.values())
+        return sum(len(names) for names in self.references.values())
 
 
 def read_ground_truth(path: Path) -> GroundTruth:
@@ -91,7 +91,7 @@ def find_ids(source: ImageSource, wanted: Iterable[str]) -> dict[str, int]:
         for form, text in zip(forms, (key, name.name, name.stem), strict=True):
             if text in missing:
                 form.setdefault(text, []).append(index)
-    found: dict[str, int] = {}
+    matches: dict[str, int] = {}
     for text in missing:
         indices = next((form[text] for form in forms if text in form), None)
         if indices is None:
@@ -101,8 +101,8 @@ def find_ids(source: ImageSource, wanted: Iterable[str]) -> dict[str, int]:
             raise DataError(
                 f"Id '{text}' fits {len(indices)} images of {source.name} ({twins}). Ids must be unique."
             )
-        found[text] = indices[0]
-    return found
+        matches[text] = indices[0]
+    return matches
 
 
 def _columns(header: list[str]) -> tuple[int | None, int | None, int | None]:

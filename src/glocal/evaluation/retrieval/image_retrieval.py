@@ -78,15 +78,17 @@ class ImageRetrieval(RankingConfig):
         if self.crop_queries and opened.query_boxes is not None:
             queries = BoxCrops(queries, opened.query_boxes)
         base = describe(encoder, opened.database, self.descriptor, work)
-        found = _query_descriptors(encoder, queries, opened, base, self.descriptor, work)
-        described, roles = [found, base], {"queries": opened.queries, "database": opened.database}
+        query_embeddings = _query_descriptors(encoder, queries, opened, base, self.descriptor, work)
+        described, roles = [query_embeddings, base], {"queries": opened.queries, "database": opened.database}
         if distractors is not None:
             described.append(describe(encoder, distractors, self.descriptor, work))
             roles["distractors"] = distractors
         vectors, device = torch.cat([embeddings.first for embeddings in described[1:]]), encoder.device
-        judgements, lost = _readable(opened.judgements, found.indices, rows_of(base, len(opened.database)))
+        judgements, lost = _readable(
+            opened.judgements, query_embeddings.indices, rows_of(base, len(opened.database))
+        )
         ranked = self._rank(
-            encoder, queries, opened.database, found, base, vectors.to(device), judgements, work
+            encoder, queries, opened.database, query_embeddings, base, vectors.to(device), judgements, work
         )
         figures = Figures({}, [], {})
         empty = [name for name, ranks in ranked.items() if not any(map(len, ranks))]
@@ -106,14 +108,14 @@ class ImageRetrieval(RankingConfig):
         encoder: Encoder,
         queries: ImageSource,
         database: ImageSource,
-        found: Embeddings,
+        query_embeddings: Embeddings,
         base: Embeddings,
         vectors: Tensor,
         judgements: Mapping[str, Judgement],
         work: Work,
     ) -> dict[str, list[NDArray[np.int64]]]:
         """Ranks of the positives of every query at every difficulty."""
-        asked = found.first.to(vectors.device)
+        asked = query_embeddings.first.to(vectors.device)
         if self.reranking is None:
             return {
                 name: ranks_of_positives(asked, vectors, judged.positives, judged.ignored)
@@ -122,7 +124,7 @@ class ImageRetrieval(RankingConfig):
         if len(vectors) > len(base.indices):
             raise ConfigError("reranking= can't look at distractors yet; leave one of the two out.")
         first = nearest(asked, vectors, self.reranking.count)
-        images = (queries.subset(found.indices.tolist()), database.subset(base.indices.tolist()))
+        images = (queries.subset(query_embeddings.indices.tolist()), database.subset(base.indices.tolist()))
         scores = rerank(encoder, *images, first, self.descriptor, self.reranking, work)
         return {
             name: reranked_ranks(asked, vectors, first.rows, scores, judged.positives, judged.ignored)
@@ -157,9 +159,9 @@ def by_query(ranks: list[NDArray[np.int64]]) -> dict[str, Samples]:
         raise DataError(
             f"None of {len(ranks)} queries has a right answer in the database, so nothing can be measured."
         )
-    found = {"map": [trapezoid_average_precision(r, len(r)) for r in asked]}
-    found |= {f"mp_at_{count}": [precision_at(r, count) for r in asked] for count in PRECISION_AT}
-    return {name: Samples(100 * np.array(values)[:, None]) for name, values in found.items()}
+    scores = {"map": [trapezoid_average_precision(r, len(r)) for r in asked]}
+    scores |= {f"mp_at_{count}": [precision_at(r, count) for r in asked] for count in PRECISION_AT}
+    return {name: Samples(100 * np.array(values)[:, None]) for name, values in scores.items()}
 
 
 def _query_descriptors(

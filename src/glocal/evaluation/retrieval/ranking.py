@@ -52,15 +52,15 @@ def ranks_of_positives(
         raise DataError(
             f"There are {len(queries)} queries and {len(positives)} lists of positives; give one a query."
         )
-    found: list[NDArray[np.int64]] = []
+    ranks: list[NDArray[np.int64]] = []
     for block in _query_blocks(queries, database):
         with exact_products():
             scores = block @ database.T
         for row in scores:
-            query = len(found)
+            query = len(ranks)
             junk = ignored[query] if ignored is not None else np.empty(0, np.int64)
-            found.append(_ranks_in_row(row, positives[query], junk))
-    return found
+            ranks.append(_ranks_in_row(row, positives[query], junk))
+    return ranks
 
 
 def reranked_ranks(
@@ -79,11 +79,11 @@ def reranked_ranks(
     later = [np.setdiff1d(right, row) for right, row in zip(positives, lists, strict=True)]
     hidden = [np.union1d(junk, row) for junk, row in zip(ignored, lists, strict=True)]
     behind = ranks_of_positives(queries, database, later, hidden)
-    found = []
-    for row, own, right, junk, rest in zip(lists, scores.cpu(), positives, ignored, behind, strict=True):
+    ranks = []
+    for row, values, right, junk, rest in zip(lists, scores.cpu(), positives, ignored, behind, strict=True):
         wanted, absent = (np.flatnonzero(np.isin(row, items)) for items in (right, junk))
-        found.append(np.concatenate([_ranks_in_row(own, wanted, absent), rest + len(row) - len(absent)]))
-    return found
+        ranks.append(np.concatenate([_ranks_in_row(values, wanted, absent), rest + len(row) - len(absent)]))
+    return ranks
 
 
 def trapezoid_average_precision(ranks: NDArray[np.int64], positives: int) -> float:
@@ -103,9 +103,9 @@ def trapezoid_average_precision(ranks: NDArray[np.int64], positives: int) -> flo
         raise DataError(
             "Average precision isn't defined for a query without a positive; leave the query out."
         )
-    found = np.arange(len(ranks))
-    before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
-    after = (found + 1) / (ranks + 1)
+    hits = np.arange(len(ranks))
+    before = np.where(ranks == 0, 1.0, hits / np.maximum(ranks, 1))
+    after = (hits + 1) / (ranks + 1)
     return float((before + after).sum() / (2 * positives))
 
 

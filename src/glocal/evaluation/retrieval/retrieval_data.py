@@ -90,8 +90,8 @@ def open_revisited(root: Path) -> RetrievalData:
     with reading(files[0], "revisited ground truth"):
         names, query_names, judged = _revisited_lists(files[0], truth)
     images = open_source(root / "jpg" if (root / "jpg").is_dir() else root)
-    found = find_ids(images, {*names, *query_names})
-    missing = [name for name in (*names, *query_names) if name not in found]
+    places = find_ids(images, {*names, *query_names})
+    missing = [name for name in (*names, *query_names) if name not in places]
     if missing:
         raise DataError(
             f"{len(missing)} images of {files[0].name} aren't in {images.name}: {name_some(missing)}."
@@ -108,8 +108,8 @@ def open_revisited(root: Path) -> RetrievalData:
         "hard": Judgement(hard, [np.concatenate(pair) for pair in zip(easy, junk, strict=True)]),
     }
     return RetrievalData(
-        queries=images.subset([found[name] for name in query_names]),
-        database=images.subset([found[name] for name in names]),
+        queries=images.subset([places[name] for name in query_names]),
+        database=images.subset([places[name] for name in names]),
         judgements=judgements,
         query_boxes=[_box(files[0], query) for query in judged],
     )
@@ -157,7 +157,7 @@ def open_pairs(queries: ImageSource, database: ImageSource, table: Path) -> Retr
     """
     truth = read_ground_truth(table)
     asked = find_ids(queries, truth.references)
-    answers = find_ids(database, {name for found in truth.references.values() for name in found})
+    answers = find_ids(database, {name for names in truth.references.values() for name in names})
     kept: list[str] = []
     positives: list[Indices] = []
     notes: list[str] = []
@@ -176,7 +176,7 @@ def open_pairs(queries: ImageSource, database: ImageSource, table: Path) -> Retr
             "positives of the table have no image",
             [r for f in truth.references.values() for r in f if r not in answers],
         ),
-        ("queries have no positive", [n for n, found in truth.references.items() if not found]),
+        ("queries have no positive", [n for n, names in truth.references.items() if not names]),
     ):
         if lost:
             notes.append(f"{len(lost)} {what} and were left out: {name_some(lost)}.")

@@ -54,8 +54,8 @@ def principal_components(
     covariance = torch.zeros(
         features.shape[1], features.shape[1], dtype=torch.float64, device=features.device
     )
-    for part in torch.split(features, 65536):
-        centred = part.double() - mean
+    for chunk in torch.split(features, 65536):
+        centred = chunk.double() - mean
         covariance += centred.T @ centred
     _, vectors = torch.linalg.eigh(covariance)
     basis = vectors.flip(1)[:, :components].float()
@@ -169,13 +169,13 @@ class OverClustering(DenseConfig):
             for seed in range(self.seeds):
                 row: dict[str, float] = {"seed": seed}
                 for name, count in (("mIoU", self.clusters), ("mIoU_matched", classes)):
-                    found = cluster(points, count, seed, self.method, self.iterations, self.restarts)
-                    confusion = cluster_confusion(found, masks, grid, classes, count)
+                    labels = cluster(points, count, seed, self.method, self.iterations, self.restarts)
+                    confusion = cluster_confusion(labels, masks, grid, classes, count)
                     assigned = (assign_by_precision if name == "mIoU" else assign_by_hungarian)(confusion)
                     row[name] = 100 * segmentation_score(merge_clusters(confusion, assigned)).mean_iou
                     every = (
                         merge_clusters(one, assigned)
-                        for one in image_confusions(found, masks, grid, classes, count)
+                        for one in image_confusions(labels, masks, grid, classes, count)
                     )
                     added[name].append(
                         torch.stack([torch.stack([m.diag(), m.sum(1), m.sum(0)]) for m in every])
@@ -189,7 +189,7 @@ class OverClustering(DenseConfig):
 
 
 def image_confusions(
-    found: Int64[np.ndarray, " patches"],
+    labels: Int64[np.ndarray, " patches"],
     masks: UInt8[np.ndarray, "images height width"],
     grid: tuple[int, int],
     classes: int,
@@ -197,13 +197,13 @@ def image_confusions(
 ) -> Iterator[Int64[Tensor, "classes clusters"]]:
     """Count each image's scored pixels by (class, cluster), maps brought to the masks' size by nearest neighbour."""
     side = masks.shape[1:]
-    for clusters_of_image, mask in zip(found.reshape(len(masks), *grid), masks, strict=True):
+    for clusters_of_image, mask in zip(labels.reshape(len(masks), *grid), masks, strict=True):
         enlarged = torch.from_numpy(resize_mask(clusters_of_image, side))
         yield confusion_matrix(torch.from_numpy(mask), enlarged, classes, clusters)
 
 
 def cluster_confusion(
-    found: Int64[np.ndarray, " patches"],
+    labels: Int64[np.ndarray, " patches"],
     masks: UInt8[np.ndarray, "images height width"],
     grid: tuple[int, int],
     classes: int,
@@ -211,7 +211,7 @@ def cluster_confusion(
 ) -> Int64[Tensor, "classes clusters"]:
     """The sum of `image_confusions`."""
     confusion = torch.zeros(classes, clusters, dtype=torch.long)
-    for of_image in image_confusions(found, masks, grid, classes, clusters):
+    for of_image in image_confusions(labels, masks, grid, classes, clusters):
         confusion += of_image
     return confusion
 

@@ -222,8 +222,8 @@ def standardisation(
     """Mean and standard deviation of every dimension, added up in double precision; a constant dimension gets 1."""
     total = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
     square = torch.zeros_like(total)
-    for part in torch.split(features, 65536):
-        double = part.double()
+    for chunk in torch.split(features, 65536):
+        double = chunk.double()
         total += double.sum(0)
         square += double.square().sum(0)
     mean = total / len(features)

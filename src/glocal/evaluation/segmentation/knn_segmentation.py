@@ -152,11 +152,11 @@ class KnnSegmentation(DenseConfig):
         truths, queries = memory.labels[query], features[query]
         confusions = [torch.zeros(classes, classes, dtype=torch.long) for _ in self.neighbours]
         for start in range(0, len(queries), 1024):
-            part = slice(start, start + 1024)
-            _, places = nearest(queries[part], bank, max(self.neighbours), distance)
+            span = slice(start, start + 1024)
+            _, places = nearest(queries[span], bank, max(self.neighbours), distance)
             for number, k in enumerate(self.neighbours):
                 voted = majority(labels[places[:, :k]], classes)
-                confusions[number] += confusion_matrix(truths[part].cpu(), voted.cpu(), classes)
+                confusions[number] += confusion_matrix(truths[span].cpu(), voted.cpu(), classes)
         return [segmentation_score(confusion).mean_iou for confusion in confusions]
 
 

@@ -128,11 +128,11 @@ def open_segmentation(
     source: ImageSource | None = None
     layout: MaskLayout | None = None
     if not isinstance(data, Mapping):
-        found = open_paired_folders(Path(data), names)
-        if found is not None:
-            source, layout = found[0], None if found[1] is None else LAYOUTS[found[1]]
-            source.class_names = source.class_names if found[1] else class_names_beside(found[0].root)
-            source.split = next((name for name in names if name in found[0].name.split("/")), None)
+        result = open_paired_folders(Path(data), names)
+        if result is not None:
+            source, layout = result[0], None if result[1] is None else LAYOUTS[result[1]]
+            source.class_names = source.class_names if result[1] else class_names_beside(result[0].root)
+            source.split = next((name for name in names if name in result[0].name.split("/")), None)
     if source is None:
         source = open_split(data, *names)
         layout = LAYOUTS["camvid"] if "camvid" in source.name.lower() else None
@@ -160,7 +160,7 @@ def open_train_and_test(
         open_segmentation(data, *names, ignore=ignore, num_classes=num_classes) for names in (TRAIN, TEST)
     ]
     if pair[0].num_classes != pair[1].num_classes:
-        most = max(int(np.flatnonzero(part.lookup != IGNORED).max()) + 1 for part in pair)
+        most = max(int(np.flatnonzero(split.lookup != IGNORED).max()) + 1 for split in pair)
         pair = [open_segmentation(data, *names, ignore=ignore, num_classes=most) for names in (TRAIN, TEST)]
     return pair[0], pair[1]
 

@@ -78,9 +78,9 @@ class PairedFolders(ImageSource):
         """
         path = self.root / str(self.boxes[index])
         try:
-            found = ElementTree.parse(path).findall(".//object/bndbox")
+            elements = ElementTree.parse(path).findall(".//object/bndbox")
             corners = [
-                [float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax")] for box in found
+                [float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax")] for box in elements
             ]
         except (OSError, ElementTree.ParseError, ValueError) as error:
             raise DataError(f"The boxes of {self.key(index)} can't be read from {path}: {error}.") from error
@@ -122,9 +122,9 @@ def open_paired_folders(path: Path, splits: Sequence[str]) -> tuple[PairedFolder
         for layout, (marker, opener) in _OPENERS.items():
             if (candidate / marker).is_dir():
                 for split in splits:
-                    found = opener(candidate, split)
-                    if found is not None:
-                        return _not_empty(found), layout if _is_published(found, layout) else None
+                    folders = opener(candidate, split)
+                    if folders is not None:
+                        return _not_empty(folders), layout if _is_published(folders, layout) else None
                 raise DataError(
                     f"{candidate} has the {layout} layout but none of the splits {', '.join(splits)}."
                 )
@@ -220,8 +220,8 @@ def _open_cityscapes(root: Path, split: str) -> PairedFolders | None:
     if split == "test" or not (root / "leftImg8bit" / split).is_dir():
         return None
     ending = "_leftImg8bit.png"
-    found = sorted((root / "leftImg8bit" / split).glob(f"*/*{ending}"))
-    names = [f"{split}/{file.parent.name}/{file.name.removesuffix(ending)}" for file in found]
+    files = sorted((root / "leftImg8bit" / split).glob(f"*/*{ending}"))
+    names = [f"{split}/{file.parent.name}/{file.name.removesuffix(ending)}" for file in files]
     images, masks = (
         [f"leftImg8bit/{n}{ending}" for n in names],
         [f"gtFine/{n}_gtFine_labelIds.png" for n in names],
