@@ -80,10 +80,12 @@ def curate(
     count = clusters if clusters is not None else max(1, round(len(made) ** 0.5))
     if not 1 <= count <= len(made):
         raise ConfigError(f"clusters={count}: there are {len(made)} images; ask for 1 to {len(made)}.")
-    found = _clustered(made, count, seed)
-    table = pa.table({"key": found.keys, "cluster": found.numbers, "similarity": found.similarity})
+    clustering = _clustered(made, count, seed)
+    table = pa.table(
+        {"key": clustering.keys, "cluster": clustering.numbers, "similarity": clustering.similarity}
+    )
     write_atomically(Path(out) / CLUSTERS, lambda file: pq.write_table(table, file))
-    return found
+    return clustering
 
 
 def balance_weights(folder: str | Path, source: ImageSource) -> Float[np.ndarray, " images"]:

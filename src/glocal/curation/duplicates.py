@@ -152,10 +152,10 @@ def calibrated_threshold(best: Float[np.ndarray, " images"], rate: float) -> flo
     threshold = math.inf
     for _ in range(_ROUNDS):
         low, high = np.quantile(best[best <= threshold], [0.5, 0.8])
-        found = float(high + (high - low) * (wanted - upper) / (upper - middle))
-        if found >= threshold:
+        estimate = float(high + (high - low) * (wanted - upper) / (upper - middle))
+        if estimate >= threshold:
             break
-        threshold = found
+        threshold = estimate
     return threshold
 
 
@@ -231,9 +231,9 @@ def _placed(made: Index, pairs: NDArray[np.int64], doing: str, progress: bool) -
     portion = max(1, min(_PORTION, _PRODUCTS // each**2))
     with progress_bar(doing, len(pairs), progress, unit="pairs") as advance:
         for start in range(0, len(pairs), portion):
-            part = pairs[start : start + portion]
-            yield place_patches(patches_of(part[:, 0]), patches_of(part[:, 1]), grid)
-            advance(len(part))
+            batch = pairs[start : start + portion]
+            yield place_patches(patches_of(batch[:, 0]), patches_of(batch[:, 1]), grid)
+            advance(len(batch))
 
 
 def _with_evidence(

@@ -188,14 +188,14 @@ class _Writing:
         folder = shards_folder(root, self.encoder, self.source, self.manifest.transform)
         batches = []
         for first in range(start, start + images, SHARD):
-            found = read_kept(folder, self.source, list(asked.values()), first)
-            if found is None or len(found.indices) > start + images - first:
+            shard = read_kept(folder, self.source, list(asked.values()), first)
+            if shard is None or len(shard.indices) > start + images - first:
                 return []
             vectors = {
-                name: found.vectors[f"{readout}@{layer}"].numpy() for name, (readout, layer) in asked.items()
+                name: shard.vectors[f"{readout}@{layer}"].numpy() for name, (readout, layer) in asked.items()
             }
-            bad = [(index, text) for (_, index), text in found.skipped.images.items()]
-            batches.append(EmbeddingBatch(found.indices, vectors, (0, 0), bad))
+            bad = [(index, text) for (_, index), text in shard.skipped.images.items()]
+            batches.append(EmbeddingBatch(shard.indices, vectors, (0, 0), bad))
         return batches
 
     def _write(self, journal: Journal, start: int, batches: list[EmbeddingBatch]) -> None:
@@ -210,10 +210,10 @@ class _Writing:
             columns[name] = coded(rows, self.manifest.stored)
             errors[name] = CodingError.of(rows, columns[name])
         labels = None if self.source.labels is None else np.asarray(self.source.labels)[index]
-        part = Part(index, [self.source.key(int(i)) for i in index], labels, columns)
+        portion = Part(index, [self.source.key(int(i)) for i in index], labels, columns)
         if len(index):
             about = self.manifest.deciding() | {"error": {n: e.stated() for n, e in errors.items()}}
-            write_part(self.folder, start, self.manifest.form, part, about)
+            write_part(self.folder, start, self.manifest.form, portion, about)
         entry = {
             "rows": len(index),
             "error": {name: asdict(error) for name, error in errors.items()},

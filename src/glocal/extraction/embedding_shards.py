@@ -44,16 +44,16 @@ class Part:
         return arrays
 
 
-def write_part(folder: Path, start: int, form: Form, part: Part, about: Mapping[str, Any]) -> None:
+def write_part(folder: Path, start: int, form: Form, portion: Part, about: Mapping[str, Any]) -> None:
     """Write the part that begins at image `start`; every file is whole or absent. `about` stands in parquet's metadata."""
     stem = part_stem(folder, start)
     if form == "parquet":
-        table = _table(part).replace_schema_metadata({METADATA: json.dumps(about)})
+        table = _table(portion).replace_schema_metadata({METADATA: json.dumps(about)})
         write_atomically(Path(f"{stem}.parquet"), lambda file: pq.write_table(table, file))
         return
-    for name, array in part.arrays().items():
+    for name, array in portion.arrays().items():
         write_atomically(Path(f"{stem}.{name}.npy"), lambda file, array=array: np.save(file, array))  # type: ignore[misc]
-    write_atomically(Path(f"{stem}.keys.json"), lambda file: file.write(json.dumps(part.keys).encode()))
+    write_atomically(Path(f"{stem}.keys.json"), lambda file: file.write(json.dumps(portion.keys).encode()))
 
 
 def read_part(folder: Path, start: int, form: Form, names: Sequence[str]) -> Part:
@@ -97,9 +97,9 @@ def part_stem(folder: Path, start: int) -> Path:
     return folder / f"part-{start:010d}"
 
 
-def _table(part: Part) -> pa.Table:
-    columns: dict[str, pa.Array] = {"key": pa.array(part.keys, pa.string())}
-    for name, array in part.arrays().items():
+def _table(portion: Part) -> pa.Table:
+    columns: dict[str, pa.Array] = {"key": pa.array(portion.keys, pa.string())}
+    for name, array in portion.arrays().items():
         nested = pa.array(array.ravel())
         for side in reversed(array.shape[1:]):
             nested = pa.FixedSizeListArray.from_arrays(nested, side)

@@ -52,7 +52,7 @@ def uniformity(embeddings: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
         raise DataError(f"Uniformity compares images with each other and needs 2 or more; got {rows}.")
     x = normalize(embeddings.double(), dim=1)
     # A row against itself adds exp(0) = 1, taken off again. The sum needs no log-sum-exp: its terms are in [e^-8, 1].
-    total = sum((4 * (part @ x.T) - 4).clamp(max=0).exp().sum() for part in torch.split(x, PAIR_CHUNK))
+    total = sum((4 * (chunk @ x.T) - 4).clamp(max=0).exp().sum() for chunk in torch.split(x, PAIR_CHUNK))
     return ((torch.as_tensor(total) - rows) / (rows * (rows - 1))).clamp(min=torch.finfo(x.dtype).tiny).log()
 
 
@@ -76,5 +76,5 @@ def patch_similarity(patches: Float[Tensor, "images patches dim"]) -> Float[Tens
     count = unit.shape[1]
     if count == 1:
         return unit.new_ones(len(unit))
-    own = unit.square().sum((1, 2))
-    return (unit.sum(1).square().sum(1) - own) / (count * (count - 1))
+    trace = unit.square().sum((1, 2))
+    return (unit.sum(1).square().sum(1) - trace) / (count * (count - 1))

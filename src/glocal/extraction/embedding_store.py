@@ -95,7 +95,7 @@ class EmbeddingStore(Dataset[dict[str, Any]]):
         self.manifest = read_manifest(self.path)
         if not self.manifest.complete:
             raise DataError(f"{self.path} is not complete. Run the same `glocal embed` again; it goes on.")
-        self._starts = np.cumsum([0, *(part.rows for part in self.manifest.parts)])
+        self._starts = np.cumsum([0, *(record.rows for record in self.manifest.parts)])
         self._part = functools.lru_cache(maxsize=2)(self._read)
 
     def __len__(self) -> int:
@@ -124,17 +124,17 @@ class EmbeddingStore(Dataset[dict[str, Any]]):
         """
         self.check(name)
         empty = np.empty((0, 0), np.float32)
-        return np.concatenate([part.columns[name].decoded() for part in self.parts()] or [empty])
+        return np.concatenate([portion.columns[name].decoded() for portion in self.parts()] or [empty])
 
     @property
     def keys(self) -> list[str]:
         """What the source calls each row's image."""
-        return [key for part in self.parts() for key in part.keys]
+        return [key for portion in self.parts() for key in portion.keys]
 
     @property
     def indices(self) -> Int64[np.ndarray, " images"]:
         """Each row's place in the source."""
-        return np.concatenate([np.empty(0, np.int64), *(part.index for part in self.parts())])
+        return np.concatenate([np.empty(0, np.int64), *(portion.index for portion in self.parts())])
 
     def pandas(self) -> pandas.DataFrame:
         """A row an image: key, index, label, and an array a readout.
@@ -173,14 +173,14 @@ class EmbeddingStore(Dataset[dict[str, Any]]):
                 return part_of_table(file.read_row_group(number), self.manifest.what)
 
     def _rows(self, number: int, first: int, count: int) -> dict[str, Any]:
-        part, rows = self._part(number), slice(first, first + count)
-        found: dict[str, Any] = {"key": part.keys[rows], "index": part.index[rows].tolist()}
-        if part.labels is not None:
-            found["label"] = part.labels[rows].tolist()
-        for name, stored in part.columns.items():
+        portion, rows = self._part(number), slice(first, first + count)
+        batch: dict[str, Any] = {"key": portion.keys[rows], "index": portion.index[rows].tolist()}
+        if portion.labels is not None:
+            batch["label"] = portion.labels[rows].tolist()
+        for name, stored in portion.columns.items():
             scale = None if stored.scale is None else stored.scale[rows]
-            found[name] = torch.from_numpy(type(stored)(stored.values[rows], scale).decoded())
-        return found
+            batch[name] = torch.from_numpy(type(stored)(stored.values[rows], scale).decoded())
+        return batch
 
 
 def read_manifest(path: Path) -> Manifest:

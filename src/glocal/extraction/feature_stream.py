@@ -146,10 +146,10 @@ def iterate_features(
             check_finite(encoder, given.cls, f"class embeddings of layer {layer}")
             check_finite(encoder, given.patches, f"patches of layer {layer}")
         for start in range(0, len(where), batch_size):
-            part = slice(start, start + batch_size)
+            span = slice(start, start + batch_size)
             rest = seen - len(where) if start + batch_size >= len(where) else 0
-            features = tile if len(where) <= batch_size else [_rows(f, part) for f in tile]
-            yield FeatureBatch(where[part], features, len(where[part]) + rest)
+            features = tile if len(where) <= batch_size else [_rows(f, span) for f in tile]
+            yield FeatureBatch(where[span], features, len(where[span]) + rest)
 
 
 def check_finite(encoder: Encoder, values: Tensor, what: str) -> None:
@@ -249,7 +249,7 @@ def _stack(items: list[tuple[int, Tensor | None, str]]) -> _Stacked:
     return [index for index, _ in good], pixels, bad
 
 
-def _rows(features: Features, part: slice) -> Features:
+def _rows(features: Features, span: slice) -> Features:
     return Features(
-        features.cls[part], features.patches[part], features.grid, features.tokens_before_norm[part]
+        features.cls[span], features.patches[span], features.grid, features.tokens_before_norm[span]
     )

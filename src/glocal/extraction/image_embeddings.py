@@ -170,11 +170,11 @@ def _compute(
     )
     total = sum(map(len, parts))
     with progress_bar(f"{source.name}: features", total, work.progress) as advance:
-        for start, part in zip(starts, parts, strict=True):
+        for start, places in zip(starts, parts, strict=True):
             where: list[NDArray[np.int64]] = []
             rows: dict[_Item, list[Tensor]] = {item: [] for item in items}
             seen = 0
-            while seen < len(part):
+            while seen < len(places):
                 batch = next(stream)
                 seen += batch.seen
                 advance(batch.seen)
@@ -188,7 +188,7 @@ def _compute(
             # One copy off the device a shard: nothing waits for the device in between.
             empty = torch.empty(0, encoder.embed_dim)
             vectors = {item: torch.cat(r).cpu() if r else empty for item, r in rows.items()}
-            bad = [(i, text) for (_, i), text in skipped.images.items() if part[0] <= i <= part[-1]]
+            bad = [(i, text) for (_, i), text in skipped.images.items() if places[0] <= i <= places[-1]]
             yield start, _Shard(np.concatenate(where) if where else np.empty(0, np.int64), bad, vectors)
 
 
@@ -306,11 +306,11 @@ def _read_shard(folder: Path | None, start: int, items: Sequence[_Item]) -> _Sha
         return None
     shard = _Shard(np.empty(0, np.int64), [], {})
     for item in items:
-        found = read_features(_shard_path(folder, start, item))
-        if found is None:
+        features = read_features(_shard_path(folder, start, item))
+        if features is None:
             return None
         shard.vectors[item], shard.indices, shard.bad = (
-            found.tensors["vectors"], found.tensors["indices"].numpy(), found.bad,
+            features.tensors["vectors"], features.tensors["indices"].numpy(), features.bad,
         )  # fmt: skip
     return shard
 

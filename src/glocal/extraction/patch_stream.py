@@ -90,10 +90,10 @@ def patches_of_pixels(
     Raises:
         ModelError: when the model gives no patch tokens, or some that aren't finite.
     """
-    found = encoder.features(pixels) if layer == -1 else encoder.intermediate(pixels, (layer,))[0]
-    check_patches(encoder, found.patches, found.grid)
-    check_finite(encoder, found.patches, f"patches of layer {layer}")
-    return found.patches.float(), found.grid
+    features = encoder.features(pixels) if layer == -1 else encoder.intermediate(pixels, (layer,))[0]
+    check_patches(encoder, features.patches, features.grid)
+    check_finite(encoder, features.patches, f"patches of layer {layer}")
+    return features.patches.float(), features.grid
 
 
 def _kept(
@@ -114,10 +114,10 @@ def _kept(
         parts = [np.arange(start, min(start + tile, count)) for start in starts]
         order = np.concatenate(parts) if parts else np.arange(0)
         stream = iterate_features(encoder, source, transform, tile, workers, order, (layer,), skipped)
-        for start, part, batch in zip(starts, parts, stream, strict=True):
+        for start, places, batch in zip(starts, parts, stream, strict=True):
             made = _patches_of(encoder, batch)
             if made.patches.nbytes * (count / max(1, len(made.indices))) <= LARGEST_KEPT:
-                _write(paths[start], made, source, part, skipped)
+                _write(paths[start], made, source, places, skipped)
             yield made
 
     if work.together:
@@ -128,14 +128,14 @@ def _kept(
         if start in absent:
             yield next(stream)
             continue
-        found = read_features(path)
-        if found is None:  # cut short by a full disk, say: compute this tile alone
+        features = read_features(path)
+        if features is None:  # cut short by a full disk, say: compute this tile alone
             yield next(compute([start], workers=0))
             continue
-        for index, reason in found.bad:
+        for index, reason in features.bad:
             skipped.images[(source.name, index)] = reason
-        rows, columns = found.tensors["grid"].tolist()
-        where, patches = found.tensors["indices"].numpy(), found.tensors["patches"].to(encoder.device)
+        rows, columns = features.tensors["grid"].tolist()
+        where, patches = features.tensors["indices"].numpy(), features.tensors["patches"].to(encoder.device)
         yield PatchBatch(where, patches, (rows, columns), min(start + tile, count) - start)
 
 

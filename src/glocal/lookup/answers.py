@@ -212,12 +212,14 @@ def patch_reader(
         ) from error
     places: dict[int, int] = {int(index.places[row]): row for row in rows if index.places[row] < len(source)}
     wanted: NDArray[np.int64] = np.array(sorted(places), np.int64)
-    found: dict[int, Tensor] = {}
+    patches_by_row: dict[int, Tensor] = {}
     for batch in iterate_features(encoder, source, index.about.transform, indices=wanted, skipped=Skipped()):
         if len(batch.indices):
             unit = F.normalize(batch.features[0].patches.float(), dim=-1).cpu()
-            found |= {places[int(i)]: patches for i, patches in zip(batch.indices, unit, strict=True)}
-    return found.get
+            patches_by_row |= {
+                places[int(i)]: patches for i, patches in zip(batch.indices, unit, strict=True)
+            }
+    return patches_by_row.get
 
 
 def read_row(index: Index, row: int) -> Image.Image | None:

@@ -39,8 +39,8 @@ class VectorBank:
     """
 
     def __init__(self, parts: Sequence[Coded], alive: Bool[np.ndarray, " rows"]) -> None:
-        self.parts = [_flat(part) for part in parts]
-        self.starts = np.cumsum([0, *(len(part.values) for part in self.parts)])
+        self.parts = [_flat(portion) for portion in parts]
+        self.starts = np.cumsum([0, *(len(portion.values) for portion in self.parts)])
         self.alive = alive
 
     def __len__(self) -> int:
@@ -53,30 +53,32 @@ class VectorBank:
 
     def take(self, rows: NDArray[np.int64]) -> Float[Tensor, "rows dim"]:
         """Chosen rows in float32."""
-        found = np.empty((len(rows), self.dim), np.float32)
-        part = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(part):
-            where = np.flatnonzero(part == number)
-            found[where] = _rows(self.parts[number], rows[where] - self.starts[number])
-        return torch.from_numpy(found)
+        vectors = np.empty((len(rows), self.dim), np.float32)
+        numbers = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(numbers):
+            where = np.flatnonzero(numbers == number)
+            vectors[where] = _rows(self.parts[number], rows[where] - self.starts[number])
+        return torch.from_numpy(vectors)
 
     def blocks(self) -> Iterator[tuple[NDArray[np.int64], Float[Tensor, "rows dim"]]]:
         """All living rows with their numbers, a block at a time."""
-        for part, start in zip(self.parts, self.starts, strict=False):
-            for first in range(0, len(part.values), BANK_CHUNK):
-                inside = np.arange(first, min(first + BANK_CHUNK, len(part.values)))
+        for portion, start in zip(self.parts, self.starts, strict=False):
+            for first in range(0, len(portion.values), BANK_CHUNK):
+                inside = np.arange(first, min(first + BANK_CHUNK, len(portion.values)))
                 inside = inside[self.alive[start + inside]]
                 if len(inside):
                     whole = len(inside) == inside[-1] - inside[0] + 1
                     rows = slice(int(inside[0]), int(inside[-1]) + 1) if whole else inside
-                    yield start + inside, torch.from_numpy(_rows(part, rows))
+                    yield start + inside, torch.from_numpy(_rows(portion, rows))
 
     def nearest(self, queries: Float[Tensor, "queries dim"], k: int) -> Neighbours:
         """The k nearest living rows of every query by cosine, all when there are fewer."""
         best: Neighbours | None = None
         for numbers, rows in self.blocks():
-            found = nearest(queries, rows, k)
-            best = merge(best, Neighbours(found.similarity, torch.from_numpy(numbers)[found.rows]), k)
+            neighbours = nearest(queries, rows, k)
+            best = merge(
+                best, Neighbours(neighbours.similarity, torch.from_numpy(numbers)[neighbours.rows]), k
+            )
         if best is None:
             return Neighbours(
                 queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
@@ -119,9 +121,9 @@ class FaissBank(VectorBank):
             index = faiss.index_factory(self.dim, self._kind(), faiss.METRIC_INNER_PRODUCT)
             index.train(self._sample(index.nlist))
         if index.ntotal < len(self):
-            for part, start in zip(self.parts, self.starts, strict=False):
-                for first in range(max(0, index.ntotal - int(start)), len(part.values), BANK_CHUNK):
-                    index.add(_rows(part, slice(first, first + BANK_CHUNK)))
+            for portion, start in zip(self.parts, self.starts, strict=False):
+                for first in range(max(0, index.ntotal - int(start)), len(portion.values), BANK_CHUNK):
+                    index.add(_rows(portion, slice(first, first + BANK_CHUNK)))
             content = faiss.serialize_index(index)
             write_atomically(self.path, lambda file: file.write(content.data))
         return index
@@ -146,7 +148,7 @@ def open_bank(
     Raises:
         ConfigError: for faiss where it is not installed, or too few rows for its cells.
     """
-    rows = sum(int(np.prod(part.values.shape[:-1])) for part in parts)
+    rows = sum(int(np.prod(portion.values.shape[:-1])) for portion in parts)
     if engine == "exact" or (engine == "auto" and (rows < FAISS_FROM or not _has_faiss())):
         return VectorBank(parts, alive)
     if not _has_faiss():
@@ -165,12 +167,12 @@ def _faiss() -> Any:
     return importlib.import_module("faiss")
 
 
-def _flat(part: Coded) -> Coded:
+def _flat(portion: Coded) -> Coded:
     """Patches of images as rows."""
-    scale = None if part.scale is None else part.scale.reshape(-1)
-    return Coded(part.values.reshape(-1, part.values.shape[-1]), scale)
+    scale = None if portion.scale is None else portion.scale.reshape(-1)
+    return Coded(portion.values.reshape(-1, portion.values.shape[-1]), scale)
 
 
-def _rows(part: Coded, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-    scale = None if part.scale is None else part.scale[rows]
-    return np.ascontiguousarray(Coded(part.values[rows], scale).decoded(), np.float32)
+def _rows(portion: Coded, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+    scale = None if portion.scale is None else portion.scale[rows]
+    return np.ascontiguousarray(Coded(portion.values[rows], scale).decoded(), np.float32)

@@ -149,7 +149,7 @@ class Index:
         return self.patch_bank("exact")
 
     def _parts(self, name: str) -> list[Coded]:
-        return [part.columns[name] for store in self.stores for part in store.parts()]
+        return [portion.columns[name] for store in self.stores for portion in store.parts()]
 
 
 def index(

@@ -67,10 +67,10 @@ def _descend(one: Channels, other: Channels, where: Affine, steps: int) -> Align
         grid = F.affine_grid(where, [pairs, 1, side, side], align_corners=False)
         inside = (grid.abs() <= 1).all(dim=-1)
         moved = F.grid_sample(slopes, grid, align_corners=False, padding_mode="border")
-        found = _correlation(one[:, 0], moved[:, 0], inside)
-        better = found > best.correlation
+        correlation = _correlation(one[:, 0], moved[:, 0], inside)
+        better = correlation > best.correlation
         best = Alignments(
-            torch.where(better, found, best.correlation),
+            torch.where(better, correlation, best.correlation),
             torch.where(better[:, None, None], where, best.where),
         )
         if step < steps:
