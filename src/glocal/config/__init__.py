@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from glocal.config.base import Config
-from glocal.config.own import OwnKinds
+from glocal.config.own import imported_kinds, open_union
 from glocal.config.report import explain
 from glocal.config.tree import Text, merge, place
 from glocal.config.words import parse_value, read_yaml
@@ -23,10 +23,11 @@ from glocal.outside import given_path, reading
 
 __all__ = [
     "Config",
-    "OwnKinds",
     "apply_overrides",
     "apply_settings",
     "from_yaml",
+    "imported_kinds",
+    "open_union",
     "parse_value",
     "read_settings_file",
     "set_words",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import GetCoreSchemaHandler, create_model
+from pydantic import Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema, core_schema
 
 from glocal.config.base import Config
 from glocal.own_code import is_own, load_class, spec_of
+
+KindT = TypeVar("KindT", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,21 @@ class OwnKinds:
                 plain = {name: getattr(value, name) for name in type(value).model_fields if name != self.tag}
                 return self.kind(spec_of(type(value))).model_validate(plain)
         return others(value)
+
+
+def imported_kinds(namespace: Mapping[str, object], base: type[KindT], tag: str) -> dict[str, type[KindT]]:
+    """The kinds that a module has imported, by their tags: importing another one there is all it takes to add it."""
+    return {
+        kind.model_fields[tag].default: kind
+        for kind in namespace.values()
+        if isinstance(kind, type) and issubclass(kind, base) and tag in kind.model_fields
+    }
+
+
+def open_union(kinds: Mapping[str, type[KindT]], base: type[KindT], tag: str, needs: tuple[str, ...]) -> Any:
+    """The annotation of a setting that holds one of these kinds, told apart by `tag`, or one of somebody's own."""
+    together: Any = functools.reduce(operator.or_, kinds.values())
+    return Annotated[together, Field(discriminator=tag), OwnKinds(base, tag, needs)]
 
 
 @functools.cache

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from glocal.config import OwnKinds
+from glocal.config import imported_kinds, open_union
 from glocal.objectives.base import ObjectiveConfig
 from glocal.objectives.by_contrast.contrast import ContrastConfig as ContrastConfig
 from glocal.objectives.by_contrast.instance import InstanceConfig as InstanceConfig
@@ -29,19 +25,11 @@ from glocal.objectives.over_prototypes.matched_patches import MatchedPatchesConf
 from glocal.objectives.over_prototypes.prototype_term import HeadConfig as HeadConfig
 from glocal.objectives.over_prototypes.self_patch import SelfPatchConfig as SelfPatchConfig
 
-KINDS: dict[str, type[ObjectiveConfig]] = {
-    term.model_fields["kind"].default: term
-    for term in list(globals().values())
-    if isinstance(term, type) and issubclass(term, ObjectiveConfig) and "kind" in term.model_fields
-}
+KINDS = imported_kinds(globals(), ObjectiveConfig, "kind")
 """The terms by their `kind`."""
 
 if TYPE_CHECKING:
     AnyObjective = ObjectiveConfig
 else:
     # What a configuration's `objectives` may hold: one of the terms above, chosen by its `kind`, or one of one's own.
-    AnyObjective = Annotated[
-        functools.reduce(operator.or_, KINDS.values()),
-        Field(discriminator="kind"),
-        OwnKinds(ObjectiveConfig, "kind", needs=("build",)),
-    ]
+    AnyObjective = open_union(KINDS, ObjectiveConfig, "kind", needs=("build",))

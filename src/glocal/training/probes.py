@@ -88,7 +88,7 @@ def label_purity(model: SelfDistillation, source: ImageSource) -> dict[str, floa
     """Share of the neighbours that a memory gave whose label is the asking image's, where there are labels. A monitor:
     no loss sees a label. Empty before anything was retrieved.
     """
-    purities = {
+    retrieved = {
         name: t.found
         for name, t in model.terms().items()
         if isinstance(t, LocalGroup) and t.found is not None
@@ -97,7 +97,7 @@ def label_purity(model: SelfDistillation, source: ImageSource) -> dict[str, floa
         return {}
     labels = torch.from_numpy(np.asarray(source.labels))
     return {
-        f"{name}.neighbour_purity": neighbour_purity(f, labels)
-        for name, f in purities.items()
-        if bool(f.valid.any())
+        f"{name}.neighbour_purity": neighbour_purity(neighbours, labels)
+        for name, neighbours in retrieved.items()
+        if bool(neighbours.valid.any())
     }

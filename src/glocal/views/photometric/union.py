@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from glocal.config import OwnKinds
+from glocal.config import imported_kinds, open_union
 from glocal.views.photometric.blur import GaussianBlur as GaussianBlur
 from glocal.views.photometric.blur import Sharpness as Sharpness
 from glocal.views.photometric.colour import ColorJitter as ColorJitter
@@ -29,19 +25,11 @@ from glocal.views.photometric.warping import ShearY as ShearY
 from glocal.views.photometric.warping import TranslateX as TranslateX
 from glocal.views.photometric.warping import TranslateY as TranslateY
 
-OPERATIONS: dict[str, type[OperationBase]] = {
-    operation.model_fields["op"].default: operation
-    for operation in list(globals().values())
-    if isinstance(operation, type) and issubclass(operation, OperationBase) and "op" in operation.model_fields
-}
+OPERATIONS = imported_kinds(globals(), OperationBase, "op")
 """The operations by their `op`."""
 
 if TYPE_CHECKING:
     Operation = OperationBase
 else:
     # One step of a pipeline, as YAML `{op: grayscale, probability: 0.2}` or `{op: my_operations.py:Fog}`, or as an object.
-    Operation = Annotated[
-        functools.reduce(operator.or_, OPERATIONS.values()),
-        Field(discriminator="op"),
-        OwnKinds(OperationBase, "op", needs=("transform",)),
-    ]
+    Operation = open_union(OPERATIONS, OperationBase, "op", needs=("transform",))
